@@ -1,0 +1,54 @@
+"""The errors that Skillgraft raises for a user's mistake: each names the thing, what was got, what was expected, what to do.
+
+All derive from `SkillgraftError`, which the command line prints as one message with exit code 2; each is also the
+standard exception that a caller of the Python API would catch. Anything else that escapes is a defect of ours.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SkillgraftError(Exception):
+    """Base of every error that is the input's fault or the machine's, never a defect of Skillgraft."""
+
+
+class RecipeError(SkillgraftError, ValueError):
+    """A recipe or a setting in it is wrong."""
+
+
+class DataError(SkillgraftError, ValueError):
+    """Documents, questions or other data that are to be read are wrong."""
+
+
+class CheckpointError(SkillgraftError, ValueError):
+    """A checkpoint directory is incomplete, damaged or of a kind that is refused."""
+
+
+class MissingPathError(SkillgraftError, FileNotFoundError):
+    """A path that was named does not exist."""
+
+
+class OutputExistsError(SkillgraftError, FileExistsError):
+    """An output path exists already; nothing is ever overwritten."""
+
+
+class CompatibilityError(SkillgraftError, ValueError):
+    """Operands that cannot be combined: other names, shapes, tokenizer or base."""
+
+
+class TrainingError(SkillgraftError, RuntimeError):
+    """Training cannot give a meaningful result (zero trained tokens, a loss that is not finite)."""
+
+
+class StorageError(SkillgraftError, OSError):
+    """The disk is full or a path cannot be written."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return `; did you mean 'x'? available: a, b` for an unknown `name`, the closest known name first."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean '{close[0]}'?" if close else ";"
+    return f"{hint} available: {', '.join(known)}"
