@@ -1,1 +1,38 @@
-"""Skillgraft."""
+"""Skillgraft: learn a skill once with RL, keep it as a vector, graft it onto models fine-tuned on something new.
+
+    import skillgraft
+
+    skillgraft.extract(rl="runs/past-squad/rl", sft="runs/past-squad/sft", out="skills/mine")
+    skillgraft.inject(target="my-sft-model", skill="skills/mine", out="my-grafted-model", scale=1.0)
+    skill = skillgraft.load_skill("skills/mine")
+    skill.delta("model.layers.0.mlp.up_proj.weight")     # fp32, (1536, 576)
+    result = skillgraft.run("recipes/quickstart.yaml")
+
+The method is Parametric Skill Transfer (arXiv 2601.11258): v = θ_RL − θ_SFT, θ = θ_target + λ·v. Importing the package
+loads no torch; each name is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from skillgraft.run import run  # at once, since the module of the same name would else take its place
+
+if TYPE_CHECKING:
+    from skillgraft.arithmetic import extract, inject
+    from skillgraft.skills import load_skill
+
+__all__ = ["extract", "inject", "load_skill", "run"]
+
+_HOME = {
+    "extract": "skillgraft.arithmetic",
+    "inject": "skillgraft.arithmetic",
+    "load_skill": "skillgraft.skills",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'skillgraft' has no attribute '{name}'; it has {', '.join(__all__)}")
+    return getattr(importlib.import_module(_HOME[name]), name)

@@ -1,4 +1,4 @@
-"""The errors that Skillgraft raises for a user's mistake: each names the thing, what was got, what was expected, what to do.
+"""The errors for a user's mistake: each names the thing, what was got, what was expected, what to do.
 
 All derive from `SkillgraftError`, which the command line prints as one message with exit code 2; each is also the
 standard exception that a caller of the Python API would catch. Anything else that escapes is a defect of ours.

@@ -1,0 +1,87 @@
+"""Turn SQuAD-like passages into Skillgraft's documents and questions: a source half, a half for choices, one to report.
+
+    python examples/squad/prepare.py --source seal/train_iter0_train.json --source seal/train_iter1_train.json \
+        --target squad/passages.json --out data/squad
+
+Input: JSON lists of {"title", "context", "questions": [{"question", "answer"}]}, as in the SEAL repository
+(Continual-Intelligence/SEAL; its training slices are SQuAD train passages) or made from `rajpurkar/squad`.
+
+The target's articles are dealt to `choice` and `report` by a hash of their title, so that no article stands in both:
+lambda, checkpoint and settings are chosen on `choice` alone, and `report` is read once. Every tenth source question is
+held out of RL (`heldout.jsonl`), to see whether the skill or the answers were learnt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import hashlib
+import json
+from collections import Counter
+from pathlib import Path
+
+
+def load(file: Path) -> list[dict]:
+    """Return the passages with at least one question; `questions` may be a string holding a list."""
+    passages = json.loads(file.read_text())
+    for passage in passages:
+        if isinstance(passage["questions"], str):
+            passage["questions"] = ast.literal_eval(passage["questions"])
+        passage["title"] = passage["title"].replace("_", " ")
+    return [passage for passage in passages if passage["questions"]]
+
+
+def part(title: str) -> str:
+    """Return `choice` for about a third of all titles, else `report`: a property of the title alone."""
+    return "choice" if hashlib.sha256(title.encode()).digest()[0] % 3 == 0 else "report"
+
+
+def order(passage: dict) -> str:
+    """Return a sort key that has nothing to do with the passage's content."""
+    return hashlib.sha256(passage["context"].encode()).hexdigest()
+
+
+def deal(passages: list[dict], name: str, count: int, per_article: int) -> list[dict]:
+    """Return up to `count` passages with at least 4 questions, at most `per_article` of one article."""
+    taken: Counter[str] = Counter()
+    chosen = []
+    for passage in sorted((p for p in passages if part(p["title"]) == name), key=order):
+        if len(passage["questions"]) >= 4 and taken[passage["title"]] < per_article and len(chosen) < count:
+            taken[passage["title"]] += 1
+            chosen.append(passage)
+    return chosen
+
+
+def write(passages: list[dict], folder: Path, holdout: bool = False) -> None:
+    """Write documents.jsonl and questions.jsonl, and with `holdout` every tenth question to heldout.jsonl instead."""
+    folder.mkdir(parents=True, exist_ok=True)
+    documents, questions = [], []
+    for number, passage in enumerate(passages):
+        name = f"{number:03d}-{passage['title'].lower().replace(' ', '-')}"
+        documents.append({"id": name, "title": passage["title"], "text": passage["context"]})
+        questions += [
+            {"document": name, "question": q["question"], "answers": [q["answer"]]} for q in passage["questions"]
+        ]
+    held = [q for i, q in enumerate(questions) if holdout and i % 10 == 9]
+    kept = [q for i, q in enumerate(questions) if not (holdout and i % 10 == 9)]
+    files = {"documents": documents, "questions": kept, **({"heldout": held} if holdout else {})}
+    for file, records in files.items():
+        (folder / f"{file}.jsonl").write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
+        print(f"{folder / file}.jsonl: {len(records)}")
+
+
+def main() -> None:
+    """Read the arguments and write the three folders."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", type=Path, action="append", required=True)
+    parser.add_argument("--target", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args()
+    write([p for file in given.source for p in load(file)], given.out / "source", holdout=True)
+    target = load(given.target)
+    write(deal(target, "choice", 32, 4), given.out / "choice")
+    write(deal(target, "report", 80, 4), given.out / "report")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,5 @@
+"""`python -m skillgraft`."""
+
+from skillgraft.cli import main
+
+main()

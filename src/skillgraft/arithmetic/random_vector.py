@@ -1,0 +1,78 @@
+"""The random control: a vector with a skill's norms and ranks and no direction in common with it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from blake3 import blake3
+
+from skillgraft.arithmetic.extract import timestamp
+from skillgraft.arithmetic.methods import gaussian_factors, gaussian_like
+from skillgraft.checkpoint.fingerprint import fingerprint_file
+from skillgraft.checkpoint.header import TensorSpec
+from skillgraft.checkpoint.provenance import software_versions
+from skillgraft.checkpoint.weights import SafetensorsAppender
+from skillgraft.checkpoint.writer import atomic_directory
+from skillgraft.errors import RecipeError
+from skillgraft.skills.forms import LOWRANK, stored_names, stored_shapes
+from skillgraft.skills.skill import WEIGHTS_FILE, Skill, load_skill, write_skill_description
+
+RANDOM_FORMULA = (
+    "random control: v = ‖v_skill‖ · g / ‖g‖ per tensor, g Gaussian (low rank: g = B·A with Gaussian factors)"
+)
+
+
+def random_vector(skill: Skill | str | os.PathLike[str], out: str | os.PathLike[str], seed: int) -> Skill:
+    """Write a control skill into the new directory `out` and return it: random directions, the norms of `skill`.
+
+    Per tensor, v = ‖v_skill‖_F · g / ‖g‖_F with g Gaussian; for a low-rank delta g = B·A with Gaussian factors of the
+    same rank. The generator of each tensor is seeded by a hash of (seed, name), so that order doesn't matter. Stored
+    in fp32. The manifest keeps the skill's base, tokenizer and sketch and says that it is a control.
+
+    Raises as `load_skill` does, `RecipeError` for a seed that is no integer, `OutputExistsError`, `StorageError`.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise RecipeError(f"seed is {seed!r}, expected an integer")
+    source = skill if isinstance(skill, Skill) else load_skill(skill)
+    planned = [
+        TensorSpec(key, "F32", shape)
+        for name, entry in source.manifest.tensors.items()
+        for key, shape in zip(
+            stored_names(name, entry.form), stored_shapes(entry.form, entry.shape, entry.rank), strict=True
+        )
+    ]
+    metadata = {"format": "pt", "skillgraft_inputs": json.dumps({"skill": fingerprint_file(source.weights_file)})}
+    with atomic_directory(out, needed_bytes=sum(spec.nbytes for spec in planned)) as partial:
+        with SafetensorsAppender(partial / WEIGHTS_FILE, planned, metadata) as file:
+            for name, entry in source.manifest.tensors.items():
+                generator = keyed_generator(seed, name)
+                stored: tuple[torch.Tensor, ...]
+                if entry.form == LOWRANK and entry.rank is not None:
+                    stored = gaussian_factors((entry.shape[0], entry.shape[1]), entry.rank, entry.norm, generator)
+                else:
+                    stored = (gaussian_like(entry.shape, entry.norm, generator),)
+                for key, tensor in zip(stored_names(name, entry.form), stored, strict=True):
+                    file.add(key, tensor)
+        entries = {name: entry.model_copy(update={"dtype": "F32"}) for name, entry in source.manifest.tensors.items()}
+        manifest = source.manifest.model_copy(
+            update={
+                "formula": RANDOM_FORMULA,
+                "created": timestamp(),
+                "seed": seed,
+                "reconstruction_error": 0.0,
+                "tensors": entries,
+                "scores": [],
+                "versions": software_versions(),
+            }
+        )
+        write_skill_description(partial, manifest)
+    return load_skill(Path(out))
+
+
+def keyed_generator(seed: int, name: str) -> torch.Generator:
+    """Return a CPU generator seeded by BLAKE3 of (seed, name)."""
+    digest = blake3(json.dumps([seed, name]).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)

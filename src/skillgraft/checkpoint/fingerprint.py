@@ -1,0 +1,85 @@
+"""BLAKE3 fingerprints of files and checkpoints, computed once per file version.
+
+The cache has one small file per hashed file, replaced atomically: concurrent writers can't damage it or lose each
+other's entries, and it never grows past the number of files. A hash is reused while device, inode, size and both
+times of the file stay the same.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+
+from blake3 import blake3
+
+from skillgraft.checkpoint.cache import cache_home
+from skillgraft.checkpoint.layout import require_directory, weight_files
+from skillgraft.errors import CheckpointError, MissingPathError
+
+PREFIX = "blake3:"
+# A file that changed within one tick of the file system's clock keeps its times: such a fresh one isn't cached.
+SETTLED_SECONDS = 2.0
+
+
+def fingerprint_checkpoint(directory: str | os.PathLike[str]) -> str:
+    """Return `blake3:<hex>` over the sorted (name, fingerprint) pairs of a checkpoint's weight files.
+
+    Config and tokenizer don't count; the same weights in other shards give another fingerprint. Raises
+    `MissingPathError` and `CheckpointError` as `read_layout` does for absent or refused weights.
+    """
+    files, _ = weight_files(require_directory(directory))
+    digest = blake3()
+    for file in sorted(files):
+        digest.update(json.dumps([file.name, fingerprint_file(file)]).encode())
+    return PREFIX + digest.hexdigest()
+
+
+def fingerprint_file(path: str | os.PathLike[str]) -> str:
+    """Return `blake3:<hex>` of a file's bytes, from the cache where the file has not changed since.
+
+    Raises `MissingPathError` when there is no such file and `CheckpointError` for a directory.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise MissingPathError(f"{path}: no such file; expected a file to fingerprint")
+    if not path.is_file():
+        raise CheckpointError(f"{path} is no regular file; expected a file to fingerprint")
+    before = path.stat()
+    entry = cache_home() / "fingerprints" / f"{before.st_dev:x}-{before.st_ino:x}.json"
+    known = _read_entry(entry, before)
+    if known is not None:
+        return known
+    fingerprint = PREFIX + blake3(max_threads=blake3.AUTO).update_mmap(path).hexdigest()
+    after = path.stat()
+    newest = max(after.st_mtime, after.st_ctime)
+    if _version(before) == _version(after) and time.time() - newest > SETTLED_SECONDS:
+        _write_entry(entry, after, fingerprint)
+    return fingerprint
+
+
+def _version(status: os.stat_result) -> list[int]:
+    return [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+
+
+def _read_entry(entry: Path, status: os.stat_result) -> str | None:
+    try:
+        stored = json.loads(entry.read_text(encoding="utf-8"))
+        matches = stored["version"] == _version(status) and stored["fingerprint"].startswith(PREFIX)
+        return stored["fingerprint"] if matches else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None  # absent or damaged: the hash is computed again, which costs only time
+
+
+def _write_entry(entry: Path, status: os.stat_result, fingerprint: str) -> None:
+    text = json.dumps({"version": _version(status), "fingerprint": fingerprint})
+    try:
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=entry.parent, prefix=".partial-")
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(temporary, entry)
+    except OSError:
+        return  # a cache that can't be written must not stop the work

@@ -1,0 +1,83 @@
+"""Bytes to tensors and back, one tensor at a time; torch is imported when first needed.
+
+Assumes a little-endian machine, as the file format does.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from skillgraft.checkpoint.header import DTYPE_BYTES, TensorInfo
+from skillgraft.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+TORCH_NAMES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
+    "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8",
+    "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8",
+    "BOOL": "bool", "C64": "complex64",
+}  # fmt: skip
+DTYPE_CODES = {name: code for code, name in TORCH_NAMES.items()}
+
+
+def torch_dtype(code: str) -> torch.dtype:
+    """Return the torch dtype of a safetensors dtype code such as "BF16"."""
+    import torch
+
+    return getattr(torch, TORCH_NAMES[code])
+
+
+def dtype_code(dtype: torch.dtype) -> str:
+    """Return the safetensors code of a torch dtype; `CheckpointError` for one that is not stored."""
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPE_CODES:
+        raise CheckpointError(f"dtype {name} can't be stored; expected one of {', '.join(DTYPE_CODES)}")
+    return DTYPE_CODES[name]
+
+
+def read_tensor(info: TensorInfo) -> Tensor:
+    """Return the tensor that `info` describes, in its stored dtype and shape (CPU, its own memory)."""
+    import torch
+
+    dtype = torch_dtype(info.dtype)
+    if info.begin == info.end:
+        return torch.empty(info.shape, dtype=dtype)
+    buffer = bytearray(info.end - info.begin)
+    with info.file.open("rb", buffering=0) as file:
+        file.seek(info.begin)
+        view, done = memoryview(buffer), 0
+        while done < len(buffer):
+            count = file.readinto(view[done:])
+            if not count:
+                raise CheckpointError(
+                    f"{info.file}: ended while tensor {info.name!r} was read: it changed since its header was read"
+                )
+            done += count
+    return torch.frombuffer(buffer, dtype=dtype).reshape(info.shape)
+
+
+def read_elements(info: TensorInfo, positions: Sequence[int]) -> list[float]:
+    """Return the elements at flat `positions` of a float tensor, without reading the rest of it."""
+    import torch
+
+    width = DTYPE_BYTES[info.dtype]
+    buffer = bytearray()
+    with info.file.open("rb", buffering=0) as file:
+        for position in positions:
+            buffer += os.pread(file.fileno(), width, info.begin + position * width)
+    if len(buffer) != width * len(positions):
+        raise CheckpointError(f"{info.file}: ended while tensor {info.name!r} was read: it changed meanwhile")
+    return torch.frombuffer(buffer, dtype=torch_dtype(info.dtype)).double().tolist() if positions else []
+
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """Return the bytes of a tensor in row-major order, without a copy where it is contiguous on the CPU."""
+    import torch
+
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")

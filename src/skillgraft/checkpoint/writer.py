@@ -1,0 +1,127 @@
+"""Outputs that are complete or absent: a temporary sibling directory that is renamed at the end."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from skillgraft.errors import OutputExistsError, SkillgraftError, StorageError
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+# Libraries wrap the system's error in exceptions of their own; only the text is left of it.
+_FULL_TEXTS = ("no space left on device", "os error 28", "disk quota exceeded")
+
+
+@contextmanager
+def atomic_directory(out: str | os.PathLike[str], *, needed_bytes: int = 0) -> Iterator[Path]:
+    """Yield a temporary sibling of `out` to write into; rename it to `out` when the block ends without exception.
+
+    The sibling is `.<name>.partial-<pid>`; after any exception (an interrupt too) it is removed and `out` does not
+    exist. What dead processes left behind for the same name is removed first. Before the rename everything is
+    synchronised to the disk. `needed_bytes`, where known, is checked before the block starts.
+
+    Raises `OutputExistsError` when `out` exists (nothing is overwritten) and `StorageError` when the disk is full or
+    the path can't be written, also where that happens inside the block.
+    """
+    out = Path(os.path.abspath(out))
+    if os.path.lexists(out):
+        raise _exists_error(out)
+    temporary = out.parent / f".{out.name}.partial-{os.getpid()}"
+    try:
+        _make_parent(out)
+        _remove_stale(out)
+        check_free_space(out, needed_bytes)
+        temporary.mkdir()
+        yield temporary
+        _synchronise(temporary)
+        _rename(temporary, out)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        wrapped = _storage_error(error, out, needed_bytes)
+        if wrapped is not None:
+            raise wrapped from error
+        raise
+
+
+def check_free_space(path: str | os.PathLike[str], needed_bytes: int) -> None:
+    """Raise `StorageError` when the file system of `path` (which need not exist) has less than `needed_bytes` free."""
+    existing = Path(os.path.abspath(path))
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
+    if free < needed_bytes:
+        raise StorageError(
+            f"{path}: {needed_bytes} bytes are needed, {free} are free; free some space or write to another disk"
+        )
+
+
+def _make_parent(out: Path) -> None:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise StorageError(f"{out}: {error.filename} is a file, expected a directory; choose another output") from error
+
+
+def _exists_error(out: Path) -> OutputExistsError:
+    return OutputExistsError(f"{out} exists already and nothing is overwritten; choose another output or delete it")
+
+
+def _rename(temporary: Path, out: Path) -> None:
+    if os.path.lexists(out):
+        raise _exists_error(out)
+    os.rename(temporary, out)
+    _synchronise_entry(out.parent)
+
+
+def _synchronise(directory: Path) -> None:
+    for folder, _, names in os.walk(directory):
+        for name in names:
+            _synchronise_entry(Path(folder) / name)
+        _synchronise_entry(Path(folder))
+
+
+def _synchronise_entry(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _remove_stale(out: Path) -> None:
+    """Remove the temporary directories for `out` whose process is gone, and one that carries our own id."""
+    prefix = f".{out.name}.partial-"
+    for entry in out.parent.iterdir():
+        pid = entry.name.removeprefix(prefix)
+        if not entry.name.startswith(prefix) or not pid.isdecimal():
+            continue
+        # Our own id can only be the leftover of an earlier process: in a container ids repeat.
+        if int(pid) == os.getpid() or not _is_running(int(pid)):
+            shutil.rmtree(entry, ignore_errors=True)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _storage_error(error: BaseException, out: Path, needed_bytes: int) -> StorageError | None:
+    if isinstance(error, SkillgraftError) or not isinstance(error, Exception):
+        return None
+    code = error.errno if isinstance(error, OSError) else None
+    if code in _FULL or (code is None and any(text in str(error).lower() for text in _FULL_TEXTS)):
+        needed = f"; {needed_bytes} bytes are needed" if needed_bytes else ""
+        return StorageError(f"{out}: the disk is full ({error}){needed}; free some space or write to another disk")
+    if code in _FORBIDDEN and isinstance(error, OSError):
+        return StorageError(f"{error.filename or out}: {error.strerror} while writing {out}; choose another output")
+    return None

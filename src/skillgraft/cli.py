@@ -1,0 +1,212 @@
+"""The command line. Importing it loads no torch: each command imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from skillgraft.errors import SkillgraftError
+
+app = typer.Typer(
+    name="skillgraft",
+    no_args_is_help=True,
+    add_completion=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Learn a skill once with RL, keep it as a vector, graft it onto models fine-tuned on something new.",
+    epilog="First steps: [bold]skillgraft run recipes/quickstart.yaml[/]",
+)
+out_console = Console(width=None if sys.stdout.isatty() else 110)
+err_console = Console(stderr=True)
+
+RecipeArgument = Annotated[Path, typer.Argument(help="Recipe file (YAML).", show_default=False)]
+SetOption = Annotated[list[str], typer.Option("--set", metavar="A.B=C", help="Override a value of the recipe.")]
+RunsOption = Annotated[Path, typer.Option("--runs", help="Where runs and finished stages are kept.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+OutOption = Annotated[Path, typer.Option("--out", "-o", help="Directory to write; must not exist.", show_default=False)]
+
+
+@app.command(epilog="Example: skillgraft run recipes/quickstart.yaml --set stages.grafted.scale=0.5")
+def run(
+    recipe: RecipeArgument,
+    overrides: SetOption = [],  # noqa: B006 - Typer copies it
+    runs: RunsOption = Path("runs"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and its cost; run nothing.")] = False,
+    checkpoint_seconds: Annotated[
+        float, typer.Option(help="Seconds between trainer checkpoints: what a kill can cost.", min=0)
+    ] = 300.0,
+    as_json: JsonOption = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only the result.")] = False,
+) -> None:
+    """Run a recipe: finished stages are reused, a killed run goes on where it stopped."""
+    from skillgraft import run as run_recipe
+    from skillgraft import watch
+
+    if dry_run:
+        _show_plan(recipe, overrides, runs, as_json)
+        return
+    options: dict[str, Any] = {"overrides": overrides, "runs": runs, "checkpoint_seconds": checkpoint_seconds}
+    if as_json:
+        result = run_recipe(recipe, watcher=watch.Events(), **options)
+        print(json.dumps({"event": "done", "report": str(result.report), "evaluations": result.evaluations}))
+        return
+    if quiet:
+        result = run_recipe(recipe, **options)
+    elif out_console.is_terminal:
+        from skillgraft.config import load_recipe
+
+        with watch.Live(out_console, list(load_recipe(recipe, overrides).stages)) as live:
+            result = run_recipe(recipe, watcher=live, **options)
+    else:
+        result = run_recipe(recipe, watcher=watch.Lines(), **options)
+    _show_evaluations(result.evaluations)
+    if result.cached:
+        out_console.print("All stages were cached: nothing had to run.")
+    out_console.print(f"Report: {result.report}", soft_wrap=True, highlight=False)
+
+
+def _show_evaluations(evaluations: list[Any]) -> None:
+    from skillgraft.report.terminal import headline, score_table
+
+    for evaluation in evaluations:
+        out_console.print(score_table(evaluation))  # type: ignore[arg-type]
+        out_console.print(headline(evaluation))
+
+
+def _show_plan(recipe_file: Path, overrides: list[str], runs: Path, as_json: bool) -> None:
+    from skillgraft.estimate import estimate
+    from skillgraft.run import check_trainers, prepare
+
+    recipe, base, stages = prepare(recipe_file, overrides, runs, err_console.print)
+    check_trainers(recipe, stages)
+    rows = estimate(stages, base)
+    resolved = json.loads(recipe.model_dump_json(by_alias=True, exclude_defaults=True))
+    if as_json:
+        print(json.dumps({"recipe": resolved, "base": str(base), "stages": rows}))
+        return
+    import yaml
+
+    print(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True, width=1000))
+    table = Table("stage", "kind", "state", "time", "memory", "disk", "directory")
+    for row in rows:
+        cells = ["" if row["state"] == "cached" else row[key] for key in ("time", "memory", "disk")]
+        table.add_row(row["name"], row["kind"], row["state"], *cells, Path(row["directory"]).name)
+    out_console.print(table)
+    out_console.print(f"Base: {base}. The costs are rough estimates; nothing was run.", soft_wrap=True)
+
+
+@app.command(epilog="Example: skillgraft status runs")
+def status(
+    runs: Annotated[Path, typer.Argument(help="Where runs are kept.")] = Path("runs"), as_json: JsonOption = False
+) -> None:
+    """Show finished and interrupted stages, with how far training came."""
+    from skillgraft.status import list_stages
+
+    rows = list_stages(runs)
+    if as_json:
+        print(json.dumps(rows))
+        return
+    table = Table("stage", "kind", "state", "time", "directory")
+    for row in rows:
+        table.add_row(row["name"], row["kind"], row["state"], row["time"], row["directory"])
+    out_console.print(table if rows else f"{runs} holds no stages yet; start one: skillgraft run RECIPE.yaml")
+
+
+@app.command(epilog="Example: skillgraft extract --rl runs/past-squad/rl --sft runs/past-squad/sft -o skills/mine")
+def extract(
+    rl: Annotated[Path, typer.Option(help="Checkpoint after RL, or a PEFT adapter trained on the SFT model.")],
+    sft: Annotated[Path, typer.Option(help="The SFT checkpoint that RL started from.")],
+    out: OutOption,
+    dtype: Annotated[str, typer.Option(help="float32, or bfloat16 for half the size.")] = "float32",
+    domain: Annotated[str | None, typer.Option(help="What the skill was learnt on, for its manifest.")] = None,
+    licence: Annotated[str | None, typer.Option(help="SPDX identifier for the manifest.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Take the skill vector v = RL - SFT out of two checkpoints; exactly low-rank where RL ran with LoRA."""
+    from skillgraft import arithmetic
+
+    skill = arithmetic.extract(rl, sft, out, dtype=dtype, domain=domain, licence=licence)
+    norm = sum(skill.norm(name) ** 2 for name in skill.names) ** 0.5
+    facts = {"skill": str(out), "form": skill.form, "tensors": len(skill.names), "norm": norm}
+    if as_json:
+        print(json.dumps(facts))
+    else:
+        out_console.print(f"{out}: {skill.form}, {len(skill.names)} tensors, norm {norm:.4g}", soft_wrap=True)
+
+
+@app.command(epilog="Example: skillgraft inject --target my-sft --skill skills/squad-recall --scale 1.0 -o grafted")
+def inject(
+    target: Annotated[Path, typer.Option(help="The SFT checkpoint that is to receive the skill.")],
+    skill: Annotated[Path, typer.Option(help="Skill directory.")],
+    out: OutOption,
+    scale: Annotated[float, typer.Option(help="λ in target + λ·v.")] = 1.0,
+    dtype: Annotated[str | None, typer.Option(help="Output dtype; default: the target's own.")] = None,
+    allow_other_base: Annotated[
+        bool, typer.Option("--allow-other-base", help="Inject although the target comes from another base.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write target + scale · skill as a new checkpoint that keeps the target's config and tokenizer."""
+    from skillgraft import arithmetic
+
+    report = arithmetic.inject(target, skill, out, scale=scale, dtype=dtype, allow_other_base=allow_other_base)
+    if as_json:
+        print(json.dumps(report))
+        return
+    for remark in report.get("remarks", []):
+        out_console.print(f"[yellow]remark[/] {remark}", soft_wrap=True)
+    out_console.print(f"{out}: λ = {scale:g}", soft_wrap=True)
+    survived = report.get("survived")
+    if survived is not None:
+        worst = report.get("worst_tensor")
+        out_console.print(f"skill survived rounding: {survived:.1%} (worst tensor {worst})", soft_wrap=True)
+
+
+@app.command(name="eval", epilog="Example: skillgraft eval base-dir sft-dir grafted-dir --questions q.jsonl")
+def evaluate(
+    models: Annotated[list[str], typer.Argument(help="Checkpoint directories, or the default model's id.")],
+    questions: Annotated[Path, typer.Option(help="JSONL with document, question, answers.")],
+    retention: Annotated[bool, typer.Option(help="Score the general-knowledge questions too.")] = True,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 32,
+    as_json: JsonOption = False,
+) -> None:
+    """Score checkpoints closed-book on the same questions; differences are taken against the first."""
+    from skillgraft.evals.standalone import evaluate_models
+
+    evaluation = evaluate_models(
+        models, questions, retention=retention, max_new_tokens=max_new_tokens, say=err_console.print
+    )
+    if as_json:
+        print(json.dumps(evaluation))
+        return
+    from skillgraft.report.terminal import score_table
+
+    out_console.print(score_table(evaluation))  # type: ignore[arg-type]
+    for row in evaluation["comparisons"]:
+        text = f"{row['row']} - {row['against']}, {row['metric']}: {row['difference']:+.3f}"
+        out_console.print(f"{text} [{row['low']:+.3f}, {row['high']:+.3f}]", highlight=False, markup=False)
+
+
+def main() -> None:
+    """Run the command line: exit code 2 with one message for a user's mistake, 130 after Ctrl-C."""
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    try:
+        app(standalone_mode=True)
+    except SkillgraftError as error:
+        err_console.print("[bold red]error[/] ", end="")
+        err_console.print(str(error), soft_wrap=True, highlight=False, markup=False)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        err_console.print("stopped; the same command goes on from the last checkpoint")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

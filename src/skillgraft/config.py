@@ -1,0 +1,315 @@
+"""The recipe: a YAML file of named stages that refer to each other, checked before anything runs. Loads no torch.
+
+    name: past-squad
+    base: HuggingFaceTB/SmolLM2-135M-Instruct
+    seed: 0
+    stages:
+      sft_target: {kind: sft, from: base, documents: data/target}
+      grafted:    {kind: inject, target: sft_target, skill: skills/squad-recall, scale: 1.0}
+
+Relative paths are relative to the recipe's own folder. `trainer:` and `lora:` go unchanged into TRL's and PEFT's own
+config classes, which are checked for unknown keys when the run is planned.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from skillgraft.errors import MissingPathError, RecipeError, did_you_mean
+
+BASE = "base"
+"""The name by which stages refer to the recipe's base model."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class SftStage(_Strict):
+    """Supervised fine-tuning on documents, on questions with answers, or both; full, or LoRA with `lora:`."""
+
+    kind: Literal["sft"]
+    from_: str = Field(alias="from", description="stage, 'base', checkpoint directory or hub id to start from")
+    documents: Path | None = Field(None, description="folder of .md/.txt, or JSONL with id, title, text")
+    limit_documents: int | None = Field(None, ge=1, description="train on the first so many documents only")
+    questions: Path | None = Field(None, description="JSONL with document, question, answers: train on the answers")
+    answers: Literal["gold", "shuffled"] = Field("gold", description="shuffled: the answer-format control")
+    lora: dict[str, Any] | None = Field(None, description="arguments of PEFT's LoraConfig; absent: full fine-tuning")
+    trainer: dict[str, Any] = Field({}, description="arguments of TRL's SFTConfig")
+
+
+class RlStage(_Strict):
+    """Closed-book reinforcement learning with GRPO; full, or LoRA with `lora:`."""
+
+    kind: Literal["rl"]
+    from_: str = Field(alias="from", description="the SFT stage or checkpoint whose knowledge is to be used")
+    domain: Literal["knowledge"] = "knowledge"
+    questions: Path = Field(description="JSONL with document, question, answers")
+    reward: dict[str, float] | None = Field(None, description="reward name or dotted path -> weight")
+    lora: dict[str, Any] | None = Field(None, description="arguments of PEFT's LoraConfig; absent: full fine-tuning")
+    trainer: dict[str, Any] = Field({}, description="arguments of TRL's GRPOConfig")
+
+
+class ExtractStage(_Strict):
+    """v = θ_RL − θ_SFT, kept as an artefact."""
+
+    kind: Literal["extract"]
+    rl: str
+    sft: str
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    domain: str | None = None
+    licence: str | None = None
+
+
+class RandomVectorStage(_Strict):
+    """The control: a random vector with the skill's norm in every tensor."""
+
+    kind: Literal["random_vector"]
+    skill: str
+    seed: int | None = None
+
+
+class InjectStage(_Strict):
+    """θ = θ_target + λ·v."""
+
+    kind: Literal["inject"]
+    target: str
+    skill: str
+    scale: float = 1.0
+
+    @field_validator("scale")
+    @classmethod
+    def _finite(cls, value: float) -> float:
+        if not math.isfinite(value):
+            raise ValueError("must be a finite number")
+        return value
+
+
+class EvalStage(_Strict):
+    """Closed-book scores of several models on the same questions, with intervals and retention."""
+
+    kind: Literal["eval"]
+    models: list[str] = Field(min_length=1)
+    questions: Path
+    documents: Path | None = Field(None, description="keep only questions on these documents")
+    limit_documents: int | None = Field(None, ge=1, description="keep questions on the first so many documents only")
+    retention: bool = True
+    baseline: str | None = Field(None, description="the row that differences are taken against; default: the SFT row")
+    max_new_tokens: int = Field(32, ge=1)
+    batch_size: int = Field(64, ge=1)
+    labels: dict[str, str] = Field({}, description="model -> what the table calls it")
+
+
+Stage = Annotated[
+    SftStage | RlStage | ExtractStage | RandomVectorStage | InjectStage | EvalStage, Field(discriminator="kind")
+]
+
+REFERENCES: dict[str, tuple[str, ...]] = {
+    "sft": ("from_",),
+    "rl": ("from_",),
+    "extract": ("rl", "sft"),
+    "random_vector": ("skill",),
+    "inject": ("target", "skill"),
+    "eval": ("models",),
+}
+"""Stage kind -> the fields that name another stage, the base, or a directory."""
+
+
+class Recipe(_Strict):
+    """A whole recipe; `load_recipe` is the way to get one."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    base: str
+    seed: int = 0
+    title: str | None = None
+    stages: dict[str, Stage] = Field(min_length=1)
+
+
+def load_recipe(file: Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Return the recipe in `file` with `--set` overrides applied, paths made absolute, references checked.
+
+    Raises:
+        MissingPathError: no such file.
+        RecipeError: not YAML, an unknown or missing key, a wrong value, a reference to a missing stage, a cycle.
+    """
+    if not file.is_file():
+        raise MissingPathError(f"recipe: {file} does not exist; expected a YAML file")
+    try:
+        data = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"recipe: {file} is not YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise RecipeError(f"recipe: {file} holds a {type(data).__name__}, expected a mapping with name, base, stages")
+    for override in overrides:
+        _apply_override(data, override)
+    _check_repeated_shape(data)
+    recipe = parse_recipe(data, str(file))
+    recipe = _absolute_paths(recipe, file.resolve().parent)
+    order(recipe)
+    _check_evaluations(recipe)
+    return recipe
+
+
+def parse_recipe(data: Mapping[str, Any], where: str = "recipe") -> Recipe:
+    """Return the validated recipe of a mapping; `RecipeError` names the first wrong key or value."""
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise RecipeError(f"{where}: {_explain(error, data)}") from error
+
+
+KINDS: dict[str, type[_Strict]] = {
+    "sft": SftStage,
+    "rl": RlStage,
+    "extract": ExtractStage,
+    "random_vector": RandomVectorStage,
+    "inject": InjectStage,
+    "eval": EvalStage,
+}
+
+
+def _check_repeated_shape(data: Mapping[str, Any]) -> None:
+    """Raise for what pydantic's messages would explain badly: stages that are no mappings, unknown kinds."""
+    stages = data.get("stages")
+    if not isinstance(stages, dict):
+        return
+    for name, stage in stages.items():
+        if name == BASE:
+            raise RecipeError("stages.base: 'base' names the recipe's base model; call the stage something else")
+        if not isinstance(stage, dict):
+            raise RecipeError(f"stages.{name}: got {stage!r}, expected a mapping with kind and its settings")
+        kind = stage.get("kind")
+        if kind is None:
+            raise RecipeError(f"stages.{name}: 'kind' is missing; expected one of {', '.join(KINDS)}")
+        if kind not in KINDS:
+            raise RecipeError(f"stages.{name}.kind: '{kind}' is not a kind of stage{did_you_mean(str(kind), KINDS)}")
+
+
+def _explain(error: ValidationError, data: Mapping[str, Any]) -> str:
+    first = error.errors()[0]
+    location = [str(part) for part in first["loc"] if str(part) not in KINDS or _is_stage_name(str(part), data)]
+    where = ".".join(location)
+    if first["type"] == "extra_forbidden":
+        return f"unknown key '{where}'{did_you_mean(location[-1], _known_keys(location, data))}"
+    if first["type"] == "missing":
+        return f"'{where}' is missing"
+    return f"'{where}': {first['msg'].removeprefix('Value error, ')}; got {first['input']!r}"
+
+
+def _is_stage_name(part: str, data: Mapping[str, Any]) -> bool:
+    stages = data.get("stages")
+    return isinstance(stages, dict) and part in stages and part not in KINDS
+
+
+def _known_keys(location: list[str], data: Mapping[str, Any]) -> list[str]:
+    model: type[_Strict] = Recipe
+    if location[0] == "stages" and len(location) > 2:
+        model = KINDS[data["stages"][location[1]]["kind"]]
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _apply_override(data: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise RecipeError(f"--set: got '{override}', expected a.b=c, such as stages.grafted.scale=0.5")
+    if keys[0] not in Recipe.model_fields and keys[0] in (data.get("stages") or {}):
+        keys = ["stages", *keys]
+    if keys[0] == "stages" and len(keys) > 1 and keys[1] not in (data.get("stages") or {}):
+        raise RecipeError(f"--set: there is no stage '{keys[1]}'{did_you_mean(keys[1], data.get('stages') or {})}")
+    here = data
+    for key in keys[:-1]:
+        here = here.setdefault(key, {})
+        if not isinstance(here, dict):
+            raise RecipeError(f"--set: '{path}' goes into '{key}', which is no mapping")
+    try:
+        here[keys[-1]] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"--set: the value of '{path}' is not YAML: {text!r}") from error
+
+
+def references(stage: _Strict) -> list[tuple[str, str]]:
+    """Return (field, what it names) for each reference of a stage, in order."""
+    found = []
+    for field in REFERENCES[stage.kind]:  # type: ignore[attr-defined]
+        value = getattr(stage, field)
+        found += [(field.rstrip("_"), each) for each in (value if isinstance(value, list) else [value])]
+    return found
+
+
+def _check_evaluations(recipe: Recipe) -> None:
+    """Raise for an eval stage that names as `baseline` or in `labels` what is none of its models, or one twice."""
+    for name, stage in recipe.stages.items():
+        if not isinstance(stage, EvalStage):
+            continue
+        for field, named in (("baseline", [stage.baseline] if stage.baseline else []), ("labels", list(stage.labels))):
+            for model in named:
+                if model not in stage.models:
+                    raise RecipeError(
+                        f"stages.{name}.{field}: '{model}' is no model of it{did_you_mean(model, stage.models)}"
+                    )
+        for model in stage.models:
+            if stage.models.count(model) > 1:
+                raise RecipeError(f"stages.{name}.models: '{model}' stands there twice; name each model once")
+
+
+def is_path(reference: str) -> bool:
+    """Return whether a reference that names no stage is meant as a path or hub id: it has a slash or a leading dot."""
+    return "/" in reference or reference.startswith((".", "~"))
+
+
+def order(recipe: Recipe) -> list[str]:
+    """Return the stage names so that each comes after those it refers to, otherwise in the file's order.
+
+    Raises:
+        RecipeError: a reference to a stage that is not there, or a cycle, with its members.
+    """
+    for name, stage in recipe.stages.items():
+        for field, reference in references(stage):
+            if reference != BASE and reference not in recipe.stages and not is_path(reference):
+                hint = did_you_mean(reference, [*recipe.stages, BASE])
+                raise RecipeError(f"stages.{name}.{field}: there is no stage '{reference}'{hint}; a path needs a slash")
+    done: list[str] = []
+    path: list[str] = []
+
+    def visit(name: str) -> None:
+        if name in done or name not in recipe.stages:
+            return
+        if name in path:
+            cycle = " -> ".join([*path[path.index(name) :], name])
+            raise RecipeError(f"stages refer to each other in a cycle: {cycle}; one of them must start from elsewhere")
+        path.append(name)
+        for _, reference in references(recipe.stages[name]):
+            visit(reference)
+        path.pop()
+        done.append(name)
+
+    for name in recipe.stages:
+        visit(name)
+    return done
+
+
+def _absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
+    def absolute(value: Any) -> Any:
+        return (folder / value.expanduser()).resolve() if isinstance(value, Path) else value
+
+    def resolve_reference(value: Any) -> Any:
+        if isinstance(value, list):
+            return [resolve_reference(each) for each in value]
+        local = isinstance(value, str) and value not in recipe.stages and is_path(value)
+        if local and (value.startswith((".", "~", "/")) or (folder / value).exists()):
+            return str((folder / Path(value).expanduser()).resolve())
+        return value
+
+    stages = {}
+    for name, stage in recipe.stages.items():
+        changes = {f: absolute(getattr(stage, f)) for f in type(stage).model_fields}
+        changes |= {f: resolve_reference(getattr(stage, f)) for f in REFERENCES[stage.kind]}
+        stages[name] = stage.model_copy(update=changes)
+    return recipe.model_copy(update={"stages": stages, "base": resolve_reference(recipe.base)})

@@ -1,0 +1,167 @@
+"""The knowledge domain: documents and closed-book questions in, the text and prompts that a model sees out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from skillgraft.errors import DataError, MissingPathError
+
+INSTRUCTION = "Answer with a short phrase."
+"""Said before every question, in RL and in evaluation alike, so that habit is not all there is to learn."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text to be learnt; `id` is what questions refer to."""
+
+    id: str
+    title: str
+    text: str
+
+    def rendered(self) -> str:
+        """Return what SFT trains on: the title, an empty line, the text."""
+        return f"{self.title}\n\n{self.text}" if self.title else self.text
+
+
+@dataclass(frozen=True)
+class Question:
+    """A closed-book question about one document, with one or more gold answers."""
+
+    document: str
+    question: str
+    answers: tuple[str, ...]
+
+
+def read_documents(path: Path, limit: int | None = None) -> list[Document]:
+    """Return the documents at `path`, at most `limit`, in file order.
+
+    `path` is a folder of `.md` / `.txt` files (id: relative path without suffix; title: a leading `# ` heading or the
+    file's name), a folder with a `documents.jsonl`, or a JSONL file of `{"id", "title", "text"}`.
+
+    Raises:
+        MissingPathError: nothing there.
+        DataError: no document in it, an empty one, a duplicate id, or a broken line, with file and line.
+    """
+    if not path.exists():
+        raise MissingPathError(
+            f"documents: {path} does not exist; expected a folder of .md or .txt files, or JSONL with id, title, text"
+        )
+    if path.is_dir() and (path / "documents.jsonl").is_file():
+        path = path / "documents.jsonl"
+    documents = list(_documents_in_folder(path) if path.is_dir() else _documents_in_jsonl(path))
+    if not documents:
+        raise DataError(
+            f"documents: {path} holds none; expected .md or .txt files, or JSONL lines with id, title, text"
+        )
+    seen: set[str] = set()
+    for document in documents:
+        if document.id in seen:
+            raise DataError(f"documents: {path} has the id '{document.id}' twice; every id must be unique")
+        if not document.text.strip():
+            raise DataError(f"documents: '{document.id}' in {path} is empty; remove it or give it text")
+        seen.add(document.id)
+    return documents if limit is None else documents[:limit]
+
+
+def _documents_in_folder(folder: Path) -> Iterator[Document]:
+    for file in sorted(p for p in folder.rglob("*") if p.suffix.lower() in {".md", ".txt"} and p.is_file()):
+        text = _read_text(file).strip()
+        first, _, rest = text.partition("\n")
+        heading = first.startswith("# ")
+        title = first[2:].strip() if heading else file.stem.replace("_", " ").replace("-", " ")
+        name = file.relative_to(folder).with_suffix("").as_posix()
+        yield Document(name, title, rest.strip() if heading else text)
+
+
+def _documents_in_jsonl(file: Path) -> Iterator[Document]:
+    for where, record in _records(file):
+        yield Document(
+            _string(record, "id", where), _string(record, "title", where, ""), _string(record, "text", where)
+        )
+
+
+def read_questions(path: Path, documents: Sequence[Document] | None = None) -> list[Question]:
+    """Return the questions of the JSONL file `path` (or `path/questions.jsonl`), in file order.
+
+    With `documents`, only those about one of them are kept, since a limit may have left documents out.
+
+    Raises:
+        MissingPathError: no such file.
+        DataError: no question left, a broken line, an empty question or answer.
+    """
+    file = path / "questions.jsonl" if path.is_dir() else path
+    if not file.is_file():
+        raise MissingPathError(
+            f"questions: {file} does not exist; expected a JSONL file with document, question, answers"
+        )
+    questions = [_question(record, where) for where, record in _records(file)]
+    if not questions:
+        raise DataError(f"questions: {file} holds none; expected JSONL lines with document, question, answers")
+    if documents is None:
+        return questions
+    known = {document.id for document in documents}
+    kept = [question for question in questions if question.document in known]
+    if not kept:
+        raise DataError(
+            f"questions: {file} names no known document: it asks about '{questions[0].document}', "
+            f"the documents are '{documents[0].id}'{' and others' if len(documents) > 1 else ''}; "
+            "'document' must be a document's id"
+        )
+    return kept
+
+
+def check_questions(path: Path, questions: Sequence[Question], all_documents: Sequence[Document]) -> None:
+    """Raise `DataError` for the first question that names no document at all (a limit set aside)."""
+    known = {document.id for document in all_documents}
+    for question in questions:
+        if question.document not in known:
+            raise DataError(
+                f"questions: {path} asks about the document '{question.document}', which is not among the "
+                f"{len(known)} documents; 'document' must be a document's id"
+            )
+
+
+def _question(record: dict[str, Any], where: str) -> Question:
+    answers = record.get("answers")
+    if isinstance(answers, str):
+        answers = [answers]
+    if not isinstance(answers, list) or not answers or not all(isinstance(a, str) and a.strip() for a in answers):
+        raise DataError(f"{where}: 'answers' is {answers!r}, expected a list of one or more non-empty strings")
+    question = _string(record, "question", where)
+    if not question.strip():
+        raise DataError(f"{where}: 'question' is empty")
+    return Question(_string(record, "document", where), question, tuple(answers))
+
+
+def _records(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, line in enumerate(_read_text(file).splitlines(), start=1):
+        if not line.strip():
+            continue
+        where = f"{file}, line {number}"
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{where}: not JSON ({error}); expected one JSON object a line") from error
+        if not isinstance(record, dict):
+            raise DataError(f"{where}: got a {type(record).__name__}, expected one JSON object a line")
+        yield where, record
+
+
+def _string(record: dict[str, Any], key: str, where: str, default: str | None = None) -> str:
+    value = record.get(key, default)
+    if not isinstance(value, str):
+        raise DataError(f"{where}: '{key}' is {value!r}, expected a string; the line has {sorted(record)}")
+    return value
+
+
+def _read_text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{file}: not UTF-8 text ({error.reason} at byte {error.start}); convert it or remove it"
+        ) from error

@@ -1,0 +1,1 @@
+"""Metrics, intervals, retention, and the table that is reported."""

@@ -1,0 +1,51 @@
+"""Metrics that need no judge: exact match, token F1 and containment of a gold answer, as pure functions of strings.
+
+Normalisation follows the SQuAD v1.1 evaluation (Rajpurkar et al., arXiv 1606.05250, section 6.1): lower case, no
+punctuation, no articles, single spaces. Departure: any Unicode punctuation is dropped, not only ASCII, so that
+curly quotes and en dashes do not count against an answer.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+
+
+def normalise(text: str) -> str:
+    """Return `text` in lower case without punctuation and articles, words separated by single spaces."""
+    kept = "".join(c for c in text.lower() if unicodedata.category(c)[0] != "P")
+    return " ".join(_ARTICLES.sub(" ", kept).split())
+
+
+def exact_match(prediction: str, answers: Sequence[str]) -> float:
+    """Return 1.0 if the normalised prediction equals a normalised gold answer, else 0.0."""
+    return float(any(normalise(prediction) == normalise(answer) for answer in answers))
+
+
+def f1(prediction: str, answers: Sequence[str]) -> float:
+    """Return the best token F1 over the gold answers, in [0, 1]: 2·overlap / (predicted words + gold words)."""
+    return max(_f1_single(normalise(prediction).split(), normalise(answer).split()) for answer in answers)
+
+
+def _f1_single(predicted: list[str], gold: list[str]) -> float:
+    if not predicted or not gold:
+        return float(predicted == gold)
+    overlap = sum((Counter(predicted) & Counter(gold)).values())
+    return 2 * overlap / (len(predicted) + len(gold))
+
+
+def containment(prediction: str, answers: Sequence[str]) -> float:
+    """Return 1.0 if a gold answer's normalised words occur, in order and adjacent, in the prediction, else 0.0."""
+    words = f" {normalise(prediction)} "
+    return float(any(gold and f" {gold} " in words for gold in map(normalise, answers)))
+
+
+METRICS: dict[str, Callable[[str, Sequence[str]], float]] = {
+    "f1": f1,
+    "containment": containment,
+    "exact_match": exact_match,
+}

@@ -1,0 +1,90 @@
+"""What a table calls each model, which role it plays and what it cost: read off the recipe's stages. Loads no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from skillgraft import config
+from skillgraft.planning import PlannedStage
+
+ANSWER_FORMAT = "answer-format"
+"""The domain that a skill names when it was learnt from the form of answers alone."""
+
+
+def describe_models(stages: list[PlannedStage], evaluation: PlannedStage) -> dict[str, dict[str, Any]]:
+    """Return, for each model that `evaluation` names: label, role, note and training cost."""
+    by_name = {stage.name: stage for stage in stages}
+    found: dict[str, dict[str, Any]] = {}
+    for model in evaluation.stage.models:
+        role, label, note = _role(by_name, model)
+        label = evaluation.stage.labels.get(model, label)
+        found[model] = {
+            "label": f"{label} ({model})" if label in [each["label"] for each in found.values()] else label,
+            "role": role,
+            "note": note,
+            "cost": _cost(by_name, model),
+        }
+    return found
+
+
+def _role(stages: Mapping[str, PlannedStage], model: str) -> tuple[str, str, str]:
+    if model == config.BASE:
+        return "base", "base", "the pre-trained model, which never saw the documents"
+    if model not in stages:
+        return "other", Path(model).name, f"the checkpoint {model}"
+    stage = stages[model].stage
+    if stage.kind == "sft":
+        what = "documents" if stage.documents else "questions"
+        return "sft", "SFT", f"fine-tuned on the {what}"
+    if stage.kind == "rl":
+        return "other", f"RL ({model})", "trained with RL on these questions or others: no skill was injected"
+    if stage.kind != "inject":
+        return "other", model, f"the result of the stage {model}"
+    scale = f"λ = {stage.scale:g}"
+    origin = _skill_kind(stages, stage.skill)
+    knows = stage.target != config.BASE
+    target = "SFT" if knows else "base"
+    if origin == "random":
+        return (
+            "control",
+            f"{target} + random vector",
+            f"control: random direction, the skill's norm in each tensor, {scale}",
+        )
+    if origin == ANSWER_FORMAT:
+        return (
+            "control",
+            f"{target} + answer format",
+            f"control: a vector learnt from the form of answers alone, {scale}",
+        )
+    if not knows:
+        return "control", "base + skill", f"control: the skill on the base, which never saw the documents, {scale}"
+    return "grafted", f"SFT + skill ({scale})", "the SFT model with the skill vector injected"
+
+
+def _skill_kind(stages: Mapping[str, PlannedStage], skill: str) -> str:
+    if skill not in stages:
+        manifest = json.loads((Path(skill) / "skill.json").read_text())
+        return ANSWER_FORMAT if manifest.get("domain") == ANSWER_FORMAT else "skill"
+    stage = stages[skill].stage
+    if stage.kind == "random_vector":
+        return "random"
+    return ANSWER_FORMAT if stage.domain == ANSWER_FORMAT else "skill"
+
+
+def _cost(stages: Mapping[str, PlannedStage], model: str) -> dict[str, float]:
+    """Return seconds and FLOPs of every stage that led to `model`; what a skill from elsewhere cost is not in it."""
+    seen: set[str] = set()
+    waiting = [model]
+    while waiting:
+        name = waiting.pop()
+        if name in stages and name not in seen:
+            seen.add(name)
+            waiting += [reference for _, reference in config.references(stages[name].stage)]
+    records = [stages[name].record() for name in seen if stages[name].cached]
+    return {
+        "train_seconds": sum(record["seconds"] for record in records),
+        "train_flops": sum(record["facts"].get("flops", 0.0) for record in records),
+    }

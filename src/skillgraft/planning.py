@@ -1,0 +1,121 @@
+"""From a recipe to a plan: what each stage reads, its content address, whether it is finished. Loads no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from blake3 import blake3
+
+from skillgraft import config
+from skillgraft.checkpoint.fingerprint import fingerprint_checkpoint, fingerprint_file
+from skillgraft.domains.knowledge import check_questions, read_documents, read_questions
+from skillgraft.errors import MissingPathError
+
+VERSIONS: dict[str, int] = {"sft": 1, "rl": 1, "extract": 1, "random_vector": 1, "inject": 1, "eval": 1}
+"""Raised when a kind's code or one of its defaults changes what it makes: finished stages of it then run again."""
+
+RECORD = "stage.json"
+"""Written last into a stage's folder: the folder counts as finished when it is there."""
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """One stage with everything resolved: `inputs` maps each reference to its directory, finished or still to come."""
+
+    name: str
+    stage: Any
+    key: str
+    directory: Path
+    inputs: Mapping[str, Path]
+
+    @property
+    def cached(self) -> bool:
+        """Whether the stage is finished and need not run."""
+        return (self.directory / RECORD).is_file()
+
+    @property
+    def work(self) -> Path:
+        """Where the stage works until it is finished; a killed run goes on from here."""
+        return self.directory.with_name(self.directory.name + ".work")
+
+    def record(self) -> dict[str, Any]:
+        """Return what the finished stage recorded."""
+        return json.loads((self.directory / RECORD).read_text())
+
+
+def plan(recipe: config.Recipe, base: Path, store: Path) -> list[PlannedStage]:
+    """Return the stages in the order in which they run, each under the hash of all that decides its result.
+
+    The hash covers the kind's code version, the resolved settings, the seed, the content of the data read and the
+    hashes of the stages and directories referred to. Names and paths do not enter it.
+
+    Raises:
+        SkillgraftError: data or a referred directory is missing or wrong, found before anything runs.
+    """
+    planned: dict[str, PlannedStage] = {}
+    for name in config.order(recipe):
+        stage = recipe.stages[name]
+        keys, inputs = {}, {}
+        for _, reference in config.references(stage):
+            if reference in planned:
+                inputs[reference], keys[reference] = planned[reference].directory, planned[reference].key
+            else:
+                inputs[reference] = _directory(reference, base, name)
+                keys[reference] = _identity(inputs[reference])
+        key = _hash(recipe.seed, stage, keys, _data(stage))
+        planned[name] = PlannedStage(name, stage, key, store / f"{stage.kind}-{key[:16]}", inputs)
+    return list(planned.values())
+
+
+def _directory(reference: str, base: Path, stage: str) -> Path:
+    if reference == config.BASE:
+        return base
+    path = Path(reference)
+    if not path.is_dir():
+        raise MissingPathError(
+            f"stages.{stage}: {reference} is not a directory; expected a checkpoint, a skill or a stage's name"
+        )
+    return path
+
+
+def _identity(directory: Path) -> str:
+    """Return what a referred directory is by its content: a skill's tensors, or a checkpoint's weights and config."""
+    skill = directory / "skill.safetensors"
+    if skill.is_file():
+        return fingerprint_file(skill)
+    config_file = directory / "config.json"
+    settings = fingerprint_file(config_file) if config_file.is_file() else ""
+    return fingerprint_checkpoint(directory) + settings
+
+
+def _data(stage: Any) -> dict[str, str]:
+    """Return the hashes of the documents and questions that `stage` reads, after checking them against each other."""
+    found: dict[str, str] = {}
+    fields = type(stage).model_fields
+    all_documents = read_documents(stage.documents) if "documents" in fields and stage.documents else []
+    documents = all_documents[: stage.limit_documents] if "limit_documents" in fields else all_documents
+    if documents:
+        found["documents"] = _digest([[d.id, d.title, d.text] for d in documents])
+    if "questions" in fields and stage.questions:
+        questions = read_questions(stage.questions)
+        if all_documents:
+            check_questions(stage.questions, questions, all_documents)
+            questions = read_questions(stage.questions, documents)
+        found["questions"] = _digest([[q.document, q.question, *q.answers] for q in questions])
+    return found
+
+
+def _hash(seed: int, stage: Any, references: Mapping[str, str], data: Mapping[str, str]) -> str:
+    settings = stage.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    for field in ("documents", "questions", "labels", *config.REFERENCES[stage.kind]):
+        settings.pop(field.rstrip("_"), None)
+    named = [[field, references[reference]] for field, reference in config.references(stage)]
+    return _digest([VERSIONS[stage.kind], seed, settings, named, dict(data)])
+
+
+def _digest(value: Any) -> str:
+    return blake3(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

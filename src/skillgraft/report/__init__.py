@@ -1,0 +1,20 @@
+"""What a run found, as facts -> `report.json` -> one self-contained `report.html`, and the same rows for the terminal.
+
+    from skillgraft.report import score_table, write_report
+
+    page = write_report(facts, Path("runs/past-squad"))       # facts: see `skillgraft.report.facts.Facts`
+    rich.print(score_table(facts["evaluations"][0]))
+
+`facts.py` is the schema, `visible.py` makes untrusted text harmless to look at, `wording.py` puts the result into
+sentences, `charts.py` computes the geometry of the drawings, and `page.py` fills the templates, where autoescaping is
+the one place that turns text into HTML.
+"""
+
+from __future__ import annotations
+
+from skillgraft.report.facts import Facts
+from skillgraft.report.page import render, write_report
+from skillgraft.report.terminal import score_table
+from skillgraft.report.wording import headline
+
+__all__ = ["Facts", "headline", "render", "score_table", "write_report"]

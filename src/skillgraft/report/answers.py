@@ -1,0 +1,74 @@
+"""Examples as the templates need them: the compared pair side by side, the other rows' answers below."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from markupsafe import escape
+
+from skillgraft.report.facts import Answer, Evaluation, Example
+from skillgraft.report.formatting import finite, score
+from skillgraft.report.wording import compared_pair
+
+GOLD_ANSWERS = 6
+CHANGES = ("gained", "lost", "unchanged")
+MARKUP_BYTES = 500  # of the template around each answer, roughly
+
+
+def examples_view(evaluation: Evaluation, most_bytes: int) -> dict[str, Any]:
+    """Return an evaluation's examples as far as they fit `most_bytes` of HTML, with a count of each change."""
+    sft, grafted = compared_pair(evaluation)
+    pair = (sft["label"], grafted["label"]) if sft and grafted else None
+    roles = {row["label"]: row["role"] for row in evaluation["rows"]}
+    shown: list[dict[str, Any]] = []
+    spent = 0
+    for example in evaluation["examples"]:
+        spent += _html_bytes(example)
+        if spent > most_bytes:
+            break
+        shown.append(_example_view(example, pair, roles))
+    counts = {change: sum(item["change"] == change for item in shown) for change in CHANGES}
+    return {"pair": pair, "shown": shown, "total": len(evaluation["examples"]), "counts": counts}
+
+
+def _example_view(example: Example, pair: tuple[str, str] | None, roles: dict[str, str]) -> dict[str, Any]:
+    by_label = {answer["model"]: answer for answer in example["answers"]}
+    both = [by_label[label] for label in pair if label in by_label] if pair else []
+    compared = both if len(both) == 2 else []
+    others = [answer for answer in example["answers"] if not any(answer is one for one in compared)]
+    gold = example["gold"]
+    return {
+        "title": example["title"],
+        "document": example["document"],
+        "question": example["question"],
+        "gold": gold[:GOLD_ANSWERS],
+        "more_gold": max(0, len(gold) - GOLD_ANSWERS),
+        "change": _change(*compared) if len(compared) == 2 else "",
+        "compared": [_answer_view(answer, roles) for answer in compared],
+        "others": [_answer_view(answer, roles) for answer in others],
+    }
+
+
+def _answer_view(answer: Answer, roles: dict[str, str]) -> dict[str, Any]:
+    exact = (finite(answer["exact_match"]) or 0) >= 1
+    contained = (finite(answer["containment"]) or 0) >= 1
+    return {
+        "label": answer["model"],
+        "role": roles.get(answer["model"], "other"),
+        "text": answer["text"].strip(),
+        "correct": exact or contained,
+        "mark": "exact" if exact else "contains the answer" if contained else "not contained",
+        "f1": score(answer["f1"]),
+    }
+
+
+def _change(before: Answer, after: Answer) -> str:
+    difference = (finite(after["containment"]) or 0) - (finite(before["containment"]) or 0)
+    return "gained" if difference > 0 else "lost" if difference < 0 else "unchanged"
+
+
+def _html_bytes(example: Example) -> int:
+    texts = [example["title"], example["document"], example["question"], *example["gold"][:GOLD_ANSWERS]]
+    texts += [text for answer in example["answers"] for text in (answer["model"], answer["text"])]
+    escaped = sum(len(str(escape(text)).encode()) for text in texts)
+    return escaped + MARKUP_BYTES * (1 + len(example["answers"]))

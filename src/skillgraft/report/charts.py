@@ -1,0 +1,164 @@
+"""The geometry of the page's drawings: numbers in, coordinates and labels out; the templates write the SVG.
+
+Coordinates are in the units of each drawing's viewBox, x to the right and y downwards, rounded to a tenth.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from skillgraft.report.formatting import MINUS, finite
+
+PLOT_WIDTH, PLOT_MARGIN = 120.0, 5.0
+CHART_WIDTH, CHART_HEIGHT = 340.0, 190.0
+CHART_LEFT, CHART_RIGHT, CHART_TOP, CHART_BOTTOM = 44.0, 10.0, 10.0, 34.0
+DRAWN_POINTS = 400
+SMOOTHED_FROM_POINTS = 20
+
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A linear axis: the values at its ends and round values between them."""
+
+    low: float
+    high: float
+    ticks: tuple[float, ...]
+    labels: tuple[str, ...]
+
+    def place(self, value: float, start: float, end: float) -> float:
+        """Return where `value` lies between the coordinates of the axis' ends."""
+        return round(start + (end - start) * (value - self.low) / (self.high - self.low), 1)
+
+
+@dataclass(frozen=True)
+class Dot:
+    """A mean with its interval on a shared axis; `reference` is where a dashed line stands."""
+
+    mean: float
+    low: float
+    high: float
+    reference: float | None
+
+
+@dataclass(frozen=True)
+class LineChart:
+    """One metric over steps: the raw line, its moving average where there are points enough, and the axes."""
+
+    x_ticks: tuple[tuple[float, str], ...]
+    y_ticks: tuple[tuple[float, str], ...]
+    raw: str  # of an SVG polyline
+    smooth: str
+    window: int  # points of the moving average, 0 for none
+    minimum: Point  # step, value
+    maximum: Point
+    last: Point
+    marks: tuple[Point, Point]  # where minimum and maximum are drawn
+
+
+def axis(values: Sequence[float], ticks: int = 4, with_zero: bool = False) -> Axis:
+    """Return an axis of round numbers that covers `values`, and zero where asked for or where it is near."""
+    low, high = (min(values), max(values)) if values else (0.0, 1.0)
+    if with_zero or 0 < low < 0.35 * high:
+        low, high = min(low, 0.0), max(high, 0.0)
+    if high - low <= 1e-12 * max(abs(low), abs(high), 1e-300):
+        low, high = (low - abs(low) * 0.1, high + abs(high) * 0.1) if high else (0.0, 1.0)
+    step = _round_step((high - low) / ticks)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    at = tuple(number * step for number in range(first, last + 1))
+    return Axis(at[0], at[-1], at, tuple(_tick_label(value, step) for value in at))
+
+
+def dot(on: Axis, mean: object, low: object, high: object, reference: object = None) -> Dot | None:
+    """Return a dot plot's coordinates, or None where the mean or an end of its interval is missing."""
+    known = [finite(value) for value in (mean, low, high)]
+    at = [_place(on, value) for value in known if value is not None]
+    if len(at) < 3:
+        return None
+    line = finite(reference)
+    return Dot(at[0], at[1], at[2], None if line is None else _place(on, line))
+
+
+def line_chart(points: Sequence[Point]) -> LineChart | None:
+    """Return the chart of (step, value) points, which are finite and in order of step; None without a point."""
+    if not points:
+        return None
+    window = _window(len(points))
+    smooth = list(zip([x for x, _ in points], moving_average([y for _, y in points], window), strict=True))
+    x_axis, y_axis = axis([x for x, _ in points]), axis([y for _, y in points])
+    x_axis = Axis(points[0][0], points[-1][0], x_axis.ticks, x_axis.labels) if len(points) > 1 else x_axis
+
+    def place(point: Point) -> Point:
+        x = x_axis.place(point[0], CHART_LEFT, CHART_WIDTH - CHART_RIGHT)
+        return x, y_axis.place(point[1], CHART_HEIGHT - CHART_BOTTOM, CHART_TOP)
+
+    def polyline(line: Sequence[Point]) -> str:
+        return " ".join(f"{x:g},{y:g}" for x, y in map(place, thin(line)))
+
+    minimum, maximum = min(points, key=lambda point: point[1]), max(points, key=lambda point: point[1])
+    return LineChart(
+        x_ticks=tuple(
+            (place((value, y_axis.low))[0], label)
+            for value, label in zip(x_axis.ticks, x_axis.labels, strict=True)
+            if x_axis.low <= value <= x_axis.high
+        ),
+        y_ticks=tuple(
+            (place((x_axis.low, value))[1], label) for value, label in zip(y_axis.ticks, y_axis.labels, strict=True)
+        ),
+        raw=polyline(points),
+        smooth=polyline(smooth) if window else "",
+        window=window,
+        minimum=minimum,
+        maximum=maximum,
+        last=points[-1],
+        marks=(place(minimum), place(maximum)),
+    )
+
+
+def moving_average(values: Sequence[float], window: int) -> list[float]:
+    """Return the mean of the `window` values around each value, of fewer at the ends."""
+    half = window // 2
+    sums = [0.0]
+    for value in values:
+        sums.append(sums[-1] + value)
+    ends = [(max(0, at - half), min(len(values), at + half + 1)) for at in range(len(values))]
+    return [(sums[end] - sums[start]) / (end - start) for start, end in ends]
+
+
+def thin(points: Sequence[Point], most: int = DRAWN_POINTS) -> list[Point]:
+    """Return at most `most` points that keep the extremes: the lowest and the highest of each of most/2 spans."""
+    if len(points) <= most:
+        return list(points)
+    spans = most // 2
+    edges = [round(len(points) * span / spans) for span in range(spans + 1)]
+    kept: list[Point] = []
+    for start, end in itertools.pairwise(edges):
+        span = points[start:end]
+        kept += sorted({min(span, key=lambda point: point[1]), max(span, key=lambda point: point[1])})
+    return kept
+
+
+def _place(on: Axis, value: float) -> float:
+    return on.place(value, PLOT_MARGIN, PLOT_WIDTH - PLOT_MARGIN)
+
+
+def _window(points: int) -> int:
+    return 0 if points < SMOOTHED_FROM_POINTS else max(5, points // 20) | 1
+
+
+def _round_step(rough: float) -> float:
+    power = 10.0 ** math.floor(math.log10(rough))
+    return next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * (1 - 1e-9))
+
+
+def _tick_label(value: float, step: float) -> str:
+    if abs(value) < step / 2:
+        return "0"
+    if not 1e-4 <= step < 1e5:
+        return f"{value:.2g}".replace("-", MINUS)
+    digits = next(digits for digits in range(6) if abs(step * 10**digits - round(step * 10**digits)) < 1e-6)
+    return f"{value:,.{digits}f}".replace("-", MINUS)

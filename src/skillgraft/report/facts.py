@@ -1,0 +1,147 @@
+"""The facts that a report is made of: plain JSON data, of which `report.json` is a copy and `report.html` a view.
+
+Every list may be empty; the page then leaves its section out. Scores are shares in [0, 1] unless a metric says
+otherwise, seconds are wall-clock seconds, and every interval is a 95% interval. A number that is missing is `None`;
+a number that is not finite is written to `report.json` as `null`.
+"""
+
+from __future__ import annotations
+
+from typing import NotRequired, TypedDict
+
+
+class Interval(TypedDict):
+    """A mean with its 95% interval over `n` questions."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+class Cost(TypedDict):
+    """What one row of a score table cost: seconds, and floating-point operations of training."""
+
+    train_seconds: float
+    train_flops: float
+    eval_seconds: float
+
+
+class ScoreRow(TypedDict):
+    """One model in a score table. `role` is "base", "sft", "grafted", "control" or "other"."""
+
+    model: str  # the stage that made it
+    label: str  # what a reader calls it, unique in its table: "SFT + skill (λ = 1)"
+    role: str
+    note: str  # what the row is, in one sentence
+    scores: dict[str, Interval]  # by metric: "f1", "containment", "exact_match"
+    retention: Interval | None
+    answer_words: float | None  # mean words per answer
+    seconds: float | None  # of the evaluation
+    cost: Cost
+
+
+class Comparison(TypedDict):
+    """A paired bootstrap over documents: the scores of `row` minus those of `against` (both are labels)."""
+
+    metric: str
+    row: str
+    against: str
+    difference: float
+    low: float
+    high: float
+    kept: NotRequired[bool | None]  # of a retention comparison: whether the evaluation counts the score as kept
+
+
+class Answer(TypedDict):
+    """What one row answered to an example's question, and how that was scored."""
+
+    model: str  # the row's label
+    text: str
+    exact_match: float
+    f1: float
+    containment: float
+
+
+class Example(TypedDict):
+    """One question with its gold answers and what every row said."""
+
+    document: str
+    title: str
+    question: str
+    gold: list[str]
+    answers: list[Answer]
+
+
+class Evaluation(TypedDict):
+    """One eval stage: its score table, its paired comparisons and some of its answers."""
+
+    stage: str
+    questions: int
+    documents: int
+    rows: list[ScoreRow]
+    comparisons: list[Comparison]
+    examples: list[Example]
+
+
+class Training(TypedDict):
+    """One training stage. Each point of `curve` has `step` and any metrics; `headline` names those to draw."""
+
+    stage: str
+    kind: str  # "sft" or "rl"
+    seconds: float
+    tokens: int | None
+    curve: list[dict[str, float]]
+    headline: list[str]
+
+
+class Stage(TypedDict):
+    """One stage of the run, in the order of the plan."""
+
+    name: str
+    kind: str
+    seconds: float
+    cached: bool
+    key: str  # short hash that addresses the stage's output
+    directory: str
+
+
+class Skill(TypedDict):
+    """One skill artefact. `norm` is ‖v‖; `survived_rounding` the share of λ·v left after the output's rounding."""
+
+    stage: str
+    form: str
+    rank: int | None
+    size_bytes: int
+    norm: float
+    scale: float | None
+    survived_rounding: float | None
+    base: str
+    domain: str | None
+
+
+class Machine(TypedDict):
+    """The machine that the run was made on."""
+
+    cpu: str
+    cores: int
+    memory_gib: float
+    device: str
+    precision: str
+
+
+class Facts(TypedDict):
+    """Everything that a report shows."""
+
+    title: str
+    created: str  # ISO 8601
+    skillgraft_version: str
+    recipe_path: str
+    recipe_yaml: str  # resolved
+    command: str  # that makes the run again
+    machine: Machine
+    versions: dict[str, str]
+    evaluations: list[Evaluation]
+    training: list[Training]
+    stages: list[Stage]
+    skills: list[Skill]

@@ -1,0 +1,106 @@
+"""From a run's stage records to the facts of its report. Loads no torch."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from skillgraft import config
+from skillgraft.checkpoint.provenance import software_versions
+from skillgraft.planning import PlannedStage
+
+
+def gather(
+    recipe: config.Recipe, recipe_file: Path, resolved: str, stages: list[PlannedStage], reused: set[str]
+) -> dict[str, Any]:
+    """Return the facts of a finished run (see `report.facts.Facts`); `reused` names the stages that did not run."""
+    records = {stage.name: stage.record() for stage in stages}
+    versions = software_versions()
+    return {
+        "title": recipe.title or recipe.name,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "skillgraft_version": versions["skillgraft"],
+        "recipe_path": str(recipe_file),
+        "recipe_yaml": resolved,
+        "command": f"skillgraft run {shlex.quote(str(recipe_file))}",
+        "machine": machine(records),
+        "versions": versions,
+        "evaluations": [
+            _with_eval_seconds(json.loads((stage.directory / "evaluation.json").read_text()))
+            for stage in stages
+            if stage.stage.kind == "eval"
+        ],
+        "training": [
+            _training(stage.name, records[stage.name]) for stage in stages if "curve" in records[stage.name]["facts"]
+        ],
+        "stages": [
+            {
+                "name": stage.name,
+                "kind": stage.stage.kind,
+                "seconds": records[stage.name]["seconds"],
+                "cached": stage.name in reused,
+                "key": stage.key[:12],
+                "directory": str(stage.directory),
+            }
+            for stage in stages
+        ],
+        "skills": [_skill(stage, records[stage.name]) for stage in stages if stage.stage.kind == "inject"],
+    }
+
+
+def machine(records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what this machine is; the precision is the one that a stage recorded when it ran."""
+    precision = next((r["facts"]["precision"] for r in records.values() if "precision" in r["facts"]), "")
+    device, _, arithmetic = precision.partition(", ")
+    return {
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count() or 1,
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "device": device or "cpu",
+        "precision": arithmetic,
+    }
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    for line in info.read_text().splitlines() if info.exists() else []:
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _with_eval_seconds(evaluation: dict[str, Any]) -> dict[str, Any]:
+    for row in evaluation["rows"]:
+        row["cost"]["eval_seconds"] = row["seconds"]
+    return evaluation
+
+
+def _training(name: str, record: Mapping[str, Any]) -> dict[str, Any]:
+    facts = record["facts"]
+    kept = {"stage": name, "kind": record["kind"], "seconds": record["seconds"]}
+    return {**kept, **{key: facts[key] for key in ("tokens", "curve", "headline")}}
+
+
+def _skill(stage: PlannedStage, record: Mapping[str, Any]) -> dict[str, Any]:
+    directory = stage.inputs[stage.stage.skill]
+    manifest = json.loads((directory / "skill.json").read_text())
+    tensors = manifest["tensors"].values()
+    ranks = {t["rank"] for t in tensors if t.get("rank")}
+    facts = record["facts"]
+    return {
+        "stage": f"{stage.name} ← {directory.name if stage.stage.skill not in record['inputs'] else stage.stage.skill}",
+        "form": "lowrank" if ranks else "dense",
+        "rank": max(ranks) if ranks else None,
+        "size_bytes": (directory / "skill.safetensors").stat().st_size,
+        "norm": sum(t["norm"] ** 2 for t in tensors) ** 0.5,
+        "scale": facts["scale"],
+        "survived_rounding": facts.get("survived"),
+        "base": manifest["base"].get("id") or manifest["base"]["fingerprint"],
+        "domain": manifest.get("domain"),
+    }

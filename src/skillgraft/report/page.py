@@ -1,0 +1,150 @@
+"""Facts to one HTML page that needs nothing else, and both files on disk.
+
+The templates are filled with autoescaping on, and data reaches no script and no style: only text and attributes. The
+page's content security policy allows its own script and style by their hashes and nothing else, so that even markup
+that slipped through could neither run nor load anything.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from skillgraft.errors import StorageError
+from skillgraft.report import formatting
+from skillgraft.report.answers import examples_view
+from skillgraft.report.charts import CHART_BOTTOM, CHART_HEIGHT, CHART_LEFT, CHART_RIGHT, CHART_TOP, CHART_WIDTH
+from skillgraft.report.curves import training_view
+from skillgraft.report.facts import Evaluation, Facts, Stage
+from skillgraft.report.tables import difference_groups, score_table_view
+from skillgraft.report.visible import visible_tree
+from skillgraft.report.wording import headline_parts, retention_remark
+
+EXAMPLES_BYTES = 1_500_000  # of HTML for all examples: keeps the page under 3 MB
+TEMPLATES = Path(__file__).parent
+
+
+def render(facts: Mapping[str, Any]) -> str:
+    """Return the page of `facts` (see `facts.Facts`); lists that are empty or absent leave their section out."""
+    return _environment().get_template("page.html.j2").render(**_page_view(visible_tree(facts)))
+
+
+def write_report(facts: Mapping[str, Any], directory: Path) -> Path:
+    """Write `report.json` and `report.html` into `directory` and return the page's path.
+
+    Both replace what a former report left, each in one step, and only once both are complete. Raises `StorageError`
+    where a file cannot be written.
+    """
+    texts = {
+        "report.json": json.dumps(_strict_json(facts), indent=2, allow_nan=False) + "\n",
+        "report.html": render(facts),
+    }
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        _replace_together(directory, texts)
+    except OSError as error:
+        raise StorageError(f"cannot write the report to {directory}: {error}; free space or choose another") from error
+    return directory / "report.html"
+
+
+def _page_view(facts: Facts) -> dict[str, Any]:
+    evaluations = [item for item in facts.get("evaluations", []) if item["rows"]]
+    stages = facts.get("stages", [])
+    style, script = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    return {
+        **{name: facts.get(name, "") for name in ("title", "created", "skillgraft_version", "command", "recipe_path")},
+        "recipe_yaml": facts.get("recipe_yaml", ""),
+        "machine": facts.get("machine", {}),
+        "versions": facts.get("versions", {}),
+        "evaluations": [_evaluation_view(item, EXAMPLES_BYTES // len(evaluations)) for item in evaluations],
+        "training": [training_view(item) for item in facts.get("training", [])],
+        "skills": facts.get("skills", []),
+        "timeline": _timeline(stages),
+        "total_seconds": sum(formatting.finite(stage["seconds"]) or 0 for stage in stages),
+        "style": Markup(style),
+        "script": Markup(script),
+        "policy": _policy(style, script),
+    }
+
+
+def _evaluation_view(evaluation: Evaluation, examples_bytes: int) -> dict[str, Any]:
+    return {
+        "stage": evaluation["stage"],
+        "questions": evaluation["questions"],
+        "documents": evaluation["documents"],
+        "headline": headline_parts(evaluation),
+        "scores": score_table_view(evaluation),
+        "differences": difference_groups(evaluation),
+        "retention": retention_remark(evaluation),
+        "examples": examples_view(evaluation, examples_bytes),
+    }
+
+
+def _timeline(stages: list[Stage]) -> list[dict[str, Any]]:
+    seconds = [formatting.finite(stage["seconds"]) or 0.0 for stage in stages]
+    longest = max([*seconds, 0.0]) or 1.0
+    return [
+        {**stage, "width": max(0.5, round(100 * spent / longest, 1))}
+        for stage, spent in zip(stages, seconds, strict=True)
+    ]
+
+
+def _policy(style: str, script: str) -> str:
+    def digest(text: str) -> str:
+        return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+    sources = f"style-src {digest(style)}; script-src {digest(script)}"
+    return f"default-src 'none'; {sources}; base-uri 'none'; form-action 'none'"
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    names = ("count", "duration", "moment", "one_decimal", "percent", "significant", "size")
+    environment.filters.update({name: getattr(formatting, name) for name in names})
+    environment.globals["chart_box"] = {
+        "width": CHART_WIDTH,
+        "height": CHART_HEIGHT,
+        "left": CHART_LEFT,
+        "right": CHART_WIDTH - CHART_RIGHT,
+        "top": CHART_TOP,
+        "bottom": CHART_HEIGHT - CHART_BOTTOM,
+    }
+    return environment
+
+
+def _strict_json(value: Any) -> Any:
+    """Return `value` with null for numbers that are not finite, which JSON cannot hold."""
+    if isinstance(value, Mapping):
+        return {str(name): _strict_json(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict_json(item) for item in value]
+    return formatting.finite(value) if isinstance(value, float) else value
+
+
+def _replace_together(directory: Path, texts: Mapping[str, str]) -> None:
+    temporary = {name: directory / f".{name}.{os.getpid()}.tmp" for name in texts}
+    try:
+        for name, text in texts.items():
+            with temporary[name].open("w", encoding="utf-8", newline="\n") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+        for name, path in temporary.items():
+            os.replace(path, directory / name)
+    finally:
+        for path in temporary.values():
+            path.unlink(missing_ok=True)

@@ -1,0 +1,108 @@
+"""The score table and the table of paired differences as the templates need them: text and coordinates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from skillgraft.report.charts import Axis, axis, dot
+from skillgraft.report.facts import Comparison, Evaluation, Interval, ScoreRow
+from skillgraft.report.formatting import count, duration, finite, one_decimal, operations, score, signed
+from skillgraft.report.wording import VERDICTS, compared_pair, metric_name, metric_order, verdict
+
+GROUPS = {"Models": ("base", "sft", "grafted", "other"), "Controls": ("control",)}
+
+
+def score_table_view(evaluation: Evaluation) -> dict[str, Any]:
+    """Return the columns and the grouped rows of a score table; each column's drawings share one axis."""
+    rows = evaluation["rows"]
+    metrics = metric_order({metric for row in rows for metric in row["scores"]})
+    columns = [(metric_name(metric), [row["scores"].get(metric) for row in rows]) for metric in metrics]
+    if any(row["retention"] for row in rows):
+        columns.append(("retention", [row["retention"] for row in rows]))
+    axes = [axis(_ends(intervals)) for _, intervals in columns]
+    sft, _ = compared_pair(evaluation)
+    anchor = rows.index(sft) if sft else None
+    shown = [
+        {
+            **_row_view(row),
+            "cells": [
+                _cell(on, intervals[at], None if anchor is None else intervals[anchor])
+                for on, (_, intervals) in zip(axes, columns, strict=True)
+            ],
+        }
+        for at, row in enumerate(rows)
+    ]
+    in_group = {name: [row for row in shown if (row["role"] in roles)] for name, roles in GROUPS.items()}
+    known = {role for roles in GROUPS.values() for role in roles}
+    in_group["Models"] += [row for row in shown if row["role"] not in known]
+    return {
+        "columns": [
+            {"name": name, "low": on.labels[0], "high": on.labels[-1]}
+            for on, (name, _) in zip(axes, columns, strict=True)
+        ],
+        "groups": [{"name": name, "rows": group} for name, group in in_group.items() if group],
+        "reference": sft["label"] if sft else "",
+    }
+
+
+def difference_groups(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """Return the paired differences by metric, all drawn on one axis that has zero."""
+    comparisons = evaluation["comparisons"]
+    ends = [finite(item[end]) for item in comparisons for end in ("difference", "low", "high")]  # type: ignore[literal-required]
+    on = axis([value for value in ends if value is not None], with_zero=True)
+    return [
+        {
+            "name": metric_name(metric),
+            "low": on.labels[0],
+            "high": on.labels[-1],
+            "items": [_difference(on, item) for item in comparisons if item["metric"] == metric],
+        }
+        for metric in metric_order({item["metric"] for item in comparisons})
+    ]
+
+
+def _row_view(row: ScoreRow) -> dict[str, Any]:
+    cost = row["cost"] or {}
+    seconds = cost.get("eval_seconds")
+    return {
+        "label": row["label"],
+        "model": row["model"],
+        "role": row["role"],
+        "note": row["note"],
+        "words": one_decimal(row["answer_words"]),
+        "train_seconds": duration(cost.get("train_seconds") or None),
+        "train_flops": operations(cost.get("train_flops")),
+        "eval_seconds": duration(row["seconds"] if seconds is None else seconds),
+    }
+
+
+def _cell(on: Axis, interval: Interval | None, reference: Interval | None) -> dict[str, Any] | None:
+    if interval is None:
+        return None
+    low, high = score(interval["low"]), score(interval["high"])
+    return {
+        "mean": score(interval["mean"]),
+        "interval": f"{low}–{high}" if finite(interval["low"]) is not None else "",
+        "n": count(interval["n"]),
+        "dot": dot(on, interval["mean"], interval["low"], interval["high"], reference["mean"] if reference else None),
+    }
+
+
+def _difference(on: Axis, item: Comparison) -> dict[str, Any]:
+    kind = verdict(item)
+    kept = item.get("kept")
+    return {
+        "row": item["row"],
+        "against": item["against"],
+        "difference": signed(item["difference"]),
+        "interval": f"{signed(item['low'])} to {signed(item['high'])}" if kind != "unknown" else "–",
+        "kind": kind,
+        "verdict": VERDICTS[kind],
+        "kept": None if kept is None else "kept" if kept else "not kept",
+        "dot": dot(on, item["difference"], item["low"], item["high"], 0.0),
+    }
+
+
+def _ends(intervals: list[Interval | None]) -> list[float]:
+    values = [finite(interval[end]) for interval in intervals if interval for end in ("mean", "low", "high")]  # type: ignore[literal-required]
+    return [value for value in values if value is not None]

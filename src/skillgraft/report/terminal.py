@@ -1,0 +1,53 @@
+"""The score table and the headline of an evaluation for a terminal of 100 columns."""
+
+from __future__ import annotations
+
+from rich.table import Table
+from rich.text import Text
+
+from skillgraft.report.facts import Evaluation, Interval, ScoreRow
+from skillgraft.report.formatting import MISSING, finite, one_decimal, score
+from skillgraft.report.visible import visible_line, visible_tree
+from skillgraft.report.wording import headline
+
+__all__ = ["headline", "score_table"]
+
+ROLE_STYLES = {"grafted": "bold", "control": "dim"}
+
+
+def score_table(evaluation: Evaluation) -> Table:
+    """Return the rows of an evaluation with 95% intervals, the controls last; it fits 100 columns."""
+    shown: Evaluation = visible_tree(evaluation)
+    scope = f"{shown['questions']:,} questions from {shown['documents']:,} documents"
+    table = Table(title=Text(f"{visible_line(shown['stage'], 40)}: {scope}, 95% intervals"), title_justify="left")
+    table.add_column("Model", min_width=16, overflow="fold")
+    for name in ("F1", "Containment", "EM", "Retention", "Words"):
+        table.add_column(name, justify="right", no_wrap=True)
+    rows = sorted(shown["rows"], key=lambda row: row["role"] == "control")
+    for row, following in zip(rows, [*rows[1:], None], strict=True):
+        starts_controls = following is not None and following["role"] == "control" != row["role"]
+        table.add_row(*_cells(row), style=ROLE_STYLES.get(row["role"]), end_section=starts_controls)
+    return table
+
+
+def _cells(row: ScoreRow) -> list[Text]:
+    scores = row["scores"]
+    texts = [
+        visible_line(row["label"], 120),
+        _with_interval(scores.get("f1")),
+        _with_interval(scores.get("containment")),
+        _mean(scores.get("exact_match")),
+        _mean(row["retention"]),
+        one_decimal(row["answer_words"]),
+    ]
+    return [Text(text) for text in texts]
+
+
+def _mean(interval: Interval | None) -> str:
+    return score(interval["mean"]) if interval else MISSING
+
+
+def _with_interval(interval: Interval | None) -> str:
+    if interval is None or finite(interval["low"]) is None or finite(interval["high"]) is None:
+        return _mean(interval)
+    return f"{_mean(interval)} ({score(interval['low'])}–{score(interval['high'])})"

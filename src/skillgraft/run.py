@@ -1,0 +1,240 @@
+"""THE MAIN PATH: recipe -> plan -> stages -> manifest -> report.
+
+    1. read and check the recipe            config.load_recipe
+    2. find the base model                  checkpoint.default_model.resolve_base
+    3. plan: hash every stage               planning.plan
+    4. run what is not finished, in order   stages.STAGES
+    5. write run.json, report.json and report.html
+
+A finished stage lies under `<runs>/stages/<kind>-<hash>` and is never run again. An unfinished one works in
+`<hash>.work` beside it, from which the next run goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import yaml
+
+from skillgraft import config
+from skillgraft.checkpoint.default_model import resolve_base
+from skillgraft.errors import SkillgraftError, StorageError
+from skillgraft.labels import describe_models
+from skillgraft.planning import RECORD, PlannedStage, plan
+
+
+class Watcher(Protocol):
+    """Who is told how the run goes: the terminal's stage list, or plain lines."""
+
+    def say(self, message: str) -> None:
+        """Show one line that belongs to no stage."""
+
+    def started(self, stage: PlannedStage) -> None:
+        """Show that a stage begins or goes on."""
+
+    def moved(self, stage: PlannedStage, step: int, steps: int, metrics: Mapping[str, float]) -> None:
+        """Show a stage's progress and its latest metrics."""
+
+    def finished(self, stage: PlannedStage, seconds: float, cached: bool) -> None:
+        """Show that a stage is done."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its directory, the stages' directories by name, the evaluations, the report's path."""
+
+    directory: Path
+    stages: dict[str, Path]
+    evaluations: list[dict[str, Any]]
+    report: Path
+    cached: bool
+
+
+def prepare(
+    recipe_file: Path, overrides: Iterable[str], runs: Path, say: Callable[[str], None]
+) -> tuple[config.Recipe, Path, list[PlannedStage]]:
+    """Return the checked recipe, the base's directory and the plan: steps 1 to 3, which run nothing."""
+    recipe = config.load_recipe(recipe_file, overrides)
+    base = resolve_base(recipe.base, say)
+    return recipe, base, plan(recipe, base, runs.resolve() / "stages")
+
+
+def run(
+    recipe_file: str | Path,
+    *,
+    overrides: Iterable[str] = (),
+    runs: str | Path = "runs",
+    watcher: Watcher | None = None,
+    checkpoint_seconds: float = 300.0,
+) -> Run:
+    """Run the recipe in `recipe_file`, skipping what is finished, and return what it made.
+
+    `overrides` are strings such as `stages.grafted.scale=0.5`. Trainer checkpoints are written every
+    `checkpoint_seconds`, so that a killed run loses at most about so much.
+
+    Raises:
+        SkillgraftError: something in the recipe, the data or the machine; finished stages are kept.
+    """
+    watcher = watcher or Silent()
+    recipe, _, stages = prepare(Path(recipe_file), overrides, Path(runs), watcher.say)
+    check_trainers(recipe, stages)
+    reused = {stage.name for stage in stages if stage.cached}
+    for stage in stages:
+        if stage.cached:
+            watcher.finished(stage, stage.record()["seconds"], cached=True)
+            continue
+        watcher.started(stage)
+        record = run_stage(recipe, stages, stage, watcher, checkpoint_seconds)
+        watcher.finished(stage, record["seconds"], cached=False)
+    return _close(recipe, Path(recipe_file), Path(runs), stages, reused)
+
+
+def run_stage(
+    recipe: config.Recipe,
+    stages: list[PlannedStage],
+    planned: PlannedStage,
+    watcher: Watcher,
+    checkpoint_seconds: float,
+) -> dict[str, Any]:
+    """Run one stage in its working folder, then move the result to its address in one rename; return its record."""
+    from skillgraft.stages import STAGES, Context
+
+    with _locked(planned):
+        if planned.cached:  # another run finished it while this one waited for the plan
+            return planned.record()
+        out = planned.work / "output"
+        shutil.rmtree(out, ignore_errors=True)
+        began = time.monotonic()
+        clock = planned.work / "seconds"
+        before = float(clock.read_text()) if clock.is_file() else 0.0
+        context = Context(
+            name=planned.name,
+            inputs=planned.inputs,
+            out=out,
+            work=planned.work,
+            seed=recipe.seed,
+            recipe=recipe.name,
+            progress=lambda step, steps, metrics: watcher.moved(planned, step, steps, metrics),
+            checkpoint_seconds=checkpoint_seconds,
+            about=describe_models(stages, planned) if planned.stage.kind == "eval" else {},
+        )
+        try:
+            facts = STAGES[planned.stage.kind](planned.stage, context)
+        except OSError as error:
+            shutil.rmtree(out, ignore_errors=True)
+            raise _disk_error(error, planned) from error
+        except BaseException:
+            shutil.rmtree(out, ignore_errors=True)
+            raise
+        finally:
+            with contextlib.suppress(OSError):
+                clock.write_text(str(before + time.monotonic() - began))
+        record = {
+            "name": planned.name,
+            "kind": planned.stage.kind,
+            "key": planned.key,
+            "settings": json.loads(planned.stage.model_dump_json(by_alias=True)),
+            "inputs": {reference: str(path) for reference, path in planned.inputs.items()},
+            "seconds": before + time.monotonic() - began,
+            "facts": facts,
+        }
+        (out / RECORD).write_text(json.dumps(record, indent=1))
+        out.rename(planned.directory)
+        shutil.rmtree(planned.work, ignore_errors=True)
+        return record
+
+
+def check_trainers(recipe: config.Recipe, stages: list[PlannedStage]) -> None:
+    """Raise for an unknown key in any `trainer:`, `lora:` or `reward:` before the first stage runs."""
+    waiting = [stage for stage in stages if not stage.cached and stage.stage.kind in {"sft", "rl"}]
+    if not waiting:
+        return
+    from skillgraft.train.check import check_stage
+
+    for planned in waiting:
+        try:
+            check_stage(planned.stage)
+        except SkillgraftError as error:
+            raise type(error)(f"stages.{planned.name}: {error}") from error
+
+
+@contextlib.contextmanager
+def _locked(planned: PlannedStage) -> Iterator[None]:
+    """Hold the stage's working folder for this process alone; the lock goes with the process, however it ends."""
+    try:
+        planned.work.mkdir(parents=True, exist_ok=True)
+        lock = planned.directory.with_name(planned.directory.name + ".lock").open("w")
+    except OSError as error:
+        raise _disk_error(error, planned) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise SkillgraftError(
+                f"stages.{planned.name}: another run is working on it in {planned.work}; wait for it or stop it"
+            ) from error
+        yield
+        Path(lock.name).unlink(missing_ok=True)
+
+
+def _disk_error(error: OSError, planned: PlannedStage) -> Exception:
+    import errno
+
+    if isinstance(error, SkillgraftError):
+        return error
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return StorageError(
+            f"stages.{planned.name}: the disk with {planned.work.parent} is full; free some space and run again, "
+            "it goes on from the last checkpoint"
+        )
+    if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
+        return StorageError(f"stages.{planned.name}: {error.filename or planned.work} cannot be written; choose --runs")
+    return error
+
+
+def _close(recipe: config.Recipe, recipe_file: Path, runs: Path, stages: list[PlannedStage], reused: set[str]) -> Run:
+    """Write the run's directory: resolved recipe, manifest, links to the stages, report."""
+    from skillgraft.report import write_report
+    from skillgraft.report.gather import gather
+
+    directory = runs.resolve() / recipe.name
+    directory.mkdir(parents=True, exist_ok=True)
+    resolved = yaml.safe_dump(
+        json.loads(recipe.model_dump_json(by_alias=True, exclude_defaults=True)), sort_keys=False, allow_unicode=True
+    )
+    (directory / "recipe.yaml").write_text(resolved)
+    for stage in stages:
+        link = directory / stage.name
+        if link.is_symlink():
+            link.unlink()
+        if not link.exists():
+            link.symlink_to(stage.directory, target_is_directory=True)
+    facts = gather(recipe, recipe_file, resolved, stages, reused)
+    (directory / "run.json").write_text(json.dumps({k: v for k, v in facts.items() if k != "evaluations"}, indent=1))
+    report = write_report(facts, directory)
+    everything = {stage.name: stage.directory for stage in stages}
+    return Run(directory, everything, facts["evaluations"], report, len(reused) == len(stages))
+
+
+class Silent:
+    """The watcher of the Python API: shows nothing."""
+
+    def say(self, message: str) -> None:
+        """Show nothing."""
+
+    def started(self, stage: PlannedStage) -> None:
+        """Show nothing."""
+
+    def moved(self, stage: PlannedStage, step: int, steps: int, metrics: Mapping[str, float]) -> None:
+        """Show nothing."""
+
+    def finished(self, stage: PlannedStage, seconds: float, cached: bool) -> None:
+        """Show nothing."""

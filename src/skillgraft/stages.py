@@ -1,0 +1,209 @@
+"""One function per kind of stage: (settings, context) -> facts, writing its result into `context.out`.
+
+A stage sees its settings, the directories it refers to and a random seed, nothing else, so that it can run in another
+process or on another machine. It makes `context.out` itself.
+Heavy libraries are imported when a stage runs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from skillgraft import config
+from skillgraft.checkpoint.fingerprint import fingerprint_checkpoint
+from skillgraft.checkpoint.provenance import base_of, write_provenance
+from skillgraft.domains.knowledge import read_documents, read_questions
+
+Progress = Callable[[int, int, Mapping[str, float]], None]
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where a stage reads and writes. `inputs` maps each reference to its directory; `about` to what is known of it."""
+
+    name: str
+    inputs: Mapping[str, Path]
+    out: Path
+    work: Path
+    seed: int
+    recipe: str
+    progress: Progress = lambda step, steps, metrics: None
+    checkpoint_seconds: float = 300.0
+    about: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+def run_sft(stage: config.SftStage, context: Context) -> dict[str, Any]:
+    """Fine-tune on documents and, if given, on questions with their answers."""
+    from skillgraft.train.precision import describe
+    from skillgraft.train.sft import train_sft
+
+    context.out.mkdir()
+    start = context.inputs[stage.from_]
+    documents = read_documents(stage.documents, stage.limit_documents) if stage.documents else []
+    questions = read_questions(stage.questions) if stage.questions else []
+    trained = train_sft(
+        start,
+        context.out,
+        context.work,
+        documents=documents,
+        questions=questions,
+        shuffle_answers=stage.answers == "shuffled",
+        trainer=stage.trainer,
+        lora=stage.lora,
+        seed=context.seed,
+        checkpoint_seconds=context.checkpoint_seconds,
+        progress=context.progress,
+    )
+    _record_origin(stage.kind, start, context, stage)
+    keep = ("step", "loss", "learning_rate", "mean_token_accuracy")
+    curve = [{key: point[key] for key in keep if key in point} for point in trained.curve if "loss" in point]
+    return {
+        "documents": len(documents),
+        "questions": len(questions),
+        "tokens": trained.tokens,
+        "flops": trained.flops,
+        "precision": describe(),
+        "curve": curve,
+        "headline": ["loss"],
+    }
+
+
+def run_rl(stage: config.RlStage, context: Context) -> dict[str, Any]:
+    """Train with GRPO on closed-book questions."""
+    from skillgraft.train.precision import describe
+    from skillgraft.train.rl import train_rl
+
+    context.out.mkdir()
+    start = context.inputs[stage.from_]
+    questions = read_questions(stage.questions)
+    trained = train_rl(
+        start,
+        context.out,
+        context.work,
+        questions=questions,
+        reward=stage.reward,
+        trainer=stage.trainer,
+        lora=stage.lora,
+        seed=context.seed,
+        checkpoint_seconds=context.checkpoint_seconds,
+        progress=context.progress,
+    )
+    _record_origin(stage.kind, start, context, stage)
+    return {
+        "questions": len(questions),
+        "tokens": trained.tokens,
+        "flops": trained.flops,
+        "precision": describe(),
+        "curve": trained.curve,
+        "headline": ["reward", "share_without_variance", "completion_tokens"],
+    }
+
+
+def _record_origin(kind: str, start: Path, context: Context, stage: Any) -> None:
+    """Write into the new checkpoint which base it comes from, so that a skill for another base is refused later."""
+    fingerprint = fingerprint_checkpoint(start)
+    write_provenance(
+        context.out,
+        kind=kind,
+        base=base_of(start) or {"id": None, "fingerprint": fingerprint},
+        made_by=json.loads(stage.model_dump_json(by_alias=True)),
+        inputs={"from": fingerprint},
+    )
+
+
+def run_extract(stage: config.ExtractStage, context: Context) -> dict[str, Any]:
+    """Keep v = θ_RL − θ_SFT as an artefact."""
+    from skillgraft.arithmetic import extract
+
+    skill = extract(
+        context.inputs[stage.rl],
+        context.inputs[stage.sft],
+        context.out,
+        dtype=stage.dtype,
+        domain=stage.domain,
+        recipe=context.recipe,
+        seed=context.seed,
+        licence=stage.licence,
+    )
+    return _skill_facts(skill, context.out)
+
+
+def run_random_vector(stage: config.RandomVectorStage, context: Context) -> dict[str, Any]:
+    """Make the control vector with the skill's norms."""
+    from skillgraft.arithmetic import random_vector
+
+    seed = context.seed if stage.seed is None else stage.seed
+    return _skill_facts(random_vector(context.inputs[stage.skill], context.out, seed), context.out)
+
+
+def _skill_facts(skill: Any, directory: Path) -> dict[str, Any]:
+    size = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
+    norm = sum(skill.norm(name) ** 2 for name in skill.names) ** 0.5
+    return {"form": skill.form, "size_bytes": size, "norm": norm, "tensors": len(skill.names)}
+
+
+def run_inject(stage: config.InjectStage, context: Context) -> dict[str, Any]:
+    """Write θ_target + λ·v."""
+    from skillgraft.arithmetic import inject
+
+    report = inject(
+        context.inputs[stage.target],
+        context.inputs[stage.skill],
+        context.out,
+        scale=stage.scale,
+    )
+    return {"scale": stage.scale, **{k: v for k, v in report.items() if k != "tensors"}}
+
+
+def run_eval(stage: config.EvalStage, context: Context) -> dict[str, Any]:
+    """Score every model on the same questions; a model that was scored before a kill is not scored again."""
+    from skillgraft.evals import table
+    from skillgraft.evals.answers import evaluate_checkpoint
+
+    documents = read_documents(stage.documents, stage.limit_documents) if stage.documents else []
+    questions = read_questions(stage.questions, documents or None)
+    raws: dict[str, dict[str, Any]] = {}
+    for number, model in enumerate(stage.models):
+        kept = context.work / f"answers-{number}.json"
+        if not kept.exists():
+            raw = evaluate_checkpoint(
+                context.inputs[model],
+                questions,
+                max_new_tokens=stage.max_new_tokens,
+                batch_size=stage.batch_size,
+                retention=stage.retention,
+                progress=lambda done, of, n=number: context.progress(n * of + done, len(stage.models) * of, {}),  # type: ignore[misc]
+            )
+            part = kept.with_suffix(".part")
+            part.write_text(json.dumps(raw))
+            part.rename(kept)
+        raws[model] = json.loads(kept.read_text())
+    about = {model: {"model": model, **context.about[model]} for model in stage.models}
+    labels = {model: about[model]["label"] for model in stage.models}
+    pairs = table.pairs_to_compare({model: about[model]["role"] for model in stage.models}, stage.baseline)
+    evaluation = {
+        "stage": context.name,
+        "questions": len(questions),
+        "documents": len({question.document for question in questions}),
+        "rows": [table.build_row(raws[model], questions, about[model]) for model in stage.models],
+        "comparisons": table.differences(raws, labels, pairs, questions),
+        "examples": table.examples(raws, labels, questions, {d.id: d for d in documents}),
+    }
+    context.out.mkdir()
+    (context.out / "evaluation.json").write_text(json.dumps(evaluation, indent=1, ensure_ascii=False))
+    (context.out / "answers.json").write_text(json.dumps(raws, indent=1, ensure_ascii=False))
+    return {"flops": sum(raw["flops"] for raw in raws.values())}
+
+
+STAGES: dict[str, Callable[[Any, Context], dict[str, Any]]] = {
+    "sft": run_sft,
+    "rl": run_rl,
+    "extract": run_extract,
+    "random_vector": run_random_vector,
+    "inject": run_inject,
+    "eval": run_eval,
+}

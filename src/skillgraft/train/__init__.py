@@ -1,0 +1,1 @@
+"""One function per training stage, on Transformers, TRL and PEFT."""

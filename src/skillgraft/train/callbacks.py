@@ -1,0 +1,115 @@
+"""Trainer callbacks: a log that survives a kill, checkpoints that are known to be whole, a clean stop on Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+Progress = Callable[[int, int, dict[str, float]], None]
+"""Called with (step, all steps, latest metrics) after each logged step."""
+
+_WHOLE = "skillgraft-whole"
+"""Written into a trainer checkpoint after the trainer has finished it: one without was cut off by a kill."""
+
+
+class KeepAlive(TrainerCallback):
+    """Logs every step to `log.jsonl`, saves every `checkpoint_seconds`, stops after a checkpoint on Ctrl-C."""
+
+    def __init__(self, workdir: Path, checkpoint_seconds: float, progress: Progress | None) -> None:
+        self.log_file = workdir / "log.jsonl"
+        self.checkpoint_seconds = checkpoint_seconds
+        self.progress = progress
+        self.last_save = time.monotonic()
+        self.interrupted = False
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any
+    ) -> None:
+        """Append one line of metrics; a resumed run overwrites nothing, and `read_log` keeps the last line per step."""
+        record = {"step": state.global_step, "time": time.time(), **{k: v for k, v in logs.items() if _is_number(v)}}
+        with self.log_file.open("a") as out:
+            out.write(json.dumps(record) + "\n")
+        if self.progress:
+            self.progress(state.global_step, state.max_steps, record)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        """Ask for a checkpoint when it is time, and for a stop when Ctrl-C was pressed."""
+        finished = state.global_step >= state.max_steps
+        due = time.monotonic() - self.last_save >= self.checkpoint_seconds and not finished
+        if due or self.interrupted:
+            control.should_save = True
+            self.last_save = time.monotonic()
+        if self.interrupted:
+            control.should_training_stop = True
+        return control
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Mark the checkpoint as whole, and only then drop the older ones."""
+        newest = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        (newest / _WHOLE).touch()
+        os.sync()
+        for old in Path(args.output_dir).glob("checkpoint-*"):
+            if old != newest:
+                shutil.rmtree(old, ignore_errors=True)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float)
+
+
+def newest_checkpoint(workdir: Path) -> Path | None:
+    """Return the newest whole trainer checkpoint under `workdir`, removing those that a kill cut off."""
+    whole = []
+    for folder in workdir.glob("checkpoint-*"):
+        if (folder / _WHOLE).exists():
+            whole.append(folder)
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+    return max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
+
+
+def read_log(workdir: Path) -> list[dict[str, float]]:
+    """Return the logged steps in order, the last record of a step winning, a torn last line left out."""
+    file = workdir / "log.jsonl"
+    steps: dict[int, dict[str, float]] = {}
+    for line in file.read_text().splitlines() if file.exists() else []:
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        steps[record["step"]] = {**steps.get(record["step"], {}), **record}
+    return [steps[step] for step in sorted(steps)]
+
+
+@contextmanager
+def stop_on_interrupt(keeper: KeepAlive) -> Iterator[None]:
+    """Turn the first Ctrl-C into a checkpoint and a stop after the current step; a second one stops at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        if keeper.interrupted:
+            raise KeyboardInterrupt
+        keeper.interrupted = True
+
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if keeper.interrupted:
+        raise KeyboardInterrupt
