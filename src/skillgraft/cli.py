@@ -163,10 +163,9 @@ def inject(
     for remark in report.get("remarks", []):
         out_console.print(f"[yellow]remark[/] {remark}", soft_wrap=True)
     out_console.print(f"{out}: λ = {scale:g}", soft_wrap=True)
-    survived = report.get("survived")
-    if survived is not None:
-        worst = report.get("worst_tensor")
-        out_console.print(f"skill survived rounding: {survived:.1%} (worst tensor {worst})", soft_wrap=True)
+    worst = f"{report['worst']['name']}: {report['worst']['survived_rounding']:.1%}"
+    survived = f"skill survived rounding: {report['survived_rounding']:.1%} (worst tensor {worst})"
+    out_console.print(survived, soft_wrap=True, highlight=False)
 
 
 @app.command(name="eval", epilog="Example: skillgraft eval base-dir sft-dir grafted-dir --questions q.jsonl")

@@ -152,7 +152,7 @@ def load_recipe(file: Path, overrides: Iterable[str] = ()) -> Recipe:
     recipe = parse_recipe(data, str(file))
     recipe = _absolute_paths(recipe, file.resolve().parent)
     order(recipe)
-    _check_evaluations(recipe)
+    _check_stages(recipe)
     return recipe
 
 
@@ -243,9 +243,11 @@ def references(stage: _Strict) -> list[tuple[str, str]]:
     return found
 
 
-def _check_evaluations(recipe: Recipe) -> None:
-    """Raise for an eval stage that names as `baseline` or in `labels` what is none of its models, or one twice."""
+def _check_stages(recipe: Recipe) -> None:
+    """Raise for an sft stage without data, and an eval stage whose `baseline` or `labels` name none of its models."""
     for name, stage in recipe.stages.items():
+        if isinstance(stage, SftStage) and stage.documents is None and stage.questions is None:
+            raise RecipeError(f"stages.{name}: neither documents nor questions are given; sft needs one of them")
         if not isinstance(stage, EvalStage):
             continue
         for field, named in (("baseline", [stage.baseline] if stage.baseline else []), ("labels", list(stage.labels))):

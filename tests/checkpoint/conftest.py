@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 
 from tests.tiny import tiny_checkpoint
@@ -17,6 +19,4 @@ def tiny(tmp_path_factory):
 @pytest.fixture
 def copied(tiny, tmp_path):
     """A copy that a test may damage."""
-    import shutil
-
     return shutil.copytree(tiny, tmp_path / "copied")

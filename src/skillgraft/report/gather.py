@@ -100,7 +100,7 @@ def _skill(stage: PlannedStage, record: Mapping[str, Any]) -> dict[str, Any]:
         "size_bytes": (directory / "skill.safetensors").stat().st_size,
         "norm": sum(t["norm"] ** 2 for t in tensors) ** 0.5,
         "scale": facts["scale"],
-        "survived_rounding": facts.get("survived"),
+        "survived_rounding": facts.get("survived_rounding"),
         "base": manifest["base"].get("id") or manifest["base"]["fingerprint"],
         "domain": manifest.get("domain"),
     }

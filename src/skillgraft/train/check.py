@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from trl import GRPOConfig, SFTConfig
+from pathlib import Path
 
 from skillgraft import config
-from skillgraft.domains.rewards import get_reward
-from skillgraft.train.common import check_trainer_keys
+from skillgraft.domains.rewards import DEFAULT_MIX, get_reward
 from skillgraft.train.lora import lora_config
+from skillgraft.train.rl import rl_arguments
+from skillgraft.train.sft import sft_arguments
 
 
 def check_stage(stage: config.SftStage | config.RlStage) -> None:
-    """Raise `RecipeError` for a key of `trainer:`, `lora:` or `reward:` that does not exist."""
-    check_trainer_keys(SFTConfig if stage.kind == "sft" else GRPOConfig, stage.trainer)
+    """Raise `RecipeError` for a key or value of `trainer:`, `lora:` or `reward:` that is refused; writes nothing."""
     if stage.lora is not None:
         lora_config(stage.lora)
     if isinstance(stage, config.RlStage):
-        for name in stage.reward or {}:
+        mix = stage.reward or DEFAULT_MIX
+        for name in mix:
             get_reward(name)
+        rl_arguments(mix, stage.trainer, stage.lora is not None, Path("unused"), 0)
+    else:
+        sft_arguments(stage.trainer, Path("unused"), 0)

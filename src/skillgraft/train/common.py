@@ -50,6 +50,7 @@ def trainer_arguments(
     Raises:
         RecipeError: a key that the trainer does not have, one that is `RESERVED`, or a value it refuses.
     """
+    quiet()
     check_trainer_keys(config, given)
     merged = {
         **{"logging_steps": 1, "report_to": "none", "disable_tqdm": True, "gradient_checkpointing": False},

@@ -72,12 +72,7 @@ def train_rl(
         raise TrainingError("rl: there is no question to train on")
     mix = dict(reward or DEFAULT_MIX)
     tokenizer = load_tokenizer(model_dir)
-    defaults = {**DEFAULTS, "learning_rate": LEARNING_RATE["full" if lora is None else "lora"]}
-    args = trainer_arguments(
-        GRPOConfig, {**defaults, "reward_weights": list(mix.values())}, trainer or {}, workdir, seed
-    )
-    if args.max_steps <= 0:
-        raise RecipeError("trainer: max_steps must be positive for rl; GRPO has no natural end")
+    args = rl_arguments(mix, trainer, lora is not None, workdir, seed)
     keeper = KeepAlive(workdir, checkpoint_seconds, progress)
     half = lora is not None and bf16_pays()
     model = load_model(model_dir, torch.bfloat16 if half else torch.float32)
@@ -100,6 +95,17 @@ def train_rl(
     log = read_log(workdir)
     tokens = int(log[-1].get("num_tokens", 0)) if log else 0
     return Trained(tokens, 8.0 * parameters * tokens, curve(log), parameters)
+
+
+def rl_arguments(
+    mix: Mapping[str, float], trainer: Mapping[str, Any] | None, lora: bool, workdir: Path, seed: int
+) -> GRPOConfig:
+    """Return TRL's config from a recipe's `trainer:` mapping over our defaults; `RecipeError` for what it refuses."""
+    ours = {"learning_rate": LEARNING_RATE["lora" if lora else "full"], "reward_weights": list(mix.values())}
+    args = trainer_arguments(GRPOConfig, {**DEFAULTS, **ours}, trainer or {}, workdir, seed)
+    if args.max_steps <= 0:
+        raise RecipeError(f"trainer: max_steps is {args.max_steps}, expected a positive number: GRPO has no natural end")
+    return args
 
 
 def curve(log: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:

@@ -71,7 +71,7 @@ def train_sft(
         TrainingError: no token would be trained, or the loss is not finite.
     """
     tokenizer = load_tokenizer(model_dir)
-    args = trainer_arguments(SFTConfig, DEFAULTS, trainer or {}, workdir, seed)
+    args = sft_arguments(trainer, workdir, seed)
     rows = _document_rows(tokenizer, documents, args.max_length)
     rows += _question_rows(tokenizer, questions, shuffle_answers, seed)
     _refuse_zero_tokens(tokenizer, rows)
@@ -100,6 +100,11 @@ def train_sft(
     seen = round(tokens * sft.state.num_train_epochs) if sft.state.num_train_epochs else tokens
     parameters = count_parameters(model)
     return Trained(seen, 6.0 * parameters * seen, read_log(workdir), parameters)
+
+
+def sft_arguments(trainer: Mapping[str, Any] | None, workdir: Path, seed: int) -> SFTConfig:
+    """Return TRL's config from a recipe's `trainer:` mapping over our defaults; `RecipeError` for what it refuses."""
+    return trainer_arguments(SFTConfig, DEFAULTS, trainer or {}, workdir, seed)
 
 
 def _document_rows(

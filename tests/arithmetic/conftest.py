@@ -1,0 +1,19 @@
+import pytest
+
+from tests.tiny import tiny_checkpoint, tiny_finetune
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("SKILLGRAFT_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory):
+    """Base, SFT, RL and target checkpoints that no test changes."""
+    folder = tmp_path_factory.mktemp("models")
+    tiny_checkpoint(folder / "base")
+    tiny_finetune(folder / "base", folder / "sft", seed=1)
+    tiny_finetune(folder / "sft", folder / "rl", seed=2, size=1e-4)
+    tiny_finetune(folder / "base", folder / "target", seed=3)
+    return folder

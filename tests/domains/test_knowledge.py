@@ -1,0 +1,90 @@
+import json
+
+import pytest
+
+from skillgraft.domains.knowledge import check_questions, read_documents, read_questions
+from skillgraft.errors import DataError, MissingPathError
+
+
+def write(path, *records):
+    path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in records))
+    return path
+
+
+DOCUMENT = {"id": "a", "title": "A", "text": "Alpha."}
+QUESTION = {"document": "a", "question": "What?", "answers": ["Alpha"]}
+
+
+def test_folder_of_files(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "one.md").write_text("# The title\n\nThe text.\n")
+    (tmp_path / "sub" / "second-file.txt").write_text("\ufeffJust text.")
+    (tmp_path / "ignored.png").write_bytes(b"\xff\xd8")
+    documents = read_documents(tmp_path)
+    assert [(d.id, d.title, d.text) for d in documents] == [
+        ("one", "The title", "The text."),
+        ("sub/second-file", "second file", "Just text."),
+    ]
+    assert documents[0].rendered() == "The title\n\nThe text."
+
+
+def test_jsonl_and_its_folder_are_the_same(tmp_path):
+    file = write(tmp_path / "documents.jsonl", DOCUMENT, {"id": "b", "text": "Beta."})
+    assert read_documents(file) == read_documents(tmp_path)
+    assert [d.id for d in read_documents(file, limit=1)] == ["a"]
+    assert read_documents(file)[1].rendered() == "Beta."
+
+
+def test_questions(tmp_path):
+    file = write(tmp_path / "questions.jsonl", QUESTION, {"document": "a", "question": "Who?", "answers": "one"})
+    assert [q.answers for q in read_questions(file)] == [("Alpha",), ("one",)]
+    assert read_questions(tmp_path) == read_questions(file)
+
+
+@pytest.mark.parametrize(
+    ("records", "message"),
+    [
+        ([DOCUMENT, DOCUMENT], "has the id 'a' twice"),
+        ([{"id": "a", "text": "  "}], "'a' in .* is empty"),
+        ([{"id": 3, "text": "x"}], "line 1: 'id' is 3, expected a string"),
+        (["{broken"], "line 1: not JSON"),
+        (["[1]"], "line 1: got a list"),
+        ([], "holds none"),
+    ],
+)
+def test_bad_documents(tmp_path, records, message):
+    with pytest.raises(DataError, match=message):
+        read_documents(write(tmp_path / "documents.jsonl", *records))
+
+
+def test_missing_empty_and_binary(tmp_path):
+    with pytest.raises(MissingPathError, match="nowhere does not exist"):
+        read_documents(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="holds none"):
+        read_documents(tmp_path)
+    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00broken")
+    with pytest.raises(DataError, match=r"binary.txt: not UTF-8"):
+        read_documents(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({**QUESTION, "answers": []}, "'answers' is"),
+        ({**QUESTION, "answers": ["", "x"]}, "'answers' is"),
+        ({**QUESTION, "question": " "}, "'question' is empty"),
+        ({"question": "What?", "answers": ["x"]}, "'document' is None"),
+    ],
+)
+def test_bad_questions(tmp_path, record, message):
+    with pytest.raises(DataError, match=message):
+        read_questions(write(tmp_path / "questions.jsonl", record))
+
+
+def test_questions_on_no_known_document(tmp_path):
+    documents = read_documents(write(tmp_path / "documents.jsonl", DOCUMENT))
+    file = write(tmp_path / "questions.jsonl", {**QUESTION, "document": "zebra"})
+    with pytest.raises(DataError, match="names no known document: it asks about 'zebra'"):
+        read_questions(file, documents)
+    with pytest.raises(DataError, match="'zebra', which is not among the 1 documents"):
+        check_questions(file, read_questions(file), documents)

@@ -1,0 +1,135 @@
+import textwrap
+from pathlib import Path
+
+import pytest
+import yaml
+
+from skillgraft.config import load_recipe, order, parse_recipe, references
+from skillgraft.errors import MissingPathError, RecipeError
+
+GOOD = {
+    "name": "test",
+    "base": "./base",
+    "stages": {
+        "scores": {"kind": "eval", "models": ["base", "sft", "grafted"], "questions": "q.jsonl"},
+        "grafted": {"kind": "inject", "target": "sft", "skill": "skill", "scale": 0.5},
+        "skill": {"kind": "extract", "rl": "rl", "sft": "sft"},
+        "rl": {"kind": "rl", "from": "sft", "questions": "q.jsonl"},
+        "sft": {"kind": "sft", "from": "base", "documents": "docs"},
+    },
+}
+
+
+def recipe_file(tmp_path, **stages):
+    data = {**GOOD, "stages": {**GOOD["stages"], **stages}}
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(data))
+    return file
+
+
+def test_order_follows_references(tmp_path):
+    assert order(load_recipe(recipe_file(tmp_path))) == ["sft", "rl", "skill", "grafted", "scores"]
+
+
+def test_paths_are_relative_to_the_recipe(tmp_path):
+    (tmp_path / "skills").mkdir()
+    recipe = load_recipe(recipe_file(tmp_path, g2={"kind": "inject", "target": "base", "skill": "./skills"}))
+    assert recipe.base == str(tmp_path / "base")
+    assert recipe.stages["sft"].documents == tmp_path / "docs"
+    assert recipe.stages["g2"].skill == str(tmp_path / "skills")
+
+
+def test_hub_ids_stay(tmp_path):
+    file = tmp_path / "r.yaml"
+    file.write_text(yaml.safe_dump({**GOOD, "base": "owner/name"}))
+    assert load_recipe(file).base == "owner/name"
+
+
+def test_references_name_their_field():
+    recipe = parse_recipe(GOOD)
+    assert references(recipe.stages["skill"]) == [("rl", "rl"), ("sft", "sft")]
+    assert references(recipe.stages["rl"]) == [("from", "sft")]
+    assert [r for _, r in references(recipe.stages["scores"])] == ["base", "sft", "grafted"]
+
+
+def test_set_overrides(tmp_path):
+    file = recipe_file(tmp_path)
+    recipe = load_recipe(file, ["stages.grafted.scale=0.25", "rl.trainer.max_steps=7", "seed=3"])
+    assert recipe.stages["grafted"].scale == 0.25
+    assert recipe.stages["rl"].trainer == {"max_steps": 7}
+    assert recipe.seed == 3
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["stages.graftet.scale=1"], "no stage 'graftet'; did you mean 'grafted'"),
+        (["stages.grafted.scael=1"], "unknown key 'stages.grafted.scael'; did you mean 'scale'"),
+        (["seed"], "expected a.b=c"),
+        (["name.x.y=1"], "goes into 'name'"),
+        (["seed=[1"], "is not YAML"),
+        (["stages.grafted.scale=.inf"], "must be a finite number"),
+        (["sed=1"], "unknown key 'sed'; did you mean 'seed'"),
+    ],
+)
+def test_bad_overrides(tmp_path, overrides, message):
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(recipe_file(tmp_path), overrides)
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        ({"kind": "sft", "form": "base"}, "stages.x.from. is missing|unknown key 'stages.x.form'; did you mean 'from'"),
+        ({"kind": "stf", "from": "base"}, "stages.x.kind: 'stf' is not a kind of stage; did you mean 'sft'"),
+        ({"from": "base"}, "stages.x: 'kind' is missing"),
+        (["sft"], "stages.x: got .* expected a mapping"),
+        ({"kind": "rl", "from": "stf", "questions": "q"}, "no stage 'stf'; did you mean 'sft'"),
+        ({"kind": "inject", "target": "sft", "skill": "skil"}, "stages.x.skill: there is no stage 'skil'"),
+        ({"kind": "rl", "from": "x", "questions": "q"}, "in a cycle: x -> x"),
+        ({"kind": "sft", "from": "base", "documents": "d", "limit_documents": 0}, "greater than or equal to 1"),
+        ({"kind": "sft", "from": "base", "answers": "maybe"}, "'stages.x.answers'"),
+        ({"kind": "eval", "models": ["base", "base"], "questions": "q"}, "'base' stands there twice"),
+        ({"kind": "eval", "models": ["base"], "questions": "q", "baseline": "sft"}, "'sft' is no model of it"),
+        ({"kind": "eval", "models": [], "questions": "q"}, "'stages.x.models'"),
+        ({"kind": "sft", "from": "base"}, "neither documents nor questions"),
+    ],
+)
+def test_bad_stages(tmp_path, stage, message):
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(recipe_file(tmp_path, x=stage))
+
+
+def test_longer_cycle_is_named(tmp_path):
+    stages = {
+        "a": {"kind": "sft", "from": "b", "documents": "d"},
+        "b": {"kind": "rl", "from": "c", "questions": "q"},
+        "c": {"kind": "sft", "from": "a", "documents": "d"},
+    }
+    with pytest.raises(RecipeError, match="a -> b -> c -> a"):
+        load_recipe(recipe_file(tmp_path, **stages))
+
+
+def test_bad_files(tmp_path):
+    with pytest.raises(MissingPathError, match="does not exist"):
+        load_recipe(tmp_path / "none.yaml")
+    file = tmp_path / "r.yaml"
+    for text, message in [("a: [", "is not YAML"), ("- 1", "holds a list"), ("name: x\nbase: y\n", "'stages' is missing")]:
+        file.write_text(textwrap.dedent(text))
+        with pytest.raises(RecipeError, match=message):
+            load_recipe(file)
+    file.write_text(yaml.safe_dump({**GOOD, "stages": {"base": {"kind": "sft", "from": "base"}}}))
+    with pytest.raises(RecipeError, match="'base' names the recipe's base model"):
+        load_recipe(file)
+    file.write_text(yaml.safe_dump({**GOOD, "name": "../escape"}))
+    with pytest.raises(RecipeError, match="'name'"):
+        load_recipe(file)
+
+
+@pytest.mark.parametrize("file", sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml")), ids=lambda f: f.name)
+def test_every_shipped_recipe_parses_and_says_how_it_is_run(file):
+    recipe = load_recipe(file)
+    assert order(recipe)
+    first = file.read_text().splitlines()[0]
+    assert first.startswith("# ")
+    assert f"skillgraft run recipes/{file.name}" in file.read_text()

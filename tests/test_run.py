@@ -1,0 +1,199 @@
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import time
+
+import pytest
+import torch
+
+from skillgraft import load_skill, run
+from skillgraft.errors import DataError, MissingPathError, RecipeError, SkillgraftError
+from skillgraft.planning import plan
+from skillgraft.run import prepare
+from tests.recipes import tiny_recipe
+from tests.tiny import weights
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A tiny recipe run once, without interruption."""
+    folder = tmp_path_factory.mktemp("finished")
+    os.environ["SKILLGRAFT_CACHE"] = str(folder / "cache")
+    recipe = tiny_recipe(folder)
+    return recipe, run(recipe, runs=folder / "runs")
+
+
+def test_the_whole_path(finished):
+    _, result = finished
+    assert list(result.stages) == ["sft", "rl", "skill", "random", "grafted", "control", "scores"]
+    sft, rl, grafted = (weights(result.stages[name]) for name in ("sft", "rl", "grafted"))
+    skill = load_skill(result.stages["skill"])
+    assert skill.form == "lowrank"
+    assert any(not torch.equal(sft[name], rl[name]) for name in sft)
+    for name in skill.names:
+        expected = sft[name].double() + skill.delta(name).double()
+        torch.testing.assert_close(grafted[name].double(), expected, rtol=0, atol=1e-7)
+        torch.testing.assert_close(rl[name].double(), expected, rtol=0, atol=1e-6)
+    [evaluation] = result.evaluations
+    assert [row["role"] for row in evaluation["rows"]] == ["base", "sft", "grafted", "control"]
+    assert {(c["row"], c["against"]) for c in evaluation["comparisons"]} >= {("SFT + skill (λ = 1)", "SFT")}
+
+
+def test_run_directory(finished):
+    _, result = finished
+    assert result.report.name == "report.html"
+    manifest = json.loads((result.directory / "run.json").read_text())
+    assert [stage["cached"] for stage in manifest["stages"]] == [False] * 7
+    assert manifest["versions"]["trl"]
+    assert (result.directory / "grafted" / "model.safetensors").exists()
+    rl = next(t for t in manifest["training"] if t["kind"] == "rl")
+    assert [point["step"] for point in rl["curve"]] == [1, 2, 3]
+    assert {"reward", "share_without_variance", "completion_tokens"} <= set(rl["curve"][0])
+
+
+def test_second_run_is_cached(finished):
+    recipe, result = finished
+    before = {name: (path / "stage.json").stat().st_mtime_ns for name, path in result.stages.items()}
+    again = run(recipe, runs=result.directory.parent)
+    assert again.cached
+    assert {name: (path / "stage.json").stat().st_mtime_ns for name, path in again.stages.items()} == before
+
+
+def keys(recipe, base, overrides=()):
+    _, _, stages = prepare(recipe, overrides, recipe.parent / "unused", lambda message: None)
+    return {stage.name: stage.key for stage in stages}
+
+
+def test_addresses_follow_what_decides_a_result(finished, tmp_path):
+    recipe, _ = finished
+    before = keys(recipe, recipe.parent / "base")
+    changed = keys(recipe, recipe.parent / "base", ["grafted.scale=0.5"])
+    assert {name for name in before if before[name] != changed[name]} == {"grafted", "scores"}
+    changed = keys(recipe, recipe.parent / "base", ["rl.trainer.max_steps=4"])
+    assert {n for n in before if before[n] != changed[n]} == {"rl", "skill", "random", "grafted", "control", "scores"}
+    assert all(before[n] != k for n, k in keys(recipe, recipe.parent / "base", ["seed=1"]).items())
+    copy = tmp_path / "elsewhere"
+    shutil.copytree(recipe.parent, copy, ignore=shutil.ignore_patterns("runs"))
+    assert keys(copy / recipe.name, copy / "base") == before  # where it lies does not matter
+    questions = copy / "data" / "questions.jsonl"
+    questions.write_text(questions.read_text().replace("1902", "1950"))
+    changed = keys(copy / recipe.name, copy / "base")
+    assert changed["sft"] == before["sft"]
+    assert changed["rl"] != before["rl"]
+
+
+def test_a_default_written_out_changes_nothing(finished):
+    recipe, _ = finished
+    before = keys(recipe, recipe.parent / "base")
+    assert keys(recipe, recipe.parent / "base", ["grafted.scale=1.0", "sft.answers=gold"]) == before
+
+
+@pytest.mark.parametrize(
+    ("override", "error", "message"),
+    [
+        ("sft.trainer.lerning_rate=1", RecipeError, "stages.sft: trainer: 'lerning_rate' .* did you mean 'learning_rate'"),
+        ("sft.trainer.output_dir=x", RecipeError, "'output_dir' cannot be set there"),
+        ("rl.trainer.num_generations=banana", RecipeError, "stages.rl: trainer: GRPOConfig refuses"),
+        ("rl.lora.rank=4", RecipeError, "stages.rl: lora: 'rank' is not an argument of LoraConfig"),
+        ("rl.reward={f2: 1}", RecipeError, "stages.rl: reward 'f2' is not known"),
+        ("sft.documents=./nowhere", MissingPathError, "nowhere does not exist"),
+        ("grafted.skill=./nowhere", MissingPathError, "nowhere is not a directory"),
+        ("base=./nowhere", MissingPathError, "base: .*nowhere is not a directory"),
+    ],
+)
+def test_mistakes_are_found_before_anything_runs(finished, tmp_path, override, error, message):
+    recipe, _ = finished
+    with pytest.raises(error, match=message):
+        run(recipe, overrides=[override], runs=tmp_path / "runs")
+    assert not list(tmp_path.rglob("stage.json"))
+    assert not list(tmp_path.rglob("output"))
+
+
+def test_questions_on_unknown_documents(finished, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(finished[0].parent, folder, ignore=shutil.ignore_patterns("runs"))
+    (folder / "data" / "questions.jsonl").write_text('{"document": "zebra", "question": "q", "answers": ["a"]}\n')
+    with pytest.raises(DataError, match="'zebra'"):
+        run(folder / "recipe.yaml", runs=tmp_path / "runs")
+
+
+def test_two_runs_at_once_do_not_share_a_stage(finished, tmp_path):
+    import fcntl
+
+    recipe, base, stages = prepare(finished[0], (), tmp_path / "runs", lambda message: None)
+    assert plan(recipe, base, tmp_path / "runs" / "stages")[0].key == stages[0].key
+    stages[0].work.mkdir(parents=True)
+    lock = stages[0].directory.with_name(stages[0].directory.name + ".lock")
+    with lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(SkillgraftError, match=r"stages.sft: another run is working on it"):
+            run(finished[0], runs=tmp_path / "runs")
+
+
+def _child(recipe, runs, cache):
+    os.environ["SKILLGRAFT_CACHE"] = cache
+    torch.set_num_threads(1)
+    run(recipe, runs=runs, checkpoint_seconds=0)
+
+
+@pytest.fixture(scope="module")
+def children():
+    """Processes that start in milliseconds, since a server process has imported the trainers."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.conftest", "skillgraft.stages", "skillgraft.train.check"])
+    return context
+
+
+def _result(runs):
+    return {
+        name: weights(runs / "tiny" / name) for name in ("sft", "rl", "grafted", "control")
+    }, json.loads((runs / "tiny" / "scores" / "answers.json").read_text())
+
+
+def test_kill_at_random_moments_then_the_same_result(children, tmp_path):
+    recipe = tiny_recipe(tmp_path / "recipe", sft_steps=12, rl_steps=6)
+    cache = str(tmp_path / "cache")
+    warm = children.Process(target=print)
+    warm.start()
+    warm.join()
+    whole = children.Process(target=_child, args=(recipe, tmp_path / "whole", cache))
+    start = time.monotonic()
+    whole.start()
+    whole.join()
+    took = time.monotonic() - start
+    assert whole.exitcode == 0
+    moments = random.Random(7)
+    kills = 0
+    for _ in range(8):
+        child = children.Process(target=_child, args=(recipe, tmp_path / "killed", cache))
+        child.start()
+        child.join(timeout=moments.uniform(0.1, 0.5) * took)
+        if child.is_alive():
+            kills += 1
+            child.kill()
+            child.join()
+    last = children.Process(target=_child, args=(recipe, tmp_path / "killed", cache))
+    last.start()
+    last.join()
+    assert last.exitcode == 0
+    assert kills >= 3
+    (expected, expected_answers), (got, got_answers) = _result(tmp_path / "whole"), _result(tmp_path / "killed")
+    for stage, tensors in expected.items():
+        for name, tensor in tensors.items():
+            assert torch.equal(tensor, got[stage][name]), f"{stage}: {name} differs after kill and resume"
+    assert {m: r["answers"] for m, r in expected_answers.items()} == {m: r["answers"] for m, r in got_answers.items()}
+    assert not [p for p in (tmp_path / "killed" / "stages").iterdir() if p.name.endswith((".work", ".lock"))]
+
+
+def test_a_cut_off_trainer_checkpoint_is_not_resumed(tmp_path):
+    from skillgraft.train.callbacks import newest_checkpoint
+
+    for step, whole in ((5, True), (10, True), (15, False)):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        if whole:
+            (folder / "skillgraft-whole").touch()
+    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+    assert not (tmp_path / "checkpoint-15").exists()
