@@ -34,7 +34,12 @@ def tiny_recipe(directory, *, sft_steps=6, rl_steps=3, **stages):
         ],
     )
     sft_trainer = {"max_steps": sft_steps, "per_device_train_batch_size": 2, "learning_rate": 1e-3, "warmup_steps": 0}
-    rl_trainer = {"max_steps": rl_steps, "per_device_train_batch_size": 8, "max_completion_length": 6, "warmup_steps": 0}
+    rl_trainer = {
+        "max_steps": rl_steps,
+        "per_device_train_batch_size": 8,
+        "max_completion_length": 6,
+        "warmup_steps": 0,
+    }
     recipe = {
         "name": "tiny",
         "base": "./base",

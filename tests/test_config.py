@@ -114,7 +114,11 @@ def test_bad_files(tmp_path):
     with pytest.raises(MissingPathError, match="does not exist"):
         load_recipe(tmp_path / "none.yaml")
     file = tmp_path / "r.yaml"
-    for text, message in [("a: [", "is not YAML"), ("- 1", "holds a list"), ("name: x\nbase: y\n", "'stages' is missing")]:
+    for text, message in [
+        ("a: [", "is not YAML"),
+        ("- 1", "holds a list"),
+        ("name: x\nbase: y\n", "'stages' is missing"),
+    ]:
         file.write_text(textwrap.dedent(text))
         with pytest.raises(RecipeError, match=message):
             load_recipe(file)

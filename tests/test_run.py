@@ -93,7 +93,11 @@ def test_a_default_written_out_changes_nothing(finished):
 @pytest.mark.parametrize(
     ("override", "error", "message"),
     [
-        ("sft.trainer.lerning_rate=1", RecipeError, "stages.sft: trainer: 'lerning_rate' .* did you mean 'learning_rate'"),
+        (
+            "sft.trainer.lerning_rate=1",
+            RecipeError,
+            "stages.sft: trainer: 'lerning_rate' .* did you mean 'learning_rate'",
+        ),
         ("sft.trainer.output_dir=x", RecipeError, "'output_dir' cannot be set there"),
         ("rl.trainer.num_generations=banana", RecipeError, "stages.rl: trainer: GRPOConfig refuses"),
         ("rl.lora.rank=4", RecipeError, "stages.rl: lora: 'rank' is not an argument of LoraConfig"),
@@ -147,9 +151,9 @@ def children():
 
 
 def _result(runs):
-    return {
-        name: weights(runs / "tiny" / name) for name in ("sft", "rl", "grafted", "control")
-    }, json.loads((runs / "tiny" / "scores" / "answers.json").read_text())
+    return {name: weights(runs / "tiny" / name) for name in ("sft", "rl", "grafted", "control")}, json.loads(
+        (runs / "tiny" / "scores" / "answers.json").read_text()
+    )
 
 
 def test_kill_at_random_moments_then_the_same_result(children, tmp_path):

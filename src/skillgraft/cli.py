@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,11 +10,32 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from typer.core import TyperGroup
 
 from skillgraft.errors import SkillgraftError
 
+out_console = Console(width=None if sys.stdout.isatty() else 110)
+err_console = Console(stderr=True)
+
+
+class _Guarded(TyperGroup):
+    """Turns a user's mistake into one message and exit code 2, and Ctrl-C into exit code 130: never a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except SkillgraftError as error:
+            err_console.print("[bold red]error[/] ", end="")
+            err_console.print(str(error), soft_wrap=True, highlight=False, markup=False)
+            raise typer.Exit(2) from error
+        except KeyboardInterrupt as error:
+            err_console.print("stopped; the same command goes on from the last checkpoint")
+            raise typer.Exit(130) from error
+
+
 app = typer.Typer(
     name="skillgraft",
+    cls=_Guarded,
     no_args_is_help=True,
     add_completion=True,
     rich_markup_mode="rich",
@@ -23,9 +43,6 @@ app = typer.Typer(
     help="Learn a skill once with RL, keep it as a vector, graft it onto models fine-tuned on something new.",
     epilog="First steps: [bold]skillgraft run recipes/quickstart.yaml[/]",
 )
-out_console = Console(width=None if sys.stdout.isatty() else 110)
-err_console = Console(stderr=True)
-
 RecipeArgument = Annotated[Path, typer.Argument(help="Recipe file (YAML).", show_default=False)]
 SetOption = Annotated[list[str], typer.Option("--set", metavar="A.B=C", help="Override a value of the recipe.")]
 RunsOption = Annotated[Path, typer.Option("--runs", help="Where runs and finished stages are kept.")]
@@ -194,17 +211,8 @@ def evaluate(
 
 
 def main() -> None:
-    """Run the command line: exit code 2 with one message for a user's mistake, 130 after Ctrl-C."""
-    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-    try:
-        app(standalone_mode=True)
-    except SkillgraftError as error:
-        err_console.print("[bold red]error[/] ", end="")
-        err_console.print(str(error), soft_wrap=True, highlight=False, markup=False)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        err_console.print("stopped; the same command goes on from the last checkpoint")
-        sys.exit(130)
+    """Run the command line."""
+    app()
 
 
 if __name__ == "__main__":

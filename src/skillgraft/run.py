@@ -26,7 +26,10 @@ import yaml
 
 from skillgraft import config
 from skillgraft.checkpoint.default_model import resolve_base
-from skillgraft.errors import SkillgraftError, StorageError
+from skillgraft.checkpoint.layout import read_layout
+from skillgraft.checkpoint.tokenizer import tokenizer_identity
+from skillgraft.checkpoint.writer import storage_error
+from skillgraft.errors import SkillgraftError
 from skillgraft.labels import describe_models
 from skillgraft.planning import RECORD, PlannedStage, plan
 
@@ -64,6 +67,8 @@ def prepare(
     """Return the checked recipe, the base's directory and the plan: steps 1 to 3, which run nothing."""
     recipe = config.load_recipe(recipe_file, overrides)
     base = resolve_base(recipe.base, say)
+    read_layout(base)
+    tokenizer_identity(base)
     return recipe, base, plan(recipe, base, runs.resolve() / "stages")
 
 
@@ -128,11 +133,12 @@ def run_stage(
         )
         try:
             facts = STAGES[planned.stage.kind](planned.stage, context)
-        except OSError as error:
+        except BaseException as error:
             shutil.rmtree(out, ignore_errors=True)
-            raise _disk_error(error, planned) from error
-        except BaseException:
-            shutil.rmtree(out, ignore_errors=True)
+            if full := storage_error(error, planned.work):
+                error = full
+            if isinstance(error, SkillgraftError):
+                raise type(error)(f"stages.{planned.name}: {error}") from error
             raise
         finally:
             with contextlib.suppress(OSError):
@@ -173,7 +179,7 @@ def _locked(planned: PlannedStage) -> Iterator[None]:
         planned.work.mkdir(parents=True, exist_ok=True)
         lock = planned.directory.with_name(planned.directory.name + ".lock").open("w")
     except OSError as error:
-        raise _disk_error(error, planned) from error
+        raise storage_error(error, planned.work) or error from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -183,21 +189,6 @@ def _locked(planned: PlannedStage) -> Iterator[None]:
             ) from error
         yield
         Path(lock.name).unlink(missing_ok=True)
-
-
-def _disk_error(error: OSError, planned: PlannedStage) -> Exception:
-    import errno
-
-    if isinstance(error, SkillgraftError):
-        return error
-    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return StorageError(
-            f"stages.{planned.name}: the disk with {planned.work.parent} is full; free some space and run again, "
-            "it goes on from the last checkpoint"
-        )
-    if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
-        return StorageError(f"stages.{planned.name}: {error.filename or planned.work} cannot be written; choose --runs")
-    return error
 
 
 def _close(recipe: config.Recipe, recipe_file: Path, runs: Path, stages: list[PlannedStage], reused: set[str]) -> Run:

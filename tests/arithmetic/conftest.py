@@ -3,11 +3,6 @@ import pytest
 from tests.tiny import tiny_checkpoint, tiny_finetune
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("SKILLGRAFT_CACHE", str(tmp_path / "cache"))
-
-
 @pytest.fixture(scope="session")
 def models(tmp_path_factory):
     """Base, SFT, RL and target checkpoints that no test changes."""

@@ -77,7 +77,7 @@ def test_injected_into_its_bf16_sft_model_it_gives_rl_exactly(models, tmp_path):
     rl = tiny_finetune(sft, tmp_path / "rl", size=1e-3)
     extract(rl, sft, tmp_path / "skill")
     report = inject(sft, tmp_path / "skill", tmp_path / "again")
-    assert report["survived"] > 1 - 1e-6
+    assert report["survived_rounding"] > 1 - 1e-6
     again = weights(tmp_path / "again")
     assert all(torch.equal(again[name], tensor) for name, tensor in weights(rl).items())
 
@@ -125,7 +125,7 @@ def copies(models, tmp_path):
 def refuse(copies, tmp_path, error, message):
     with pytest.raises(error, match=message):
         extract(*copies, tmp_path / "skill")
-    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "cache") == ["rl", "sft"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rl", "sft"]
 
 
 def test_other_names(copies, tmp_path):
@@ -215,4 +215,4 @@ def test_an_interrupt_leaves_nothing(models, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         extract(models / "rl", models / "sft", tmp_path / "skill", progress=interrupt)
-    assert [name for name in os.listdir(tmp_path) if name != "cache"] == []
+    assert os.listdir(tmp_path) == []

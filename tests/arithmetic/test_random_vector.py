@@ -52,6 +52,8 @@ def test_the_seed_and_the_name_alone_decide(models, skill, tmp_path):
     name = "model.norm.weight"
     assert one.weights_file.read_bytes() == again.weights_file.read_bytes()
     assert abs(cosine(one.delta(name), other.delta(name))) < 0.7
+    q_proj = "model.layers.{}.self_attn.q_proj.weight"
+    assert abs(cosine(one.delta(q_proj.format(0)), one.delta(q_proj.format(1)))) < 0.2
     few = extract(
         tiny_finetune(models / "sft", tmp_path / "rl", names=[name], size=1e-2), models / "sft", tmp_path / "few"
     )

@@ -5,11 +5,6 @@ import pytest
 from tests.tiny import tiny_checkpoint
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("SKILLGRAFT_CACHE", str(tmp_path / "cache"))
-
-
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     """A checkpoint that no test changes."""

@@ -118,6 +118,7 @@ def test_a_cache_that_cannot_be_written_is_no_obstacle(tmp_path, settled, monkey
 
 
 def test_cache_home(monkeypatch, tmp_path):
+    monkeypatch.setenv("SKILLGRAFT_CACHE", str(tmp_path / "cache"))
     assert cache_home() == tmp_path / "cache"
     monkeypatch.delenv("SKILLGRAFT_CACHE")
     monkeypatch.setenv("HOME", "/home/someone")

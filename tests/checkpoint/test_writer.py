@@ -13,7 +13,7 @@ from skillgraft.errors import OutputExistsError, StorageError
 
 
 def names(path):
-    return sorted(entry.name for entry in path.iterdir() if entry.name != "cache")
+    return sorted(entry.name for entry in path.iterdir())
 
 
 def write_and_raise(out, error, **settings):

@@ -53,9 +53,10 @@ def inject(
     tokenizer, generation config, chat template, other small files and every tensor that the skill does not name are
     the target's. Memory holds a few copies of one tensor.
 
-    The report: `scale`, `dtype`, `remarks` (how the base was recognised), `survived` = 1 − ‖stored − exact‖ / ‖λ·v‖
-    over all tensors (fp64 sums; 1.0 for λ = 0; below 0 where rounding an fp32 target to `dtype` costs more than the
-    step), `worst_tensor` with `worst_survived`, and `tensors` (per name: `norm` = ‖λ·v‖ and `survived`).
+    The report: `scale`, `dtype`, `remarks` (how the base was recognised), `survived_rounding` =
+    1 − ‖stored − exact‖ / ‖λ·v‖ over all tensors (fp64 sums; 1.0 for λ = 0; below 0 where rounding an fp32 target to
+    `dtype` costs more than the step), `worst` (`name` and `survived_rounding` of one tensor) and `tensors` (per name:
+    `norm` = ‖λ·v‖ and `survived_rounding`).
 
     Raises `CompatibilityError` (see `check_compatibility`; NaN, infinity or overflow, naming the tensor),
     `CheckpointError` (a skill whose tensors no longer have the norms of its manifest), `MissingPathError`,
@@ -87,7 +88,7 @@ def inject(
                 "scale": scale,
                 "dtype": dtype,
                 "allow_other_base": allow_other_base,
-                "survived": report["survived"],
+                "survived_rounding": report["survived_rounding"],
             },
             inputs=inputs,
         )
@@ -111,13 +112,15 @@ def copy_companions(layout: Layout, directory: Path, dtype: str | None) -> None:
 
 def survival(losses: dict[str, tuple[float, float]]) -> dict[str, Any]:
     """Return the rounding part of the report from (squared loss, squared norm of λ·v) per tensor."""
-    rows = {name: {"norm": wanted**0.5, "survived": _survived(lost, wanted)} for name, (lost, wanted) in losses.items()}
-    worst = min(rows, key=lambda name: rows[name]["survived"])
+    rows = {
+        name: {"norm": wanted**0.5, "survived_rounding": _survived(lost, wanted)}
+        for name, (lost, wanted) in losses.items()
+    }
+    worst = min(rows, key=lambda name: rows[name]["survived_rounding"])
     lost, wanted = (math.fsum(column) for column in zip(*losses.values(), strict=True))
     return {
-        "survived": _survived(lost, wanted),
-        "worst_tensor": worst,
-        "worst_survived": rows[worst]["survived"],
+        "survived_rounding": _survived(lost, wanted),
+        "worst": {"name": worst, "survived_rounding": rows[worst]["survived_rounding"]},
         "tensors": rows,
     }
 

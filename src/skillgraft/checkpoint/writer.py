@@ -42,7 +42,7 @@ def atomic_directory(out: str | os.PathLike[str], *, needed_bytes: int = 0) -> I
         _rename(temporary, out)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        wrapped = _storage_error(error, out, needed_bytes)
+        wrapped = storage_error(error, out, needed_bytes)
         if wrapped is not None:
             raise wrapped from error
         raise
@@ -115,7 +115,8 @@ def _is_running(pid: int) -> bool:
     return True
 
 
-def _storage_error(error: BaseException, out: Path, needed_bytes: int) -> StorageError | None:
+def storage_error(error: BaseException, out: Path, needed_bytes: int = 0) -> StorageError | None:
+    """Return `error` as a `StorageError` about `out` if it says: the disk is full, or `out` can't be written."""
     if isinstance(error, SkillgraftError) or not isinstance(error, Exception):
         return None
     code = error.errno if isinstance(error, OSError) else None

@@ -104,7 +104,9 @@ def rl_arguments(
     ours = {"learning_rate": LEARNING_RATE["lora" if lora else "full"], "reward_weights": list(mix.values())}
     args = trainer_arguments(GRPOConfig, {**DEFAULTS, **ours}, trainer or {}, workdir, seed)
     if args.max_steps <= 0:
-        raise RecipeError(f"trainer: max_steps is {args.max_steps}, expected a positive number: GRPO has no natural end")
+        raise RecipeError(
+            f"trainer: max_steps is {args.max_steps}, expected a positive number: GRPO has no natural end"
+        )
     return args
 
 
