@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import dataclasses
 import logging
 import os
@@ -30,6 +32,21 @@ RESERVED = {"output_dir", "use_cpu", "bf16", "fp16", "seed", "save_strategy", "s
 """Trainer arguments that the recipe decides elsewhere (seed) or that resuming rests on."""
 
 
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc's allocator to keep the memory of freed tensors instead of giving it back to the system.
+
+    Training frees and asks for the same large blocks every step, and each fresh page costs a fault and a zeroing: a
+    full fine-tuning step of a 135 M model on 2 cores takes 1.5 s instead of 1.85 s. Elsewhere than on glibc, nothing.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(_M_MMAP_MAX, 0)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
 def quiet() -> None:
     """Keep the libraries' own bars and advice off the terminal: the stage list shows progress."""
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
@@ -51,6 +68,7 @@ def trainer_arguments(
         RecipeError: a key that the trainer does not have, one that is `RESERVED`, or a value it refuses.
     """
     quiet()
+    keep_freed_memory()
     check_trainer_keys(config, given)
     merged = {
         **{"logging_steps": 1, "report_to": "none", "disable_tqdm": True, "gradient_checkpointing": False},
@@ -82,7 +100,11 @@ def _closest(key: str, known: set[str]) -> str:
 def load_model(directory: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """Return the causal language model at `directory` in `dtype`, on the CPU."""
     quiet()
-    return AutoModelForCausalLM.from_pretrained(str(directory), dtype=dtype, local_files_only=True)
+    model = AutoModelForCausalLM.from_pretrained(str(directory), dtype=dtype, local_files_only=True)
+    # Generation hands the last position to the output head as a strided slice. Torch 2.13 multiplies that in bf16 on
+    # the CPU without its fast kernel: 5.2 s instead of 0.02 s for 64 rows and 49,152 words.
+    model.get_output_embeddings().register_forward_pre_hook(lambda head, inputs: (inputs[0].contiguous(), *inputs[1:]))
+    return model
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel
+from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from skillgraft.errors import RecipeError, did_you_mean
@@ -33,6 +35,38 @@ def lora_config(given: Mapping[str, Any]) -> LoraConfig:
         return LoraConfig(task_type="CAUSAL_LM", **{**DEFAULTS, **given})
     except (TypeError, ValueError) as error:
         raise RecipeError(f"lora: LoraConfig refuses these arguments: {error}") from error
+
+
+@contextmanager
+def merged(model: PeftModel) -> Iterator[None]:
+    """Fold the LoRA factors into the frozen weights while rollouts are made, and put the frozen weights back after.
+
+    A token then costs one product a layer instead of three. The policy that samples is round(W + s·B·A) in the frozen
+    weights' dtype, as in the checkpoint that is injected later; the policy that is trained keeps the factors apart.
+    """
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    weights = [layer.get_base_layer().weight for layer in layers]
+    frozen = [weight.data for weight in weights]
+    with torch.no_grad():
+        for layer, weight in zip(layers, weights, strict=True):
+            weight.data = (weight.float() + layer.get_delta_weight("default").float()).to(weight.dtype)
+    try:
+        with model.disable_adapter():
+            yield
+    finally:
+        for weight, data in zip(weights, frozen, strict=True):
+            weight.data = data
+
+
+def roll_out_merged(model: PeftModel) -> None:
+    """Make `model.generate` run on merged weights."""
+    generate = model.generate
+
+    def generate_merged(*args: Any, **kwargs: Any) -> Any:
+        with merged(model):
+            return generate(*args, **kwargs)
+
+    model.generate = generate_merged
 
 
 def save_trained(

@@ -8,21 +8,25 @@ fp32, and the update that they are is applied to the fp32 weights when saving.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import PrinterCallback
+from peft import PeftModel
+from peft.helpers import disable_input_dtype_casting
+from transformers import PreTrainedModel, PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
+from trl.trainer import utils as trl_utils
 
 from skillgraft.domains.knowledge import Question
 from skillgraft.domains.rewards import DEFAULT_MIX, Reward, get_reward
 from skillgraft.errors import RecipeError, TrainingError
 from skillgraft.train.callbacks import KeepAlive, Progress, newest_checkpoint, read_log, stop_on_interrupt
 from skillgraft.train.common import count_parameters, load_model, load_tokenizer, trainer_arguments
-from skillgraft.train.lora import lora_config, save_trained
+from skillgraft.train.lora import lora_config, roll_out_merged, save_trained
 from skillgraft.train.precision import bf16_pays
 from skillgraft.train.prompts import as_prompt
 from skillgraft.train.sft import Trained
@@ -89,7 +93,9 @@ def train_rl(
         callbacks=[keeper],
     )
     grpo.remove_callback(PrinterCallback)
-    with stop_on_interrupt(keeper):
+    if lora is not None:
+        roll_out_merged(grpo.model)
+    with stop_on_interrupt(keeper), _no_casts(grpo.model, half), _score_completions_only():
         grpo.train(resume_from_checkpoint=newest_checkpoint(workdir))
     save_trained(grpo.model, model_dir, out, tokenizer, lora is not None)
     log = read_log(workdir)
@@ -120,6 +126,29 @@ def curve(log: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
         parts = {k.split("/")[1]: v for k, v in record.items() if k.startswith("rewards/") and k.endswith("/mean")}
         points.append({**point, **{f"reward:{name}": value for name, value in parts.items()}})
     return points
+
+
+def _no_casts(model: PreTrainedModel | PeftModel, half: bool) -> AbstractContextManager[None]:
+    """Keep PEFT from casting activations to the factors' fp32 only for autocast to cast them back."""
+    return disable_input_dtype_casting(model) if half else nullcontext()
+
+
+@contextmanager
+def _score_completions_only() -> Iterator[None]:
+    """Let TRL's chunked log-probabilities skip prompt and padding on the CPU too, as they do where Triton runs.
+
+    TRL 1.16 scores every position elsewhere, to spare compilers new shapes, and masks afterwards: the same numbers for
+    several times the work over the whole vocabulary. Without the switch that it asks, nothing is changed.
+    """
+    asked = vars(trl_utils).get("_use_triton")
+    if asked is None:
+        yield
+        return
+    trl_utils._use_triton = lambda device: True
+    try:
+        yield
+    finally:
+        trl_utils._use_triton = asked
 
 
 def _for_trl(name: str, reward: Reward) -> Callable[..., list[float]]:
