@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import report_sample as sample
+from tests.report import report_sample as sample
 
 from skillgraft.errors import StorageError
 from skillgraft.report import render, write_report

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from typing import Any
 
-import report_sample as sample
+from tests.report import report_sample as sample
 from rich.console import Console
 
 from skillgraft.report import terminal

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import report_sample as sample
+from tests.report import report_sample as sample
 
 from skillgraft.report import headline
 from skillgraft.report.wording import compared_pair, headline_parts, retention_remark, verdict

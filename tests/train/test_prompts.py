@@ -1,0 +1,36 @@
+from skillgraft.domains.knowledge import INSTRUCTION
+from skillgraft.train.prompts import as_prompt, encode
+from tests.tiny import CHAT_TEMPLATE, tiny_tokenizer
+
+
+def own_tokenizer(template):
+    import copy
+
+    tokenizer = copy.deepcopy(tiny_tokenizer())
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def test_chat_with_system_role():
+    tokenizer = own_tokenizer(CHAT_TEMPLATE)
+    prompt = as_prompt(tokenizer, "When?")
+    assert [m["role"] for m in prompt] == ["system", "user"]
+    batch = encode(tokenizer, ["When?", "When was the harbour built?"])
+    text = tokenizer.decode(batch["input_ids"][1])
+    expected = f"<|im_start|>system\n{INSTRUCTION}<|im_end|>\n<|im_start|>user\nWhen was the harbour built?<|im_end|>\n"
+    assert text == expected + "<|im_start|>assistant\n"
+    assert batch["attention_mask"][0, 0] == 0  # the shorter one is padded on the left
+    assert batch["attention_mask"][:, -1].tolist() == [1, 1]
+
+
+def test_template_that_refuses_a_system_role():
+    tokenizer = own_tokenizer(
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHAT_TEMPLATE
+    )
+    assert as_prompt(tokenizer, "When?") == [{"role": "user", "content": f"{INSTRUCTION} When?"}]
+
+
+def test_no_template():
+    tokenizer = own_tokenizer(None)
+    assert as_prompt(tokenizer, "When?") == f"{INSTRUCTION}\nQuestion: When?\nAnswer:"
+    assert tokenizer.decode(encode(tokenizer, ["When?"])["input_ids"][0]).endswith("Question: When?\nAnswer:")

@@ -1,0 +1,110 @@
+import types
+
+import pytest
+import torch
+from trl.trainer import utils as trl_utils
+
+from skillgraft.domains.knowledge import Question
+from skillgraft.domains.rewards import REWARDS
+from skillgraft.errors import RecipeError, TrainingError
+from skillgraft.train.common import load_model
+from skillgraft.train.rl import _for_trl, _score_completions_only, curve, rl_arguments, train_rl
+from tests.tiny import tiny_checkpoint
+
+
+def scored(directory, compact):
+    """Log-probabilities and gradient of TRL's chunked scoring over the last 4 of 10 tokens."""
+    model = load_model(directory)
+    trl_utils.add_fused_lm_head(model)
+    ids = torch.arange(5, 25).reshape(2, 10)
+    labels = ids.clone()
+    labels[:, :6] = -100
+    labels[1, 9] = -100
+    positions = []
+    apply = trl_utils._ChunkedLogProbFunction.apply
+
+    def spy(hidden, *rest):
+        positions.append(hidden.shape[0])
+        return apply(hidden, *rest)
+
+    trl_utils._ChunkedLogProbFunction = types.SimpleNamespace(apply=spy)
+    try:
+        if compact:
+            with _score_completions_only():
+                found = model(input_ids=ids, labels=labels, fused_lm_head=True).log_probs
+        else:
+            found = model(input_ids=ids, labels=labels, fused_lm_head=True).log_probs
+    finally:
+        trl_utils._ChunkedLogProbFunction = apply.__self__
+    found.exp().sum().backward()
+    return found.detach(), model.model.layers[0].mlp.up_proj.weight.grad, positions
+
+
+def test_scoring_only_completions_changes_no_number(tmp_path):
+    directory = tiny_checkpoint(tmp_path / "model")
+    before = trl_utils._use_triton
+    everything, gradient, positions = scored(directory, compact=False)
+    compact, compact_gradient, fewer = scored(directory, compact=True)
+    assert (positions, fewer) == ([18], [7])  # 2 rows of 9 next tokens; 4 + 3 of them carry a label
+    torch.testing.assert_close(compact, everything)
+    torch.testing.assert_close(compact_gradient, gradient)
+    assert trl_utils._use_triton is before
+
+
+def test_the_output_head_gets_contiguous_rows(tmp_path):
+    model = load_model(tiny_checkpoint(tmp_path / "model"), torch.bfloat16)
+    seen = []
+    model.get_output_embeddings().register_forward_hook(lambda head, inputs, _: seen.append(inputs[0]))
+    with torch.no_grad():
+        model(input_ids=torch.arange(5, 25).reshape(2, 10), logits_to_keep=1)
+    assert seen[0].shape == (2, 1, 32)
+    assert seen[0].is_contiguous()
+
+
+def test_rewards_see_the_text_of_chats_and_of_plain_completions():
+    reward = _for_trl("f1", REWARDS["f1"])
+    assert reward([[{"role": "assistant", "content": " 1900 "}], "wrong"], [["1900"], ["1900"]]) == [1.0, 0.0]
+    assert reward.__name__ == "f1"
+
+
+def test_curve_names_what_a_person_is_shown():
+    log = [
+        {"step": 1, "reward": 0.5, "frac_reward_zero_std": 0.25, "completions/mean_length": 9.0, "loss": 0.1},
+        {"step": 1, "train_runtime": 3.0},
+    ]
+    log[0]["rewards/f1/mean"] = 0.3
+    assert curve(log) == [
+        {"step": 1, "reward": 0.5, "share_without_variance": 0.25, "completion_tokens": 9.0, "reward:f1": 0.3}
+    ]
+
+
+def test_learning_rate_depends_on_what_is_trained(tmp_path):
+    assert rl_arguments({"f1": 1.0}, {}, True, tmp_path, 0).learning_rate == 3e-4
+    assert rl_arguments({"f1": 1.0}, {}, False, tmp_path, 0).learning_rate == 3e-5
+    assert rl_arguments({"f1": 1.0}, {"learning_rate": 1e-6}, True, tmp_path, 0).learning_rate == 1e-6
+    with pytest.raises(RecipeError, match="max_steps is -1"):
+        rl_arguments({"f1": 1.0}, {"max_steps": -1}, True, tmp_path, 0)
+
+
+def test_no_questions(tmp_path):
+    with pytest.raises(TrainingError, match="no question"):
+        train_rl(tmp_path, tmp_path, tmp_path, questions=[])
+
+
+def test_full_rl_changes_all_weights_and_keeps_no_factors(tmp_path):
+    start = tiny_checkpoint(tmp_path / "start")
+    out, work = tmp_path / "out", tmp_path / "work"
+    out.mkdir()
+    work.mkdir()
+    trained = train_rl(
+        start,
+        out,
+        work,
+        questions=[Question("d", "When was the harbour built?", ("1900",))] * 2,
+        reward={"tests.domains.own_reward.vowels": 1.0},
+        trainer={"max_steps": 2, "per_device_train_batch_size": 8, "max_completion_length": 6, "warmup_steps": 0},
+    )
+    assert [point["step"] for point in trained.curve] == [1, 2]
+    assert not (out / "adapter").exists()
+    before, after = load_model(start).state_dict(), load_model(out).state_dict()
+    assert not torch.equal(before["model.layers.0.mlp.up_proj.weight"], after["model.layers.0.mlp.up_proj.weight"])

@@ -1,0 +1,87 @@
+import pytest
+import torch
+
+from skillgraft.domains.knowledge import Document, Question
+from skillgraft.errors import RecipeError, TrainingError
+from skillgraft.train.common import load_model, load_tokenizer
+from skillgraft.train.sft import derange, pieces, train_sft
+from tests.tiny import tiny_checkpoint, tiny_tokenizer
+
+FAST = {"max_steps": 30, "per_device_train_batch_size": 2, "learning_rate": 3e-3, "warmup_steps": 0}
+
+
+def folders(tmp_path):
+    out, work = tmp_path / "out", tmp_path / "work"
+    out.mkdir()
+    work.mkdir()
+    return out, work
+
+
+def loss(directory, text):
+    tokenizer, model = load_tokenizer(directory), load_model(directory)
+    ids = tokenizer(text, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        return model(input_ids=ids, labels=ids).loss.item()
+
+
+def test_training_lowers_the_loss_on_its_document_alone(tmp_path):
+    start = tiny_checkpoint(tmp_path / "start")
+    out, work = folders(tmp_path)
+    document = Document("a", "Vell", "The harbour of Vell was built in 1901.")
+    trained = train_sft(start, out, work, documents=[document], trainer=FAST)
+    assert loss(out, document.rendered()) < loss(start, document.rendered()) - 1
+    tokens = len(load_tokenizer(start)(document.rendered())["input_ids"]) + 1
+    assert trained.tokens == tokens * 30
+    assert trained.curve[0]["loss"] > trained.curve[29]["loss"]
+    assert load_tokenizer(out).chat_template == load_tokenizer(start).chat_template
+
+
+def test_only_the_answer_carries_loss(tmp_path):
+    start = tiny_checkpoint(tmp_path / "start")
+    out, work = folders(tmp_path)
+    question = Question("a", "When was the harbour of Vell built?", ("1901",))
+    trained = train_sft(start, out, work, questions=[question], trainer={**FAST, "max_steps": 3})
+    answer = len(load_tokenizer(start)("1901", add_special_tokens=False)["input_ids"])
+    assert 3 * answer <= trained.tokens <= 3 * (answer + 3)  # the answer, its end, and the template's line break
+
+
+def test_lora_trains_factors_only(tmp_path):
+    start = tiny_checkpoint(tmp_path / "start")
+    out, work = folders(tmp_path)
+    document = Document("a", "Vell", "The harbour of Vell was built in 1901.")
+    train_sft(start, out, work, documents=[document], trainer=FAST, lora={"r": 2})
+    assert (out / "adapter" / "adapter_config.json").exists()
+    before, after = load_model(start).state_dict(), load_model(out).state_dict()
+    assert torch.equal(before["model.embed_tokens.weight"], after["model.embed_tokens.weight"])
+    assert loss(out, document.rendered()) < loss(start, document.rendered())
+
+
+def test_nothing_to_train_on(tmp_path):
+    start = tiny_checkpoint(tmp_path / "start")
+    out, work = folders(tmp_path)
+    with pytest.raises(TrainingError, match="neither documents nor questions"):
+        train_sft(start, out, work)
+    with pytest.raises(RecipeError, match="'epochs' is not an argument of SFTConfig"):
+        train_sft(start, out, work, documents=[Document("a", "", "text")], trainer={"epochs": 3})
+
+
+def test_pieces_hold_the_whole_text_under_the_title():
+    tokenizer = tiny_tokenizer()
+    document = Document("a", "Title", "the island was built in the year " * 30)
+    parts = pieces(tokenizer, document, 64)
+    assert len(parts) > 3
+    assert all(part.startswith("Title\n\n") for part in parts)
+    assert all(len(tokenizer(part)["input_ids"]) < 64 for part in parts)
+    words = " ".join(part.removeprefix("Title\n\n") for part in parts).split()
+    assert "".join(words) == "".join(document.text.split())
+    assert pieces(tokenizer, Document("a", "Title", "short"), 64) == ["Title\n\nshort"]
+    with pytest.raises(TrainingError, match="title of 'a' alone fills"):
+        pieces(tokenizer, Document("a", "long title " * 50, "the island " * 50), 64)
+
+
+def test_derange_moves_every_answer():
+    answers = [str(i) for i in range(20)]
+    moved = derange(answers, seed=1)
+    assert sorted(moved) == sorted(answers)
+    assert all(a != b for a, b in zip(answers, moved, strict=True))
+    assert moved == derange(answers, seed=1) != derange(answers, seed=2)
