@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.report import report_sample as sample
 
 from skillgraft.errors import StorageError
 from skillgraft.report import render, write_report
+from tests.report import report_sample as sample
 
 EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{ 7 * 7 }}"
 EVIL_TAGS = ("<script>alert", "<img", "onerror=alert(2)>{{")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import io
 from typing import Any
 
-from tests.report import report_sample as sample
 from rich.console import Console
 
 from skillgraft.report import terminal
+from tests.report import report_sample as sample
 
 
 def printed(evaluation: Any, width: int = 100) -> str:

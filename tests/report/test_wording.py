@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.report import report_sample as sample
-
 from skillgraft.report import headline
 from skillgraft.report.wording import compared_pair, headline_parts, retention_remark, verdict
+from tests.report import report_sample as sample
 
 
 def evaluation(f1: tuple[float, float], containment: tuple[float, float], **changes: Any) -> Any:
