@@ -79,7 +79,8 @@ def run(
     elif out_console.is_terminal:
         from skillgraft.config import load_recipe
 
-        with watch.Live(out_console, list(load_recipe(recipe, overrides).stages)) as live:
+        kinds = {name: stage.kind for name, stage in load_recipe(recipe, overrides).stages.items()}
+        with watch.Live(out_console, kinds) as live:
             result = run_recipe(recipe, watcher=live, **options)
     else:
         result = run_recipe(recipe, watcher=watch.Lines(), **options)

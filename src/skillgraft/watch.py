@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
 
 from skillgraft.planning import PlannedStage
 
@@ -35,21 +35,24 @@ def clock(seconds: float) -> str:
 
 
 class Live:
-    """A stage list with bars, for a terminal. Use as a context manager."""
+    """The list of all stages with bars, for a terminal. Use as a context manager; `kinds` maps stage names to kinds."""
 
-    def __init__(self, console: Console, names: list[str]) -> None:
-        self.console = console
+    def __init__(self, console: Console, kinds: Mapping[str, str]) -> None:
         columns = (
             SpinnerColumn(finished_text="[green]✓"),
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
+            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
             TextColumn("{task.fields[note]}", style="dim"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
         )
         self.progress = Progress(*columns, console=console)
-        self.width = max((len(name) for name in names), default=0)
-        self.tasks: dict[str, TaskID] = {}
+        width, kind_width = (max(map(len, words), default=0) for words in (kinds, kinds.values()))
+        self.tasks: dict[str, TaskID] = {
+            name: self.progress.add_task(
+                f"{name:<{width}}  [dim]{kind:<{kind_width}}[/]", start=False, total=None, note="waits"
+            )
+            for name, kind in kinds.items()
+        }
 
     def __enter__(self) -> Live:
         self.progress.start()
@@ -63,23 +66,19 @@ class Live:
         self.progress.console.print(f"[dim]{message}")
 
     def started(self, stage: PlannedStage) -> None:
-        """Add the stage's bar."""
-        title = f"{stage.name:<{self.width}}  [dim]{stage.stage.kind}[/]"
-        self.tasks[stage.name] = self.progress.add_task(title, total=None, note="")
+        """Start the stage's clock."""
+        self.progress.start_task(self.tasks[stage.name])
+        self.progress.update(self.tasks[stage.name], note="")
 
     def moved(self, stage: PlannedStage, step: int, steps: int, metrics: Mapping[str, float]) -> None:
         """Move the stage's bar."""
         self.progress.update(self.tasks[stage.name], completed=step, total=steps, note=summary(metrics))
 
     def finished(self, stage: PlannedStage, seconds: float, cached: bool) -> None:
-        """Close the stage's bar, or show that it was finished before."""
+        """Fill the stage's bar."""
         note = "cached" if cached else clock(seconds)
-        if stage.name in self.tasks:
-            task = self.progress.tasks[self.progress.task_ids.index(self.tasks[stage.name])]
-            self.progress.update(self.tasks[stage.name], total=task.total or 1, completed=task.total or 1, note=note)
-        else:
-            title = f"{stage.name:<{self.width}}  [dim]{stage.stage.kind}[/]"
-            self.tasks[stage.name] = self.progress.add_task(title, total=1, completed=1, note=note)
+        self.progress.start_task(self.tasks[stage.name])
+        self.progress.update(self.tasks[stage.name], total=1, completed=1, note=note)
 
 
 class Lines:

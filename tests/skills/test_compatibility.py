@@ -74,6 +74,16 @@ def test_another_base_by_provenance(skills, target):
     assert remark.endswith("allowed explicitly")
 
 
+def test_another_copy_of_the_same_base(skills, target, tmp_path):
+    write_provenance(target, kind="sft", base={"id": "some/base", "fingerprint": "blake3:0d"})
+    (remark,) = check(target, skills["known"])
+    assert remark.startswith("same base some/base in another copy")
+    stranger = tiny_checkpoint(tmp_path / "stranger", seed=9)
+    write_provenance(stranger, kind="sft", base={"id": "some/base", "fingerprint": "blake3:0d"})
+    with pytest.raises(CompatibilityError, match="names the base some/base"):
+        check(stranger, skills["known"])
+
+
 def test_another_base_by_weights(skills, tmp_path):
     other = tiny_checkpoint(tmp_path / "other", seed=9)
     for skill in (skills["known"], skills["unknown"]):

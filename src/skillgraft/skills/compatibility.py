@@ -14,6 +14,7 @@ from skillgraft.skills.sketch import sketch_correlation
 from skillgraft.skills.skill import Skill
 
 SAME_BASE_CORRELATION = 0.5
+SAME_COPY_CORRELATION = 0.95
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ def check_compatibility(target_layout: Layout, skill: Skill, allow_other_base: b
     Raises `CompatibilityError` when the target lacks a tensor that the skill changes, has it in another shape or in a
     dtype without arithmetic, has another token map, states another head count, RoPE setting or tie, or has another
     base: by its provenance, or, without one, by the correlation of its weights with the skill's sketch (below 0.5).
+    Another copy of the same base (same id, other file bytes) fits where that correlation is at least 0.95.
     `allow_other_base` turns only the refusal of another base into a remark.
     """
     _check_tensors(target_layout, skill)
@@ -65,6 +67,12 @@ def match_base(target_layout: Layout, skill: Skill) -> BaseMatch:
     correlation = sketch_correlation(target_layout, skill.manifest.sketch)
     measured = "unknown" if correlation is None else f"{correlation:.3f}"
     if stated is not None and skill.manifest.base_is_known:
+        if stated["id"] is not None and stated["id"] == expected.id and (correlation or 0.0) >= SAME_COPY_CORRELATION:
+            return BaseMatch(
+                True,
+                f"same base {expected.id} in another copy (other shards, dtype or conversion); correlation of the "
+                f"weights sketch: {measured}",
+            )
         return BaseMatch(
             False,
             f"its provenance names the base {stated['id'] or 'without id'} ({stated['fingerprint']}), expected "

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from skillgraft.checkpoint.header import TensorInfo, read_header
 from skillgraft.checkpoint.tensor_io import read_tensor
@@ -95,6 +96,20 @@ def write_skill_description(directory: Path, manifest: Manifest) -> None:
     """Write `skill.json` and the card beside the tensors in `directory`."""
     (directory / MANIFEST_FILE).write_text(manifest_text(manifest), encoding="utf-8")
     (directory / CARD_FILE).write_text(card_text(manifest), encoding="utf-8")
+
+
+def add_scores(directory: str | os.PathLike[str], scores: Sequence[Mapping[str, Any]]) -> Skill:
+    """Append measured `scores` to a skill's manifest and write its card anew; the tensors are not touched.
+
+    Raises `CheckpointError` or `MissingPathError` as `load_skill` does; the files are replaced one by one, each whole.
+    """
+    skill = load_skill(directory)
+    manifest = skill.manifest.model_copy(update={"scores": [*skill.manifest.scores, *map(dict, scores)]})
+    with tempfile.TemporaryDirectory(dir=skill.path, prefix=".scores-") as scratch:
+        write_skill_description(Path(scratch), manifest)
+        for name in (MANIFEST_FILE, CARD_FILE):
+            os.replace(Path(scratch) / name, skill.path / name)
+    return load_skill(directory)
 
 
 def _check_stored(path: Path, manifest: Manifest, stored: Mapping[str, TensorInfo]) -> None:

@@ -1,0 +1,60 @@
+"""Opt-in (`make test-slow`): a small whole recipe on the real default model, and the quickstart's skill on it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from skillgraft import load_skill, run
+
+ROOT = Path(__file__).parents[1]
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_whole_recipe_on_the_default_model(tmp_path, monkeypatch):
+    monkeypatch.delenv("SKILLGRAFT_PRECISION", raising=False)
+    almanac = str(ROOT / "examples" / "almanac" / "target")
+    trainer = {"num_train_epochs": 5, "learning_rate": 3e-4, "per_device_train_batch_size": 4}
+    recipe = {
+        "name": "slow",
+        "base": "HuggingFaceTB/SmolLM2-135M-Instruct",
+        "stages": {
+            "sft": {"kind": "sft", "from": "base", "documents": almanac, "limit_documents": 6, "trainer": trainer},
+            "rl": {
+                "kind": "rl",
+                "from": "sft",
+                "questions": f"{almanac}/questions.jsonl",
+                "lora": {"r": 4},
+                "trainer": {"max_steps": 2, "per_device_train_batch_size": 16, "max_completion_length": 12},
+            },
+            "skill": {"kind": "extract", "rl": "rl", "sft": "sft"},
+            "grafted": {"kind": "inject", "target": "sft", "skill": "skill"},
+            "scores": {
+                "kind": "eval",
+                "models": ["base", "sft", "grafted"],
+                "questions": almanac,
+                "documents": almanac,
+                "limit_documents": 6,
+            },
+        },
+    }
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(recipe, sort_keys=False))
+    result = run(file, runs=tmp_path / "runs")
+    loss = [point["loss"] for point in json.loads((result.stages["sft"] / "stage.json").read_text())["facts"]["curve"]]
+    assert loss[-1] < 0.7 * loss[0]
+    assert load_skill(result.stages["skill"]).form == "lowrank"
+    rows = {row["model"]: row for row in result.evaluations[0]["rows"]}
+    assert rows["base"]["retention"]["mean"] > 0.4  # chance is 0.25: the default model and the likelihoods work
+    assert rows["sft"]["scores"]["containment"]["mean"] >= rows["base"]["scores"]["containment"]["mean"]
+    assert run(file, runs=tmp_path / "runs").cached
+
+
+def test_the_quickstart_validates_against_the_default_model(tmp_path):
+    from skillgraft.run import prepare
+
+    _, base, stages = prepare(ROOT / "recipes" / "quickstart.yaml", (), tmp_path / "runs", print)
+    assert (base / "model.safetensors").exists()
+    assert {stage.stage.kind for stage in stages} >= {"sft", "inject", "eval"}
