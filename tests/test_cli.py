@@ -145,8 +145,14 @@ def test_a_skill_for_another_base(finished, tmp_path):
     message = fails("inject", "--target", other, "--skill", folder / "runs/tiny/skill", "-o", tmp_path / "out")
     assert "base" in message
     assert not (tmp_path / "out").exists()
-    message = fails("run", folder / "recipe.yaml", "--runs", tmp_path / "runs", "--set", f"grafted.target={other}/")
-    assert "stages.grafted" in message
+    skill = folder / "runs/tiny/skill/"
+    run = ("run", folder / "recipe.yaml", "--runs", tmp_path / "runs", "--set")
+    message = fails(*run, f"grafted.skill={skill}/", "--set", f"base={other}/")
+    assert message.startswith("error stages.grafted")
+    assert "looks like another base" in message
+    assert not (tmp_path / "runs").exists()  # found before the first stage
+    message = fails(*run, f"grafted.target={other}/")
+    assert message.startswith("error stages.grafted")
     assert not list((tmp_path / "runs").glob("stages/inject-*/stage.json"))
 
 

@@ -100,10 +100,11 @@ def _show_evaluations(evaluations: list[Any]) -> None:
 
 def _show_plan(recipe_file: Path, overrides: list[str], runs: Path, as_json: bool) -> None:
     from skillgraft.estimate import estimate
-    from skillgraft.run import check_trainers, prepare
+    from skillgraft.run import check_skills, check_trainers, prepare
 
     recipe, base, stages = prepare(recipe_file, overrides, runs, err_console.print)
-    check_trainers(recipe, stages)
+    check_trainers(stages)
+    check_skills(recipe, base, stages)
     rows = estimate(stages, base)
     resolved = json.loads(recipe.model_dump_json(by_alias=True, exclude_defaults=True))
     if as_json:

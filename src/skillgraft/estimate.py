@@ -61,7 +61,7 @@ def _needs(planned: PlannedStage, parameters: int) -> tuple[float, float, float]
     if stage.kind == "rl":
         samples = stage.trainer.get("max_steps", 150) * stage.trainer.get("per_device_train_batch_size", 64)
         kept = 6 if stage.lora is not None else 16
-        return 10 * parameters * samples * RL_TOKENS, parameters * kept + 3 * 2**30, parameters * (kept + 4)
+        return 4 * parameters * samples * RL_TOKENS, parameters * kept + 3 * 2**30, parameters * (kept + 4)
     if stage.kind == "eval":
         tokens = len(read_questions(stage.questions)) * (RL_TOKENS + stage.max_new_tokens) * len(stage.models)
         return 4 * parameters * tokens, parameters * 4 + 2**30, 2**20

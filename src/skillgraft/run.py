@@ -89,8 +89,9 @@ def run(
         SkillgraftError: something in the recipe, the data or the machine; finished stages are kept.
     """
     watcher = watcher or Silent()
-    recipe, _, stages = prepare(Path(recipe_file), overrides, Path(runs), watcher.say)
-    check_trainers(recipe, stages)
+    recipe, base, stages = prepare(Path(recipe_file), overrides, Path(runs), watcher.say)
+    check_trainers(stages)
+    check_skills(recipe, base, stages)
     reused = {stage.name for stage in stages if stage.cached}
     for stage in stages:
         if stage.cached:
@@ -158,7 +159,38 @@ def run_stage(
         return record
 
 
-def check_trainers(recipe: config.Recipe, stages: list[PlannedStage]) -> None:
+def check_skills(recipe: config.Recipe, base: Path, stages: list[PlannedStage]) -> None:
+    """Raise for a skill from elsewhere that does not fit the checkpoint that its target is trained from."""
+    from skillgraft.skills import check_compatibility, load_skill
+
+    for planned in stages:
+        if planned.cached or planned.stage.kind != "inject" or planned.stage.skill in recipe.stages:
+            continue
+        root = _root(recipe, planned.stage.target)
+        if root is None:
+            continue
+        try:
+            check_compatibility(
+                read_layout(base if root == config.BASE else root), load_skill(planned.inputs[planned.stage.skill])
+            )
+        except SkillgraftError as error:
+            raise type(error)(f"stages.{planned.name}: {error}") from error
+
+
+def _root(recipe: config.Recipe, reference: str) -> str | None:
+    """Return what a chain of training and injection starts from: the base, a directory, or None where it is neither."""
+    while reference in recipe.stages:
+        stage = recipe.stages[reference]
+        if isinstance(stage, config.SftStage | config.RlStage):
+            reference = stage.from_
+        elif isinstance(stage, config.InjectStage):
+            reference = stage.target
+        else:
+            return None
+    return reference
+
+
+def check_trainers(stages: list[PlannedStage]) -> None:
     """Raise for an unknown key in any `trainer:`, `lora:` or `reward:` before the first stage runs."""
     waiting = [stage for stage in stages if not stage.cached and stage.stage.kind in {"sft", "rl"}]
     if not waiting:

