@@ -52,6 +52,9 @@ class RlStage(_Strict):
     domain: Literal["knowledge"] = "knowledge"
     questions: Path = Field(description="JSONL with document, question, answers")
     reward: dict[str, float] | None = Field(None, description="reward name or dotted path -> weight")
+    pass_rate_samples: int = Field(
+        0, ge=0, description="sample each question so often first, and train on those answered sometimes but not always"
+    )
     lora: dict[str, Any] | None = Field(None, description="arguments of PEFT's LoraConfig; absent: full fine-tuning")
     trainer: dict[str, Any] = Field({}, description="arguments of TRL's GRPOConfig")
 

@@ -86,6 +86,7 @@ def run_rl(stage: config.RlStage, context: Context) -> dict[str, Any]:
         context.work,
         questions=questions,
         reward=stage.reward,
+        pass_rate_samples=stage.pass_rate_samples,
         trainer=stage.trainer,
         lora=stage.lora,
         seed=context.seed,
@@ -95,6 +96,7 @@ def run_rl(stage: config.RlStage, context: Context) -> dict[str, Any]:
     _record_origin(stage.kind, start, context, stage)
     return {
         "questions": len(questions),
+        "trained_questions": trained.questions,
         "tokens": trained.tokens,
         "flops": trained.flops,
         "precision": describe(),

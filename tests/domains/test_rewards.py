@@ -17,7 +17,7 @@ def test_default_mix_prefers_the_phrase_to_the_sentence_to_the_ramble_to_the_wro
         return sum(weight * REWARDS[name](text, ["Baltic Germans"]) for name, weight in DEFAULT_MIX.items())
 
     phrase, sentence = score("Baltic Germans"), score("They were the Baltic Germans of the country")
-    ramble, wrong = score("Baltic Germans " + "and so on " * 10), score("Danes")
+    ramble, wrong = score("Baltic Germans " + "and so on " * 20), score("Danes")
     assert phrase > sentence > ramble > wrong
     assert phrase == pytest.approx(1.0)
 

@@ -26,6 +26,7 @@ from skillgraft.domains.rewards import DEFAULT_MIX, Reward, get_reward
 from skillgraft.errors import RecipeError, TrainingError
 from skillgraft.train.callbacks import KeepAlive, Progress, newest_checkpoint, read_log, stop_on_interrupt
 from skillgraft.train.common import count_parameters, load_model, load_tokenizer, trainer_arguments
+from skillgraft.train.difficulty import answered_sometimes
 from skillgraft.train.lora import lora_config, roll_out_merged, save_trained
 from skillgraft.train.precision import bf16_pays
 from skillgraft.train.prompts import as_prompt
@@ -39,6 +40,9 @@ DEFAULTS: dict[str, Any] = {
     "lr_scheduler_type": "constant_with_warmup",
     "warmup_steps": 5,
     "temperature": 1.0,
+    # Divided by the batch's deviation, not the group's: in a group where all answers are wrong, the latter blows a
+    # stray word's worth of F1 up to the size of a right answer.
+    "scale_rewards": "batch",
 }
 LEARNING_RATE = {"lora": 3e-4, "full": 3e-5}
 
@@ -58,6 +62,7 @@ def train_rl(
     *,
     questions: Sequence[Question],
     reward: Mapping[str, float] | None = None,
+    pass_rate_samples: int = 0,
     trainer: Mapping[str, Any] | None = None,
     lora: Mapping[str, Any] | None = None,
     seed: int = 0,
@@ -66,11 +71,12 @@ def train_rl(
 ) -> Trained:
     """Train the checkpoint `model_dir` with GRPO on `questions`; write weights, tokenizer and factors into `out`.
 
-    Trainer checkpoints live in `workdir`; a rerun goes on from the newest whole one.
+    Trainer checkpoints live in `workdir`; a rerun goes on from the newest whole one. With `pass_rate_samples`, only
+    questions that the model answers sometimes are trained on (see `train.difficulty`).
 
     Raises:
         RecipeError: an unknown reward, or an argument that the trainer or LoRA does not know.
-        TrainingError: no questions.
+        TrainingError: no questions, or none that is answered sometimes.
     """
     if not questions:
         raise TrainingError("rl: there is no question to train on")
@@ -81,6 +87,8 @@ def train_rl(
     half = lora is not None and bf16_pays()
     model = load_model(model_dir, torch.bfloat16 if half else torch.float32)
     parameters = count_parameters(model)
+    if pass_rate_samples:
+        questions = answered_sometimes(model, tokenizer, questions, pass_rate_samples, args, workdir, progress)
     grpo = GRPOTrainer(
         model=model,
         reward_funcs=[_for_trl(name, get_reward(name)) for name in mix],
@@ -100,7 +108,7 @@ def train_rl(
     save_trained(grpo.model, model_dir, out, tokenizer, lora is not None)
     log = read_log(workdir)
     tokens = int(log[-1].get("num_tokens", 0)) if log else 0
-    return Trained(tokens, 8.0 * parameters * tokens, curve(log), parameters)
+    return Trained(tokens, 8.0 * parameters * tokens, curve(log), parameters, len(questions))
 
 
 def rl_arguments(

@@ -46,6 +46,7 @@ class Trained:
     flops: float
     curve: list[dict[str, float]]
     parameters: int
+    questions: int = 0
 
 
 def train_sft(
