@@ -80,7 +80,7 @@ def main() -> None:
     write([p for file in given.source for p in load(file)], given.out / "source", holdout=True)
     target = load(given.target)
     write(deal(target, "choice", 32, 4), given.out / "choice")
-    write(deal(target, "report", 80, 4), given.out / "report")
+    write(deal(target, "report", 110, 5), given.out / "report")
 
 
 if __name__ == "__main__":

@@ -52,6 +52,9 @@ class RlStage(_Strict):
     domain: Literal["knowledge"] = "knowledge"
     questions: Path = Field(description="JSONL with document, question, answers")
     reward: dict[str, float] | None = Field(None, description="reward name or dotted path -> weight")
+    rounds: list[Annotated[int, Field(ge=1)]] = Field(
+        [], description="steps of several rounds, instead of trainer.max_steps; pass rates are measured before each"
+    )
     pass_rate_samples: int = Field(
         0, ge=0, description="sample each question so often first, and train on those answered sometimes but not always"
     )
@@ -251,6 +254,8 @@ def _check_stages(recipe: Recipe) -> None:
     for name, stage in recipe.stages.items():
         if isinstance(stage, SftStage) and stage.documents is None and stage.questions is None:
             raise RecipeError(f"stages.{name}: neither documents nor questions are given; sft needs one of them")
+        if isinstance(stage, RlStage) and stage.rounds and "max_steps" in stage.trainer:
+            raise RecipeError(f"stages.{name}: both rounds and trainer.max_steps are given; rounds holds the steps")
         if not isinstance(stage, EvalStage):
             continue
         for field, named in (("baseline", [stage.baseline] if stage.baseline else []), ("labels", list(stage.labels))):

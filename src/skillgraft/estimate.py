@@ -59,7 +59,8 @@ def _needs(planned: PlannedStage, parameters: int) -> tuple[float, float, float]
         kept = 4 if stage.lora is not None else 16
         return 6 * parameters * tokens, parameters * kept + 2**30, parameters * (4 + kept - 4 + 4)
     if stage.kind == "rl":
-        samples = stage.trainer.get("max_steps", 150) * stage.trainer.get("per_device_train_batch_size", 64)
+        steps = sum(stage.rounds) or stage.trainer.get("max_steps", 150)
+        samples = steps * stage.trainer.get("per_device_train_batch_size", 64)
         kept = 6 if stage.lora is not None else 16
         return 4 * parameters * samples * RL_TOKENS, parameters * kept + 3 * 2**30, parameters * (kept + 4)
     if stage.kind == "eval":

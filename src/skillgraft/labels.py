@@ -61,7 +61,8 @@ def _role(stages: Mapping[str, PlannedStage], model: str) -> tuple[str, str, str
         )
     if not knows:
         return "control", "base + skill", f"control: the skill on the base, which never saw the documents, {scale}"
-    return "grafted", f"SFT + skill ({scale})", "the SFT model with the skill vector injected"
+    elsewhere = "" if stage.skill in stages else "; the cost of the skill, paid once elsewhere, is not in it"
+    return "grafted", f"SFT + skill ({scale})", f"the SFT model with the skill vector injected{elsewhere}"
 
 
 def _skill_kind(stages: Mapping[str, PlannedStage], skill: str) -> str:

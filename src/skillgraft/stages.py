@@ -87,6 +87,7 @@ def run_rl(stage: config.RlStage, context: Context) -> dict[str, Any]:
         questions=questions,
         reward=stage.reward,
         pass_rate_samples=stage.pass_rate_samples,
+        rounds=stage.rounds,
         trainer=stage.trainer,
         lora=stage.lora,
         seed=context.seed,

@@ -34,9 +34,8 @@ def _row(folder: Path) -> dict[str, Any]:
             "time": clock(facts["seconds"]),
             "directory": str(folder),
         }
-    steps = [int(p.name.rpartition("-")[2]) for p in folder.glob("checkpoint-*")]
-    log = folder / "log.jsonl"
-    reached = len(log.read_text().splitlines()) if log.is_file() else 0
+    steps = [int(p.name.rpartition("-")[2]) for p in folder.rglob("checkpoint-*")]
+    reached = sum(len(log.read_text().splitlines()) for log in folder.rglob("log.jsonl"))
     state = f"interrupted, goes on from step {max(steps)}" if steps else "interrupted"
     if reached:
         state += f" ({reached} steps logged)"

@@ -108,3 +108,40 @@ def test_full_rl_changes_all_weights_and_keeps_no_factors(tmp_path):
     assert not (out / "adapter").exists()
     before, after = load_model(start).state_dict(), load_model(out).state_dict()
     assert not torch.equal(before["model.layers.0.mlp.up_proj.weight"], after["model.layers.0.mlp.up_proj.weight"])
+
+
+def test_a_second_round_goes_on_from_the_first(tmp_path):
+    from safetensors.torch import load_file
+
+    start = tiny_checkpoint(tmp_path / "start")
+    out, work = tmp_path / "out", tmp_path / "work"
+    out.mkdir()
+    work.mkdir()
+    rate = 1e-2
+    trained = train_rl(
+        start,
+        out,
+        work,
+        questions=[Question("d", "When was the harbour built?", ("1900",))] * 2,
+        reward={"tests.domains.own_reward.vowels": 1.0},
+        rounds=[4, 1],
+        lora={"r": 2},
+        trainer={
+            "per_device_train_batch_size": 8,
+            "max_completion_length": 6,
+            "warmup_steps": 0,
+            "learning_rate": rate,
+            "lr_scheduler_type": "constant",
+        },
+    )
+    assert [point["step"] for point in trained.curve] == [1, 2, 3, 4, 5]
+    first = load_file(work / "round-0" / "finished" / "adapter_model.safetensors")
+    last = load_file(out / "adapter" / "adapter_model.safetensors")
+    moved = {name: (last[name] - first[name]).abs().max().item() for name in first}
+    grown = [first[name].abs().max().item() for name in first if "lora_B" in name]
+    assert max(grown) > 2.5 * rate  # four steps of Adam from zero
+    assert 0 < max(moved.values()) < 1.1 * rate  # one step from where the first round ended
+    model = load_model(start).state_dict()
+    name = "model.layers.0.mlp.up_proj.weight"
+    a, b = (last[f"base_model.model.{name.removesuffix('.weight')}.lora_{f}.weight"] for f in "AB")
+    torch.testing.assert_close(load_model(out).state_dict()[name], model[name] + 8 * b @ a, rtol=0, atol=1e-6)

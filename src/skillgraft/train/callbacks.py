@@ -47,13 +47,12 @@ class KeepAlive(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
         """Ask for a checkpoint when it is time, and for a stop when Ctrl-C was pressed."""
-        finished = state.global_step >= state.max_steps
-        due = time.monotonic() - self.last_save >= self.checkpoint_seconds and not finished
-        if due or self.interrupted:
+        if state.global_step >= state.max_steps:  # done: what was asked for is about to be written
+            return control
+        if self.interrupted or time.monotonic() - self.last_save >= self.checkpoint_seconds:
             control.should_save = True
             self.last_save = time.monotonic()
-        if self.interrupted:
-            control.should_training_stop = True
+        control.should_training_stop = self.interrupted
         return control
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

@@ -8,15 +8,18 @@ fp32, and the update that they are is applied to the fp32 weights when saving.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import copy
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import PeftModel
+from peft import PeftModel, set_peft_model_state_dict
 from peft.helpers import disable_input_dtype_casting
+from safetensors.torch import load_file
 from transformers import PreTrainedModel, PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer import utils as trl_utils
@@ -27,7 +30,7 @@ from skillgraft.errors import RecipeError, TrainingError
 from skillgraft.train.callbacks import KeepAlive, Progress, newest_checkpoint, read_log, stop_on_interrupt
 from skillgraft.train.common import count_parameters, load_model, load_tokenizer, trainer_arguments
 from skillgraft.train.difficulty import answered_sometimes
-from skillgraft.train.lora import lora_config, roll_out_merged, save_trained
+from skillgraft.train.lora import ADAPTER, lora_config, roll_out_merged
 from skillgraft.train.precision import bf16_pays
 from skillgraft.train.prompts import as_prompt
 from skillgraft.train.sft import Trained
@@ -46,6 +49,9 @@ DEFAULTS: dict[str, Any] = {
 }
 LEARNING_RATE = {"lora": 3e-4, "full": 3e-5}
 
+FINISHED = "finished"
+"""Folder of a round's weights (LoRA: its factors), there once the round is done."""
+
 CURVE = {
     "reward": "reward",
     "share_without_variance": "frac_reward_zero_std",
@@ -63,6 +69,7 @@ def train_rl(
     questions: Sequence[Question],
     reward: Mapping[str, float] | None = None,
     pass_rate_samples: int = 0,
+    rounds: Sequence[int] = (),
     trainer: Mapping[str, Any] | None = None,
     lora: Mapping[str, Any] | None = None,
     seed: int = 0,
@@ -72,7 +79,9 @@ def train_rl(
     """Train the checkpoint `model_dir` with GRPO on `questions`; write weights, tokenizer and factors into `out`.
 
     Trainer checkpoints live in `workdir`; a rerun goes on from the newest whole one. With `pass_rate_samples`, only
-    questions that the model answers sometimes are trained on (see `train.difficulty`).
+    questions that the model answers sometimes are trained on (see `train.difficulty`). `rounds` are the steps of
+    several rounds instead of `trainer.max_steps`: before each the pass rates are measured anew, so that what has been
+    learnt by then is left out and what has come into reach is taken in; each starts a fresh optimiser.
 
     Raises:
         RecipeError: an unknown reward, or an argument that the trainer or LoRA does not know.
@@ -83,32 +92,80 @@ def train_rl(
     mix = dict(reward or DEFAULT_MIX)
     tokenizer = load_tokenizer(model_dir)
     args = rl_arguments(mix, trainer, lora is not None, workdir, seed)
-    keeper = KeepAlive(workdir, checkpoint_seconds, progress)
+    steps = list(rounds) or [args.max_steps]
     half = lora is not None and bf16_pays()
-    model = load_model(model_dir, torch.bfloat16 if half else torch.float32)
+    log: list[dict[str, float]] = []
+    start: Path | None = None
+    tokens = trained_questions = 0
+    for number, round_steps in enumerate(steps):
+        here = workdir / f"round-{number}"
+        here.mkdir(exist_ok=True)
+        before, moved = sum(steps[:number]), _from_step(progress, sum(steps[:number]), sum(steps))
+        chosen = list(questions)
+        if pass_rate_samples:
+            model = _load(model_dir, start, half, lora is not None)
+            chosen = answered_sometimes(model, tokenizer, questions, pass_rate_samples, args, here, progress)
+        trained_questions = max(trained_questions, len(chosen))
+        finished = here / FINISHED
+        if not finished.exists():
+            keeper = KeepAlive(here, checkpoint_seconds, moved)
+            model = load_model(
+                start if start and lora is None else model_dir, torch.bfloat16 if half else torch.float32
+            )
+            grpo = GRPOTrainer(
+                model=model,
+                reward_funcs=[_for_trl(name, get_reward(name)) for name in mix],
+                args=_for_round(args, round_steps, here),
+                train_dataset=Dataset.from_list(
+                    [{"prompt": as_prompt(tokenizer, q.question), "answers": list(q.answers)} for q in chosen]
+                ),
+                processing_class=tokenizer,
+                peft_config=lora_config(lora) if lora is not None else None,
+                callbacks=[keeper],
+            )
+            grpo.remove_callback(PrinterCallback)
+            if lora is not None:
+                roll_out_merged(grpo.model)
+                if start:
+                    set_peft_model_state_dict(grpo.model, load_file(start / "adapter_model.safetensors"))
+            with stop_on_interrupt(keeper), _no_casts(grpo.model, half), _score_completions_only():
+                grpo.train(resume_from_checkpoint=newest_checkpoint(here))
+            part = finished.with_suffix(".part")
+            shutil.rmtree(part, ignore_errors=True)
+            grpo.model.save_pretrained(str(part))
+            part.rename(finished)
+            del grpo
+        start = finished
+        logged = read_log(here)
+        tokens += max((int(record.get("num_tokens", 0)) for record in logged), default=0)
+        log += [{**record, "step": record["step"] + before} for record in logged]
+    model = _load(model_dir, start, half=False, lora=lora is not None)
     parameters = count_parameters(model)
-    if pass_rate_samples:
-        questions = answered_sometimes(model, tokenizer, questions, pass_rate_samples, args, workdir, progress)
-    grpo = GRPOTrainer(
-        model=model,
-        reward_funcs=[_for_trl(name, get_reward(name)) for name in mix],
-        args=args,
-        train_dataset=Dataset.from_list(
-            [{"prompt": as_prompt(tokenizer, q.question), "answers": list(q.answers)} for q in questions]
-        ),
-        processing_class=tokenizer,
-        peft_config=lora_config(lora) if lora is not None else None,
-        callbacks=[keeper],
-    )
-    grpo.remove_callback(PrinterCallback)
-    if lora is not None:
-        roll_out_merged(grpo.model)
-    with stop_on_interrupt(keeper), _no_casts(grpo.model, half), _score_completions_only():
-        grpo.train(resume_from_checkpoint=newest_checkpoint(workdir))
-    save_trained(grpo.model, model_dir, out, tokenizer, lora is not None)
-    log = read_log(workdir)
-    tokens = int(log[-1].get("num_tokens", 0)) if log else 0
-    return Trained(tokens, 8.0 * parameters * tokens, curve(log), parameters, len(questions))
+    if lora is not None and start:
+        shutil.copytree(start, out / ADAPTER)
+    model.save_pretrained(str(out))
+    tokenizer.save_pretrained(str(out))
+    return Trained(tokens, 8.0 * parameters * tokens, curve(log), parameters, trained_questions)
+
+
+def _load(model_dir: Path, trained: Path | None, half: bool, lora: bool) -> PreTrainedModel:
+    """Return the model after the round that wrote `trained`, its factors merged; without one, the start."""
+    dtype = torch.bfloat16 if half else torch.float32
+    if trained is None or not lora:
+        return load_model(trained or model_dir, dtype)
+    return PeftModel.from_pretrained(load_model(model_dir, dtype), str(trained)).merge_and_unload()
+
+
+def _for_round(args: GRPOConfig, steps: int, folder: Path) -> GRPOConfig:
+    """Return `args` for one round; copied, since their own constructor refuses what it has derived before."""
+    mine = copy(args)
+    mine.max_steps, mine.output_dir = steps, str(folder)
+    return mine
+
+
+def _from_step(progress: Progress | None, before: int, steps: int) -> Progress | None:
+    """Return `progress` counting the steps of earlier rounds in."""
+    return progress and (lambda step, _, metrics: progress(step + before, steps, metrics))
 
 
 def rl_arguments(
