@@ -70,6 +70,9 @@ def test_set_overrides(tmp_path):
         (["seed=[1"], "is not YAML"),
         (["stages.grafted.scale=.inf"], "must be a finite number"),
         (["sed=1"], "unknown key 'sed'; did you mean 'seed'"),
+        (["seed=-1"], "'seed': Input should be greater than or equal to 0"),
+        (["sft.trainr=5"], "unknown key 'stages.sft.trainr'; did you mean 'trainer'"),
+        (["sft.trainer=5"], "'stages.sft.trainer': Input should be a valid dictionary; got 5"),
     ],
 )
 def test_bad_overrides(tmp_path, overrides, message):
@@ -93,6 +96,22 @@ def test_bad_overrides(tmp_path, overrides, message):
         ({"kind": "eval", "models": ["base"], "questions": "q", "baseline": "sft"}, "'sft' is no model of it"),
         ({"kind": "eval", "models": [], "questions": "q"}, "'stages.x.models'"),
         ({"kind": "sft", "from": "base"}, "neither documents nor questions"),
+        ({"kind": "sft", "from": "base", "documents": "d", "questions": "q"}, "are both given"),
+        ({"kind": "sft", "from": "base", "documents": "d", "answers": "shuffled"}, "shuffled needs questions"),
+        (
+            {"kind": "eval", "models": ["base"], "questions": "q", "limit_documents": 2},
+            "limit_documents needs documents",
+        ),
+        (
+            {"kind": "inject", "target": "sft", "skill": "rl"},
+            "'rl' makes a checkpoint, expected a skill",
+        ),
+        ({"kind": "eval", "models": ["skill"], "questions": "q"}, "'skill' makes a skill, expected a checkpoint"),
+        ({"kind": ["sft"]}, "is not a kind of stage"),
+        (
+            {"kind": "rl", "from": "sft", "questions": "q", "rounds": [3], "trainer": {"max_steps": 3}},
+            "both rounds and",
+        ),
     ],
 )
 def test_bad_stages(tmp_path, stage, message):
@@ -124,6 +143,12 @@ def test_bad_files(tmp_path):
             load_recipe(file)
     file.write_text(yaml.safe_dump({**GOOD, "stages": {"base": {"kind": "sft", "from": "base"}}}))
     with pytest.raises(RecipeError, match="'base' names the recipe's base model"):
+        load_recipe(file)
+    file.write_text(yaml.safe_dump({**GOOD, "stages": 5}))
+    with pytest.raises(RecipeError, match="'stages'"):
+        load_recipe(file, ["sft.scale=1"])
+    file.write_text(yaml.safe_dump({**GOOD, "stages": {"../out": GOOD["stages"]["sft"]}}))
+    with pytest.raises(RecipeError, match="stages"):
         load_recipe(file)
     file.write_text(yaml.safe_dump({**GOOD, "name": "../escape"}))
     with pytest.raises(RecipeError, match="'name'"):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from skillgraft import load_skill, run
-from skillgraft.errors import DataError, MissingPathError, RecipeError, SkillgraftError
+from skillgraft.errors import CheckpointError, DataError, MissingPathError, RecipeError, SkillgraftError
 from skillgraft.planning import plan
 from skillgraft.run import prepare
 from tests.recipes import tiny_recipe
@@ -84,6 +84,22 @@ def test_addresses_follow_what_decides_a_result(finished, tmp_path):
     assert changed["rl"] != before["rl"]
 
 
+def test_files_beside_the_weights_decide_too(finished, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(finished[0].parent, copy, ignore=shutil.ignore_patterns("runs"))
+    before = keys(copy / "recipe.yaml", copy / "base")
+    template = copy / "base" / "chat_template.jinja"
+    template.write_text(template.read_text() + " ")
+    assert all(before[name] != key for name, key in keys(copy / "recipe.yaml", copy / "base").items())
+
+
+def test_labels_and_names_belong_to_a_table(finished):
+    recipe, _ = finished
+    before = keys(recipe, recipe.parent / "base")
+    changed = keys(recipe, recipe.parent / "base", ["scores.labels={base: the base}"])
+    assert {name for name in before if before[name] != changed[name]} == {"scores"}
+
+
 def test_a_default_written_out_changes_nothing(finished):
     recipe, _ = finished
     before = keys(recipe, recipe.parent / "base")
@@ -102,6 +118,9 @@ def test_a_default_written_out_changes_nothing(finished):
         ("rl.trainer.num_generations=banana", RecipeError, "stages.rl: trainer: GRPOConfig refuses"),
         ("rl.lora.rank=4", RecipeError, "stages.rl: lora: 'rank' is not an argument of LoraConfig"),
         ("rl.reward={f2: 1}", RecipeError, "stages.rl: reward 'f2' is not known"),
+        ("rl.trainer.learning_rate=1e-4", RecipeError, "stages.rl: trainer: learning_rate is the text '1e-4'"),
+        ("rl.lora.init_lora_weights=pissa", RecipeError, "init_lora_weights must leave the start as it is"),
+        ("scores.models=[base, ./data]", CheckpointError, "stages.scores: .*data"),
         ("sft.documents=./nowhere", MissingPathError, "nowhere does not exist"),
         ("grafted.skill=./nowhere", MissingPathError, "nowhere is not a directory"),
         ("base=./nowhere", MissingPathError, "base: .*nowhere is not a directory"),

@@ -2,7 +2,7 @@
 
     import skillgraft
 
-    skillgraft.extract(rl="runs/past-squad/rl", sft="runs/past-squad/sft", out="skills/mine")
+    skillgraft.extract(rl="runs/past-squad/rl_source", sft="runs/past-squad/sft_source", out="skills/mine")
     skillgraft.inject(target="my-sft-model", skill="skills/mine", out="my-grafted-model", scale=1.0)
     skill = skillgraft.load_skill("skills/mine")
     skill.delta("model.layers.0.mlp.up_proj.weight")     # fp32, (1536, 576)

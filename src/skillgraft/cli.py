@@ -87,7 +87,7 @@ def run(
     _show_evaluations(result.evaluations)
     if result.cached:
         out_console.print("All stages were cached: nothing had to run.")
-    out_console.print(f"Report: {result.report}", soft_wrap=True, highlight=False)
+    out_console.print(f"Report: {result.report}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _show_evaluations(evaluations: list[Any]) -> None:
@@ -138,7 +138,7 @@ def status(
     out_console.print(table if rows else f"{runs} holds no stages yet; start one: skillgraft run RECIPE.yaml")
 
 
-@app.command(epilog="Example: skillgraft extract --rl runs/past-squad/rl --sft runs/past-squad/sft -o skills/mine")
+@app.command(epilog="Example: skillgraft extract --rl my-rl-checkpoint --sft my-sft-checkpoint -o my-skill")
 def extract(
     rl: Annotated[Path, typer.Option(help="Checkpoint after RL, or a PEFT adapter trained on the SFT model.")],
     sft: Annotated[Path, typer.Option(help="The SFT checkpoint that RL started from.")],

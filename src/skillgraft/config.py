@@ -32,10 +32,10 @@ class _Strict(BaseModel):
 
 
 class SftStage(_Strict):
-    """Supervised fine-tuning on documents, on questions with answers, or both; full, or LoRA with `lora:`."""
+    """Supervised fine-tuning on documents, or on questions with answers; full, or LoRA with `lora:`."""
 
     kind: Literal["sft"]
-    from_: str = Field(alias="from", description="stage, 'base', checkpoint directory or hub id to start from")
+    from_: str = Field(alias="from", description="stage, 'base' or checkpoint directory to start from")
     documents: Path | None = Field(None, description="folder of .md/.txt, or JSONL with id, title, text")
     limit_documents: int | None = Field(None, ge=1, description="train on the first so many documents only")
     questions: Path | None = Field(None, description="JSONL with document, question, answers: train on the answers")
@@ -78,7 +78,7 @@ class RandomVectorStage(_Strict):
 
     kind: Literal["random_vector"]
     skill: str
-    seed: int | None = None
+    seed: int | None = Field(None, ge=0, lt=2**32)
 
 
 class InjectStage(_Strict):
@@ -127,14 +127,24 @@ REFERENCES: dict[str, tuple[str, ...]] = {
 """Stage kind -> the fields that name another stage, the base, or a directory."""
 
 
+MAKES: dict[str, str] = {
+    "sft": "checkpoint",
+    "rl": "checkpoint",
+    "inject": "checkpoint",
+    "extract": "skill",
+    "random_vector": "skill",
+    "eval": "table",
+}
+
+
 class Recipe(_Strict):
     """A whole recipe; `load_recipe` is the way to get one."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     base: str
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**32)
     title: str | None = None
-    stages: dict[str, Stage] = Field(min_length=1)
+    stages: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")], Stage] = Field(min_length=1)
 
 
 def load_recipe(file: Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -154,7 +164,7 @@ def load_recipe(file: Path, overrides: Iterable[str] = ()) -> Recipe:
         raise RecipeError(f"recipe: {file} holds a {type(data).__name__}, expected a mapping with name, base, stages")
     for override in overrides:
         _apply_override(data, override)
-    _check_repeated_shape(data)
+    _check_kinds(data)
     recipe = parse_recipe(data, str(file))
     recipe = _absolute_paths(recipe, file.resolve().parent)
     order(recipe)
@@ -180,7 +190,7 @@ KINDS: dict[str, type[_Strict]] = {
 }
 
 
-def _check_repeated_shape(data: Mapping[str, Any]) -> None:
+def _check_kinds(data: Mapping[str, Any]) -> None:
     """Raise for what pydantic's messages would explain badly: stages that are no mappings, unknown kinds."""
     stages = data.get("stages")
     if not isinstance(stages, dict):
@@ -193,24 +203,21 @@ def _check_repeated_shape(data: Mapping[str, Any]) -> None:
         kind = stage.get("kind")
         if kind is None:
             raise RecipeError(f"stages.{name}: 'kind' is missing; expected one of {', '.join(KINDS)}")
-        if kind not in KINDS:
+        if not isinstance(kind, str) or kind not in KINDS:
             raise RecipeError(f"stages.{name}.kind: '{kind}' is not a kind of stage{did_you_mean(str(kind), KINDS)}")
 
 
 def _explain(error: ValidationError, data: Mapping[str, Any]) -> str:
     first = error.errors()[0]
-    location = [str(part) for part in first["loc"] if str(part) not in KINDS or _is_stage_name(str(part), data)]
+    path = first["loc"]
+    # The kind stands in the path of a stage's errors as the union's tag; a user wrote no such level.
+    location = [str(part) for i, part in enumerate(path) if not (i == 2 and path[0] == "stages")]
     where = ".".join(location)
     if first["type"] == "extra_forbidden":
         return f"unknown key '{where}'{did_you_mean(location[-1], _known_keys(location, data))}"
     if first["type"] == "missing":
         return f"'{where}' is missing"
     return f"'{where}': {first['msg'].removeprefix('Value error, ')}; got {first['input']!r}"
-
-
-def _is_stage_name(part: str, data: Mapping[str, Any]) -> bool:
-    stages = data.get("stages")
-    return isinstance(stages, dict) and part in stages and part not in KINDS
 
 
 def _known_keys(location: list[str], data: Mapping[str, Any]) -> list[str]:
@@ -225,10 +232,12 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
     keys = path.strip().split(".")
     if not equals or not all(keys):
         raise RecipeError(f"--set: got '{override}', expected a.b=c, such as stages.grafted.scale=0.5")
-    if keys[0] not in Recipe.model_fields and keys[0] in (data.get("stages") or {}):
+    named = data.get("stages")
+    stages: dict[str, Any] = named if isinstance(named, dict) else {}
+    if keys[0] not in Recipe.model_fields and keys[0] in stages:
         keys = ["stages", *keys]
-    if keys[0] == "stages" and len(keys) > 1 and keys[1] not in (data.get("stages") or {}):
-        raise RecipeError(f"--set: there is no stage '{keys[1]}'{did_you_mean(keys[1], data.get('stages') or {})}")
+    if keys[0] == "stages" and len(keys) > 1 and keys[1] not in stages:
+        raise RecipeError(f"--set: there is no stage '{keys[1]}'{did_you_mean(keys[1], stages)}")
     here = data
     for key in keys[:-1]:
         here = here.setdefault(key, {})
@@ -254,6 +263,13 @@ def _check_stages(recipe: Recipe) -> None:
     for name, stage in recipe.stages.items():
         if isinstance(stage, SftStage) and stage.documents is None and stage.questions is None:
             raise RecipeError(f"stages.{name}: neither documents nor questions are given; sft needs one of them")
+        if isinstance(stage, SftStage) and stage.documents is not None and stage.questions is not None:
+            raise RecipeError(f"stages.{name}: documents and questions are both given; make two sft stages of it")
+        if isinstance(stage, SftStage) and stage.answers == "shuffled" and stage.questions is None:
+            raise RecipeError(f"stages.{name}: answers: shuffled needs questions")
+        if isinstance(stage, SftStage | EvalStage) and stage.limit_documents and stage.documents is None:
+            raise RecipeError(f"stages.{name}: limit_documents needs documents")
+        _check_makers(recipe, name, stage)
         if isinstance(stage, RlStage) and stage.rounds and "max_steps" in stage.trainer:
             raise RecipeError(f"stages.{name}: both rounds and trainer.max_steps are given; rounds holds the steps")
         if not isinstance(stage, EvalStage):
@@ -267,6 +283,16 @@ def _check_stages(recipe: Recipe) -> None:
         for model in stage.models:
             if stage.models.count(model) > 1:
                 raise RecipeError(f"stages.{name}.models: '{model}' stands there twice; name each model once")
+
+
+def _check_makers(recipe: Recipe, name: str, stage: _Strict) -> None:
+    """Raise for a reference to a stage that makes something else than what is needed there."""
+    for field, reference in references(stage):
+        if reference in recipe.stages:
+            wanted = "skill" if field == "skill" else "checkpoint"
+            made = MAKES[recipe.stages[reference].kind]
+            if made != wanted:
+                raise RecipeError(f"stages.{name}.{field}: '{reference}' makes a {made}, expected a {wanted}")
 
 
 def is_path(reference: str) -> bool:
@@ -321,5 +347,8 @@ def _absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
     for name, stage in recipe.stages.items():
         changes = {f: absolute(getattr(stage, f)) for f in type(stage).model_fields}
         changes |= {f: resolve_reference(getattr(stage, f)) for f in REFERENCES[stage.kind]}
+        if isinstance(stage, EvalStage):
+            changes["labels"] = {resolve_reference(model): label for model, label in stage.labels.items()}
+            changes["baseline"] = resolve_reference(stage.baseline)
         stages[name] = stage.model_copy(update=changes)
     return recipe.model_copy(update={"stages": stages, "base": resolve_reference(recipe.base)})

@@ -48,7 +48,7 @@ class StorageError(SkillgraftError, OSError):
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return `; did you mean 'x'? available: a, b` for an unknown `name`, the closest known name first."""
-    known = sorted(known)
+    known = sorted(map(str, known))
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean '{close[0]}'?" if close else ";"
     return f"{hint} available: {', '.join(known)}"

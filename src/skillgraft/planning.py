@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +18,16 @@ from skillgraft.errors import MissingPathError
 
 VERSIONS: dict[str, int] = {"sft": 1, "rl": 1, "extract": 1, "random_vector": 1, "inject": 1, "eval": 1}
 """Raised when a kind's code or one of its defaults changes what it makes: finished stages of it then run again."""
+
+BESIDE_WEIGHTS = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
+"""Files of a checkpoint that decide what it does, beside its weights."""
 
 RECORD = "stage.json"
 """Written last into a stage's folder: the folder counts as finished when it is there."""
@@ -83,13 +94,12 @@ def _directory(reference: str, base: Path, stage: str) -> Path:
 
 
 def _identity(directory: Path) -> str:
-    """Return what a referred directory is by its content: a skill's tensors, or a checkpoint's weights and config."""
-    skill = directory / "skill.safetensors"
-    if skill.is_file():
-        return fingerprint_file(skill)
-    config_file = directory / "config.json"
-    settings = fingerprint_file(config_file) if config_file.is_file() else ""
-    return fingerprint_checkpoint(directory) + settings
+    """Return what a referred directory is by the content of the files that decide what it does."""
+    if (directory / "skill.json").is_file():
+        names = ("skill.json", "skill.safetensors")
+        return _digest([[name, fingerprint_file(directory / name)] for name in names])
+    own = [[name, fingerprint_file(directory / name)] for name in BESIDE_WEIGHTS if (directory / name).is_file()]
+    return _digest([fingerprint_checkpoint(directory), own])
 
 
 def _data(stage: Any) -> dict[str, str]:
@@ -106,13 +116,29 @@ def _data(stage: Any) -> dict[str, str]:
             check_questions(stage.questions, questions, all_documents)
             questions = read_questions(stage.questions, documents)
         found["questions"] = _digest([[q.document, q.question, *q.answers] for q in questions])
+    for name in getattr(stage, "reward", None) or {}:
+        if "." in name:
+            found[f"reward {name}"] = _reward_code(name)
     return found
+
+
+def _reward_code(name: str) -> str:
+    """Return the fingerprint of the module that holds a user's own reward."""
+    try:
+        spec = importlib.util.find_spec(name.rpartition(".")[0])
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or not spec.origin or not Path(spec.origin).is_file():
+        return ""  # `get_reward` says what is wrong with it
+    return fingerprint_file(spec.origin)
 
 
 def _hash(seed: int, stage: Any, references: Mapping[str, str], data: Mapping[str, str]) -> str:
     settings = stage.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-    for field in ("documents", "questions", "labels", *config.REFERENCES[stage.kind]):
+    for field in ("documents", "questions", *config.REFERENCES[stage.kind]):
         settings.pop(field.rstrip("_"), None)
+    if stage.kind == "eval":  # its table holds the names
+        settings["names"] = [Path(model).name for model in stage.models]
     named = [[field, references[reference]] for field, reference in config.references(stage)]
     return _digest([VERSIONS[stage.kind], seed, settings, named, dict(data)])
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -29,7 +30,7 @@ from skillgraft.checkpoint.default_model import resolve_base
 from skillgraft.checkpoint.layout import read_layout
 from skillgraft.checkpoint.tokenizer import tokenizer_identity
 from skillgraft.checkpoint.writer import storage_error
-from skillgraft.errors import SkillgraftError
+from skillgraft.errors import SkillgraftError, StorageError
 from skillgraft.labels import describe_models
 from skillgraft.planning import RECORD, PlannedStage, plan
 
@@ -154,27 +155,44 @@ def run_stage(
             "facts": facts,
         }
         (out / RECORD).write_text(json.dumps(record, indent=1))
+        os.sync()  # a power cut must not leave a finished-looking folder with torn weights
         out.rename(planned.directory)
         shutil.rmtree(planned.work, ignore_errors=True)
         return record
 
 
 def check_skills(recipe: config.Recipe, base: Path, stages: list[PlannedStage]) -> None:
-    """Raise for a skill from elsewhere that does not fit the checkpoint that its target is trained from."""
+    """Raise for a checkpoint or skill from elsewhere that is broken, or a skill that does not fit its target."""
     from skillgraft.skills import check_compatibility, load_skill
 
     for planned in stages:
+        for field, reference in config.references(planned.stage):
+            if planned.cached or reference in recipe.stages or reference == config.BASE or field == "rl":
+                continue
+            with _named(planned):
+                if field == "skill":
+                    load_skill(planned.inputs[reference])
+                else:
+                    read_layout(planned.inputs[reference])
+                    tokenizer_identity(planned.inputs[reference])
         if planned.cached or planned.stage.kind != "inject" or planned.stage.skill in recipe.stages:
             continue
         root = _root(recipe, planned.stage.target)
         if root is None:
             continue
-        try:
+        with _named(planned):
             check_compatibility(
                 read_layout(base if root == config.BASE else root), load_skill(planned.inputs[planned.stage.skill])
             )
-        except SkillgraftError as error:
-            raise type(error)(f"stages.{planned.name}: {error}") from error
+
+
+@contextlib.contextmanager
+def _named(planned: PlannedStage) -> Iterator[None]:
+    """Put the stage's name before the message of an error."""
+    try:
+        yield
+    except SkillgraftError as error:
+        raise type(error)(f"stages.{planned.name}: {error}") from error
 
 
 def _root(recipe: config.Recipe, reference: str) -> str | None:
@@ -198,10 +216,8 @@ def check_trainers(stages: list[PlannedStage]) -> None:
     from skillgraft.train.check import check_stage
 
     for planned in waiting:
-        try:
+        with _named(planned):
             check_stage(planned.stage)
-        except SkillgraftError as error:
-            raise type(error)(f"stages.{planned.name}: {error}") from error
 
 
 @contextlib.contextmanager
@@ -211,7 +227,8 @@ def _locked(planned: PlannedStage) -> Iterator[None]:
         planned.work.mkdir(parents=True, exist_ok=True)
         lock = planned.directory.with_name(planned.directory.name + ".lock").open("w")
     except OSError as error:
-        raise storage_error(error, planned.work) or error from error
+        unwritable = StorageError(f"{planned.work} cannot be written: {error.strerror}; choose another --runs")
+        raise storage_error(error, planned.work) or unwritable from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -15,7 +15,7 @@ from typing import Any
 
 from skillgraft import config
 from skillgraft.checkpoint.fingerprint import fingerprint_checkpoint
-from skillgraft.checkpoint.provenance import base_of, write_provenance
+from skillgraft.checkpoint.provenance import base_for_training, write_provenance
 from skillgraft.domains.knowledge import read_documents, read_questions
 
 Progress = Callable[[int, int, Mapping[str, float]], None]
@@ -112,7 +112,7 @@ def _record_origin(kind: str, start: Path, context: Context, stage: Any) -> None
     write_provenance(
         context.out,
         kind=kind,
-        base=base_of(start) or {"id": None, "fingerprint": fingerprint},
+        base=base_for_training(start),
         made_by=json.loads(stage.model_dump_json(by_alias=True)),
         inputs={"from": fingerprint},
     )

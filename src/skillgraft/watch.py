@@ -63,7 +63,7 @@ class Live:
 
     def say(self, message: str) -> None:
         """Show one line above the list."""
-        self.progress.console.print(f"[dim]{message}")
+        self.progress.console.print(message, style="dim", markup=False)
 
     def started(self, stage: PlannedStage) -> None:
         """Start the stage's clock."""

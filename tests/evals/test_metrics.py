@@ -11,6 +11,7 @@ from skillgraft.evals.metrics import containment, exact_match, f1, normalise
         ("“Golden” anniversary – theme", "golden anniversary theme"),
         ("theatre", "theatre"),
         ("A.", ""),
+        ("$5 million + 3%", "5 million 3"),
         ("Köln 1,250", "köln 1250"),
     ],
 )

@@ -89,6 +89,9 @@ def test_learning_rate_depends_on_what_is_trained(tmp_path):
 def test_no_questions(tmp_path):
     with pytest.raises(TrainingError, match="no question"):
         train_rl(tmp_path, tmp_path, tmp_path, questions=[])
+    start = tiny_checkpoint(tmp_path / "start")
+    with pytest.raises(TrainingError, match="1 questions are left, one step needs 8"):
+        train_rl(start, tmp_path, tmp_path, questions=[Question("d", "When?", ("1",))])
 
 
 def test_full_rl_changes_all_weights_and_keeps_no_factors(tmp_path):

@@ -1,13 +1,14 @@
 """Metrics that need no judge: exact match, token F1 and containment of a gold answer, as pure functions of strings.
 
 Normalisation follows the SQuAD v1.1 evaluation (Rajpurkar et al., arXiv 1606.05250, section 6.1): lower case, no
-punctuation, no articles, single spaces. Departure: any Unicode punctuation is dropped, not only ASCII, so that
-curly quotes and en dashes do not count against an answer.
+punctuation, no articles, single spaces. Departure: beside ASCII punctuation and symbols, any Unicode punctuation
+is dropped, so that curly quotes and en dashes do not count against an answer.
 """
 
 from __future__ import annotations
 
 import re
+import string
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 def normalise(text: str) -> str:
     """Return `text` in lower case without punctuation and articles, words separated by single spaces."""
-    kept = "".join(c for c in text.lower() if unicodedata.category(c)[0] != "P")
+    kept = "".join(c for c in text.lower() if c not in string.punctuation and unicodedata.category(c)[0] != "P")
     return " ".join(_ARTICLES.sub(" ", kept).split())
 
 

@@ -50,7 +50,11 @@ def gather(
             }
             for stage in stages
         ],
-        "skills": [_skill(stage, records[stage.name]) for stage in stages if stage.stage.kind == "inject"],
+        "skills": [
+            _skill(stage, records[stage.name], {each.name for each in stages})
+            for stage in stages
+            if stage.stage.kind == "inject"
+        ],
     }
 
 
@@ -87,14 +91,14 @@ def _training(name: str, record: Mapping[str, Any]) -> dict[str, Any]:
     return {**kept, **{key: facts[key] for key in ("tokens", "curve", "headline")}}
 
 
-def _skill(stage: PlannedStage, record: Mapping[str, Any]) -> dict[str, Any]:
+def _skill(stage: PlannedStage, record: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
     directory = stage.inputs[stage.stage.skill]
     manifest = json.loads((directory / "skill.json").read_text())
     tensors = manifest["tensors"].values()
     ranks = {t["rank"] for t in tensors if t.get("rank")}
     facts = record["facts"]
     return {
-        "stage": f"{stage.name} ← {directory.name if stage.stage.skill not in record['inputs'] else stage.stage.skill}",
+        "stage": f"{stage.name} ← {stage.stage.skill if stage.stage.skill in names else directory.name}",
         "form": "lowrank" if ranks else "dense",
         "rank": max(ranks) if ranks else None,
         "size_bytes": (directory / "skill.safetensors").stat().st_size,

@@ -48,6 +48,7 @@ class KeepAlive(TrainerCallback):
     ) -> TrainerControl:
         """Ask for a checkpoint when it is time, and for a stop when Ctrl-C was pressed."""
         if state.global_step >= state.max_steps:  # done: what was asked for is about to be written
+            self.interrupted = False
             return control
         if self.interrupted or time.monotonic() - self.last_save >= self.checkpoint_seconds:
             control.should_save = True
@@ -58,8 +59,8 @@ class KeepAlive(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Mark the checkpoint as whole, and only then drop the older ones."""
         newest = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        (newest / _WHOLE).touch()
         os.sync()
+        (newest / _WHOLE).touch()
         for old in Path(args.output_dir).glob("checkpoint-*"):
             if old != newest:
                 shutil.rmtree(old, ignore_errors=True)

@@ -28,7 +28,10 @@ from transformers.utils import logging as transformers_logging
 from skillgraft.errors import RecipeError, did_you_mean
 from skillgraft.train.precision import bf16_pays, device
 
-RESERVED = {"output_dir", "use_cpu", "bf16", "fp16", "seed", "save_strategy", "save_steps", "resume_from_checkpoint"}
+RESERVED = {
+    *("output_dir", "seed", "use_cpu", "bf16", "fp16", "reward_weights", "push_to_hub"),
+    *("save_strategy", "save_steps", "save_only_model", "resume_from_checkpoint"),
+}
 """Trainer arguments that the recipe decides elsewhere (seed) or that resuming rests on."""
 
 
@@ -86,7 +89,12 @@ def trainer_arguments(
 def check_trainer_keys(config: type[TrainingArguments], given: Mapping[str, Any]) -> None:
     """Raise `RecipeError` for a key of `trainer:` that `config` does not know or that may not be set there."""
     known = {field.name for field in dataclasses.fields(config) if field.init}
-    for key in given:
+    for key, value in given.items():
+        default = getattr(config, key, None)
+        if isinstance(value, str) and isinstance(default, int | float) and not isinstance(default, bool):
+            raise RecipeError(
+                f"trainer: {key} is the text '{value}', expected a number; YAML reads 1e-4 as text: 1.0e-4"
+            )
         if key in RESERVED:
             raise RecipeError(f"trainer: '{key}' cannot be set there; the recipe and the machine decide it")
         if key not in known:

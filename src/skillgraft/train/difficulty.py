@@ -81,7 +81,10 @@ def pass_rates(
             max_new_tokens=args.max_completion_length,
             do_sample=True,
             temperature=args.temperature,
-            top_k=0,
+            top_p=args.top_p,
+            top_k=args.top_k,
+            min_p=args.min_p,
+            repetition_penalty=args.repetition_penalty,
             num_return_sequences=samples,
             pad_token_id=tokenizer.pad_token_id,
         )

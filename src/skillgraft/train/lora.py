@@ -31,6 +31,11 @@ def lora_config(given: Mapping[str, Any]) -> LoraConfig:
     for key in given:
         if key not in known:
             raise RecipeError(f"lora: '{key}' is not an argument of LoraConfig{did_you_mean(key, known)}")
+    for key in ("use_dora", "modules_to_save", "lora_bias", "target_parameters"):
+        if given.get(key):
+            raise RecipeError(f"lora: {key} is not supported: the update would be no product of two factors")
+    if given.get("init_lora_weights", True) not in (True, "gaussian"):
+        raise RecipeError("lora: init_lora_weights must leave the start as it is: true or gaussian")
     try:
         return LoraConfig(task_type="CAUSAL_LM", **{**DEFAULTS, **given})
     except (TypeError, ValueError) as error:

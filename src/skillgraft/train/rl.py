@@ -105,6 +105,12 @@ def train_rl(
         if pass_rate_samples:
             model = _load(model_dir, start, half, lora is not None)
             chosen = answered_sometimes(model, tokenizer, questions, pass_rate_samples, args, here, progress)
+        needed = args.generation_batch_size // args.num_generations
+        if len(chosen) < needed:
+            raise TrainingError(
+                f"rl: {len(chosen)} questions are left, one step needs {needed}; give more questions, or lower "
+                "trainer.per_device_train_batch_size"
+            )
         trained_questions = max(trained_questions, len(chosen))
         finished = here / FINISHED
         if not finished.exists():

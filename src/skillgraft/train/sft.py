@@ -40,7 +40,7 @@ DEFAULTS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training stage reports: tokens that carried loss or were generated, FLOPs, seconds, the logged curve."""
+    """What a training stage reports: tokens that carried loss (SFT) or went through (RL), FLOPs, the logged curve."""
 
     tokens: int
     flops: float
@@ -73,9 +73,9 @@ def train_sft(
     """
     tokenizer = load_tokenizer(model_dir)
     args = sft_arguments(trainer, workdir, seed)
+    _refuse_nothing(tokenizer, documents, questions)
     rows = _document_rows(tokenizer, documents, args.max_length)
     rows += _question_rows(tokenizer, questions, shuffle_answers, seed)
-    _refuse_zero_tokens(tokenizer, rows)
     keeper = KeepAlive(workdir, checkpoint_seconds, progress)
     model = load_model(model_dir)
     peft_config: LoraConfig | None = lora_config(lora) if lora is not None else None
@@ -98,9 +98,10 @@ def train_sft(
     if not result.training_loss == result.training_loss:
         raise TrainingError("sft: the loss is not a number; lower trainer.learning_rate")
     save_trained(sft.model, model_dir, out, tokenizer, lora is not None)
-    seen = round(tokens * sft.state.num_train_epochs) if sft.state.num_train_epochs else tokens
+    epochs = sft.state.epoch or 0.0
     parameters = count_parameters(model)
-    return Trained(seen, 6.0 * parameters * seen, read_log(workdir), parameters)
+    processed = sum(len(ids) for ids in sft.train_dataset["input_ids"]) * epochs
+    return Trained(round(tokens * epochs), 6.0 * parameters * processed, read_log(workdir), parameters)
 
 
 def sft_arguments(trainer: Mapping[str, Any] | None, workdir: Path, seed: int) -> SFTConfig:
@@ -158,8 +159,10 @@ def derange(items: Sequence[str], seed: int) -> list[str]:
     return moved
 
 
-def _refuse_zero_tokens(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[str, Any]]) -> None:
-    if not rows:
+def _refuse_nothing(
+    tokenizer: PreTrainedTokenizerBase, documents: Sequence[Document], questions: Sequence[Question]
+) -> None:
+    if not documents and not questions:
         raise TrainingError("sft: nothing to train on: neither documents nor questions were given")
     if tokenizer.eos_token is None:
         raise TrainingError("sft: the tokenizer has no end-of-sequence token; a trained answer could never end")
