@@ -65,9 +65,7 @@ def _needs(planned: PlannedStage, parameters: int) -> tuple[float, float, float]
         return 4 * parameters * samples * RL_TOKENS, parameters * kept + 3 * 2**30, parameters * (kept + 4)
     if stage.kind == "eval":
         about = read_documents(stage.documents, stage.limit_documents) if stage.documents else None
-        tokens = (
-            len(read_questions(stage.questions, about)) * (RL_TOKENS + stage.max_new_tokens) * len(stage.models)
-        )
+        tokens = len(read_questions(stage.questions, about)) * (RL_TOKENS + stage.max_new_tokens) * len(stage.models)
         return 4 * parameters * tokens, parameters * 4 + 2**30, 2**20
     disk = parameters * 4 if stage.kind == "inject" else parameters * 0.2
     return 10 * parameters, 2**30, disk

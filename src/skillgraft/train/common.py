@@ -82,7 +82,7 @@ def trainer_arguments(
     }
     try:
         return config(**merged)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ArithmeticError) as error:
         raise RecipeError(f"trainer: {config.__name__} refuses these arguments: {error}") from error
 
 
