@@ -171,3 +171,16 @@ def test_the_card(skill):
     assert yaml.safe_load(text.split("---\n", 2)[1])["base_model"] == "some/base"
     assert "| base | some/base (`blake3:1`) |" in text
     assert "| model | f1 | scale |\n|---|---|---|\n| grafted | 0.5 |  |\n| a\\|b |  | 1 |" in text
+
+
+def test_scores_are_added_to_manifest_and_card(tiny, tmp_path):
+    from skillgraft.arithmetic import extract
+    from skillgraft.skills.skill import add_scores
+    from tests.tiny import tiny_finetune
+
+    skill = extract(tiny_finetune(tiny, tmp_path / "rl"), tiny, tmp_path / "skill")
+    add_scores(skill.path, [{"model": "SFT", "F1": 0.1}])
+    again = add_scores(skill.path, [{"model": "SFT + skill", "F1": 0.2}])
+    assert again.manifest.scores == [{"model": "SFT", "F1": 0.1}, {"model": "SFT + skill", "F1": 0.2}]
+    assert "| SFT + skill | 0.2 |" in (skill.path / "README.md").read_text()
+    assert sorted(file.name for file in skill.path.iterdir()) == ["README.md", "skill.json", "skill.safetensors"]
