@@ -12,6 +12,7 @@ from skillgraft import load_skill, run
 from skillgraft.errors import CheckpointError, DataError, MissingPathError, RecipeError, SkillgraftError
 from skillgraft.planning import plan
 from skillgraft.run import prepare
+from skillgraft.stages import STAGES
 from tests.recipes import tiny_recipe
 from tests.tiny import weights
 
@@ -139,6 +140,21 @@ def test_questions_on_unknown_documents(finished, tmp_path):
     shutil.copytree(finished[0].parent, folder, ignore=shutil.ignore_patterns("runs"))
     (folder / "data" / "questions.jsonl").write_text('{"document": "zebra", "question": "q", "answers": ["a"]}\n')
     with pytest.raises(DataError, match="'zebra'"):
+        run(folder / "recipe.yaml", runs=tmp_path / "runs")
+
+
+def test_data_that_change_while_a_run_works_are_not_kept_under_the_old_address(finished, tmp_path, monkeypatch):
+    folder = tmp_path / "copy"
+    shutil.copytree(finished[0].parent, folder, ignore=shutil.ignore_patterns("runs"))
+
+    def edit(stage, context):
+        context.out.mkdir()
+        with (folder / "data" / "questions.jsonl").open("a") as file:
+            file.write('{"document": "Vell", "question": "New?", "answers": ["yes"]}\n')
+        return {}
+
+    monkeypatch.setitem(STAGES, "sft", edit)
+    with pytest.raises(DataError, match=r"stages.rl: its documents or questions changed since the plan"):
         run(folder / "recipe.yaml", runs=tmp_path / "runs")
 
 

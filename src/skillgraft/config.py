@@ -155,7 +155,8 @@ def load_recipe(file: Path, overrides: Iterable[str] = ()) -> Recipe:
         RecipeError: not YAML, an unknown or missing key, a wrong value, a reference to a missing stage, a cycle.
     """
     if not file.is_file():
-        raise MissingPathError(f"recipe: {file} does not exist; expected a YAML file")
+        what = "is a directory" if file.is_dir() else "does not exist"
+        raise MissingPathError(f"recipe: {file} {what}; expected a YAML file")
     try:
         data = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -300,6 +301,11 @@ def is_path(reference: str) -> bool:
     return "/" in reference or reference.startswith((".", "~"))
 
 
+def is_local(base: str) -> bool:
+    """Return whether a recipe's `base` names a directory rather than a hub id."""
+    return Path(base).is_dir() or base.startswith((".", "/", "~"))
+
+
 def order(recipe: Recipe) -> list[str]:
     """Return the stage names so that each comes after those it refers to, otherwise in the file's order.
 
@@ -335,11 +341,12 @@ def _absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
     def absolute(value: Any) -> Any:
         return (folder / value.expanduser()).resolve() if isinstance(value, Path) else value
 
-    def resolve_reference(value: Any) -> Any:
+    def resolve_reference(value: Any, is_base: bool = False) -> Any:
         if isinstance(value, list):
             return [resolve_reference(each) for each in value]
-        local = isinstance(value, str) and value not in recipe.stages and is_path(value)
-        if local and (value.startswith((".", "~", "/")) or (folder / value).exists()):
+        if isinstance(value, str) and value not in (*recipe.stages, BASE) and (is_path(value) or is_base):
+            if is_base and not value.startswith((".", "~", "/")) and not (folder / value).is_dir():
+                return value  # a hub id
             return str((folder / Path(value).expanduser()).resolve())
         return value
 
@@ -351,4 +358,4 @@ def _absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
             changes["labels"] = {resolve_reference(model): label for model, label in stage.labels.items()}
             changes["baseline"] = resolve_reference(stage.baseline)
         stages[name] = stage.model_copy(update=changes)
-    return recipe.model_copy(update={"stages": stages, "base": resolve_reference(recipe.base)})
+    return recipe.model_copy(update={"stages": stages, "base": resolve_reference(recipe.base, is_base=True)})

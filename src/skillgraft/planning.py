@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +35,17 @@ RECORD = "stage.json"
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """One stage with everything resolved: `inputs` maps each reference to its directory, finished or still to come."""
+    """One stage with everything resolved.
+
+    `inputs` maps each reference to its directory, finished or still to come; `data` holds the hashes of what it reads.
+    """
 
     name: str
     stage: Any
     key: str
     directory: Path
     inputs: Mapping[str, Path]
+    data: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def cached(self) -> bool:
@@ -77,8 +81,9 @@ def plan(recipe: config.Recipe, base: Path, store: Path) -> list[PlannedStage]:
             else:
                 inputs[reference] = _directory(reference, base, name)
                 keys[reference] = _identity(inputs[reference])
-        key = _hash(recipe.seed, stage, keys, _data(stage))
-        planned[name] = PlannedStage(name, stage, key, store / f"{stage.kind}-{key[:16]}", inputs)
+        data = data_of(stage)
+        key = _hash(recipe.seed, stage, keys, data)
+        planned[name] = PlannedStage(name, stage, key, store / f"{stage.kind}-{key[:16]}", inputs, data)
     return list(planned.values())
 
 
@@ -102,7 +107,7 @@ def _identity(directory: Path) -> str:
     return _digest([fingerprint_checkpoint(directory), own])
 
 
-def _data(stage: Any) -> dict[str, str]:
+def data_of(stage: Any) -> dict[str, str]:
     """Return the hashes of the documents and questions that `stage` reads, after checking them against each other."""
     found: dict[str, str] = {}
     fields = type(stage).model_fields
@@ -135,11 +140,11 @@ def _reward_code(name: str) -> str:
 
 def _hash(seed: int, stage: Any, references: Mapping[str, str], data: Mapping[str, str]) -> str:
     settings = stage.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-    for field in ("documents", "questions", *config.REFERENCES[stage.kind]):
-        settings.pop(field.rstrip("_"), None)
+    for name in ("documents", "questions", *config.REFERENCES[stage.kind]):
+        settings.pop(name.rstrip("_"), None)
     if stage.kind == "eval":  # its table holds the names
         settings["names"] = [Path(model).name for model in stage.models]
-    named = [[field, references[reference]] for field, reference in config.references(stage)]
+    named = [[setting, references[reference]] for setting, reference in config.references(stage)]
     return _digest([VERSIONS[stage.kind], seed, settings, named, dict(data)])
 
 

@@ -16,6 +16,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -30,9 +31,9 @@ from skillgraft.checkpoint.default_model import resolve_base
 from skillgraft.checkpoint.layout import read_layout
 from skillgraft.checkpoint.tokenizer import tokenizer_identity
 from skillgraft.checkpoint.writer import storage_error
-from skillgraft.errors import SkillgraftError, StorageError
+from skillgraft.errors import DataError, SkillgraftError, StorageError
 from skillgraft.labels import describe_models
-from skillgraft.planning import RECORD, PlannedStage, plan
+from skillgraft.planning import RECORD, PlannedStage, data_of, plan
 
 
 class Watcher(Protocol):
@@ -89,7 +90,7 @@ def run(
     Raises:
         SkillgraftError: something in the recipe, the data or the machine; finished stages are kept.
     """
-    watcher = watcher or Silent()
+    watcher, overrides = watcher or Silent(), tuple(overrides)
     recipe, base, stages = prepare(Path(recipe_file), overrides, Path(runs), watcher.say)
     check_trainers(stages)
     check_skills(recipe, base, stages)
@@ -101,7 +102,7 @@ def run(
         watcher.started(stage)
         record = run_stage(recipe, stages, stage, watcher, checkpoint_seconds)
         watcher.finished(stage, record["seconds"], cached=False)
-    return _close(recipe, Path(recipe_file), Path(runs), stages, reused)
+    return _close(recipe, Path(recipe_file), tuple(overrides), Path(runs), stages, reused)
 
 
 def run_stage(
@@ -117,11 +118,21 @@ def run_stage(
     with _locked(planned):
         if planned.cached:  # another run finished it while this one waited for the plan
             return planned.record()
+        if data_of(planned.stage) != planned.data:
+            raise DataError(f"stages.{planned.name}: its documents or questions changed since the plan; run again")
         out = planned.work / "output"
         shutil.rmtree(out, ignore_errors=True)
         began = time.monotonic()
         clock = planned.work / "seconds"
         before = float(clock.read_text()) if clock.is_file() else 0.0
+        said = [began]
+
+        def moved(step: int, steps: int, metrics: Mapping[str, float]) -> None:
+            if time.monotonic() - said[0] > 10:  # a kill must not lose what the stage has cost so far
+                said[0] = time.monotonic()
+                clock.write_text(str(before + said[0] - began))
+            watcher.moved(planned, step, steps, metrics)
+
         context = Context(
             name=planned.name,
             inputs=planned.inputs,
@@ -129,7 +140,8 @@ def run_stage(
             work=planned.work,
             seed=recipe.seed,
             recipe=recipe.name,
-            progress=lambda step, steps, metrics: watcher.moved(planned, step, steps, metrics),
+            progress=moved,
+            base_id=None if config.is_local(recipe.base) else recipe.base,
             checkpoint_seconds=checkpoint_seconds,
             about=describe_models(stages, planned) if planned.stage.kind == "eval" else {},
         )
@@ -240,7 +252,14 @@ def _locked(planned: PlannedStage) -> Iterator[None]:
         Path(lock.name).unlink(missing_ok=True)
 
 
-def _close(recipe: config.Recipe, recipe_file: Path, runs: Path, stages: list[PlannedStage], reused: set[str]) -> Run:
+def _close(
+    recipe: config.Recipe,
+    recipe_file: Path,
+    overrides: tuple[str, ...],
+    runs: Path,
+    stages: list[PlannedStage],
+    reused: set[str],
+) -> Run:
     """Write the run's directory: resolved recipe, manifest, links to the stages, report."""
     from skillgraft.report import write_report
     from skillgraft.report.gather import gather
@@ -257,7 +276,8 @@ def _close(recipe: config.Recipe, recipe_file: Path, runs: Path, stages: list[Pl
             link.unlink()
         if not link.exists():
             link.symlink_to(stage.directory, target_is_directory=True)
-    facts = gather(recipe, recipe_file, resolved, stages, reused)
+    command = ["skillgraft", "run", str(recipe_file), *(part for each in overrides for part in ("--set", each))]
+    facts = gather(recipe, recipe_file, resolved, shlex.join([*command, "--runs", str(runs)]), stages, reused)
     (directory / "run.json").write_text(json.dumps({k: v for k, v in facts.items() if k != "evaluations"}, indent=1))
     report = write_report(facts, directory)
     everything = {stage.name: stage.directory for stage in stages}

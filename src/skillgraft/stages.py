@@ -31,6 +31,7 @@ class Context:
     work: Path
     seed: int
     recipe: str
+    base_id: str | None = None
     progress: Progress = lambda step, steps, metrics: None
     checkpoint_seconds: float = 300.0
     about: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -112,7 +113,7 @@ def _record_origin(kind: str, start: Path, context: Context, stage: Any) -> None
     write_provenance(
         context.out,
         kind=kind,
-        base=base_for_training(start),
+        base=base_for_training(start, context.base_id if stage.from_ == config.BASE else None),
         made_by=json.loads(stage.model_dump_json(by_alias=True)),
         inputs={"from": fingerprint},
     )

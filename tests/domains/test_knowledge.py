@@ -28,6 +28,11 @@ def test_folder_of_files(tmp_path):
     assert documents[0].rendered() == "The title\n\nThe text."
 
 
+def test_a_line_separator_inside_a_string_ends_no_line(tmp_path):
+    (tmp_path / "documents.jsonl").write_text('{"id": "a", "text": "one\u2028two"}\n', encoding="utf-8")
+    assert read_documents(tmp_path)[0].text == "one\u2028two"
+
+
 def test_jsonl_and_its_folder_are_the_same(tmp_path):
     file = write(tmp_path / "documents.jsonl", DOCUMENT, {"id": "b", "text": "Beta."})
     assert read_documents(file) == read_documents(tmp_path)
@@ -49,6 +54,7 @@ def test_questions(tmp_path):
         ([{"id": 3, "text": "x"}], "line 1: 'id' is 3, expected a string"),
         (["{broken"], "line 1: not JSON"),
         (["[1]"], "line 1: got a list"),
+        ([r'{"id": "a", "text": "\ud83d"}'], "line 1: holds half of a surrogate pair"),
         ([], "holds none"),
     ],
 )

@@ -144,6 +144,9 @@ def _records(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         where = f"{file}, line {number}"
         try:
             record = json.loads(line)
+            json.dumps(record, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise DataError(f"{where}: holds half of a surrogate pair, which is no text; remove it") from error
         except json.JSONDecodeError as error:
             raise DataError(f"{where}: not JSON ({error}); expected one JSON object a line") from error
         if not isinstance(record, dict):

@@ -6,7 +6,6 @@ import datetime
 import json
 import os
 import platform
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,12 @@ from skillgraft.planning import PlannedStage
 
 
 def gather(
-    recipe: config.Recipe, recipe_file: Path, resolved: str, stages: list[PlannedStage], reused: set[str]
+    recipe: config.Recipe,
+    recipe_file: Path,
+    resolved: str,
+    command: str,
+    stages: list[PlannedStage],
+    reused: set[str],
 ) -> dict[str, Any]:
     """Return the facts of a finished run (see `report.facts.Facts`); `reused` names the stages that did not run."""
     records = {stage.name: stage.record() for stage in stages}
@@ -28,7 +32,7 @@ def gather(
         "skillgraft_version": versions["skillgraft"],
         "recipe_path": str(recipe_file),
         "recipe_yaml": resolved,
-        "command": f"skillgraft run {shlex.quote(str(recipe_file))}",
+        "command": command,
         "machine": machine(records),
         "versions": versions,
         "evaluations": [
