@@ -208,7 +208,7 @@ def test_kill_at_random_moments_then_the_same_result(children, tmp_path):
     for _ in range(8):
         child = children.Process(target=_child, args=(recipe, tmp_path / "killed", cache))
         child.start()
-        child.join(timeout=moments.uniform(0.1, 0.5) * took)
+        child.join(timeout=moments.uniform(0.08, 0.4) * took)
         if child.is_alive():
             kills += 1
             child.kill()
@@ -217,7 +217,7 @@ def test_kill_at_random_moments_then_the_same_result(children, tmp_path):
     last.start()
     last.join()
     assert last.exitcode == 0
-    assert kills >= 3
+    assert kills >= 2
     (expected, expected_answers), (got, got_answers) = _result(tmp_path / "whole"), _result(tmp_path / "killed")
     for stage, tensors in expected.items():
         for name, tensor in tensors.items():

@@ -97,6 +97,8 @@ def run(
     reused = {stage.name for stage in stages if stage.cached}
     for stage in stages:
         if stage.cached:
+            shutil.rmtree(stage.work, ignore_errors=True)  # left by a kill between the rename and the clean-up
+            stage.directory.with_name(stage.directory.name + ".lock").unlink(missing_ok=True)
             watcher.finished(stage, stage.record()["seconds"], cached=True)
             continue
         watcher.started(stage)
