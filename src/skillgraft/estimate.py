@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +21,9 @@ RL_TOKENS = 80
 
 def estimate(stages: list[PlannedStage], base: Path) -> list[dict[str, Any]]:
     """Return one row a stage: name, kind, state, and estimates of time, memory and disk as text."""
-    import os
-
-    layout = read_layout(base)
-    parameters = sum(_count(info.shape) for info in layout.tensors.values())
+    parameters = sum(math.prod(info.shape) for info in read_layout(base).tensors.values())
     rate = FLOPS_PER_CORE * (os.cpu_count() or 1)
     return [_row(stage, parameters, rate) for stage in stages]
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total
 
 
 def _row(planned: PlannedStage, parameters: int, rate: float) -> dict[str, Any]:
@@ -57,7 +49,7 @@ def _needs(planned: PlannedStage, parameters: int) -> tuple[float, float, float]
         words += 40 * len(read_questions(stage.questions)) if stage.questions else 0
         tokens = words * TOKENS_PER_WORD * stage.trainer.get("num_train_epochs", 8)
         kept = 4 if stage.lora is not None else 16
-        return 6 * parameters * tokens, parameters * kept + 2**30, parameters * (4 + kept - 4 + 4)
+        return 6 * parameters * tokens, parameters * kept + 2**30, parameters * (kept + 4)
     if stage.kind == "rl":
         steps = sum(stage.rounds) or stage.trainer.get("max_steps", 150)
         samples = steps * stage.trainer.get("per_device_train_batch_size", 64)

@@ -57,6 +57,11 @@ class PlannedStage:
         """Where the stage works until it is finished; a killed run goes on from here."""
         return self.directory.with_name(self.directory.name + ".work")
 
+    @property
+    def lock(self) -> Path:
+        """The file that whoever works on the stage holds a lock on."""
+        return self.directory.with_name(self.directory.name + ".lock")
+
     def record(self) -> dict[str, Any]:
         """Return what the finished stage recorded."""
         return json.loads((self.directory / RECORD).read_text())

@@ -98,13 +98,13 @@ def run(
     for stage in stages:
         if stage.cached:
             shutil.rmtree(stage.work, ignore_errors=True)  # left by a kill between the rename and the clean-up
-            stage.directory.with_name(stage.directory.name + ".lock").unlink(missing_ok=True)
+            stage.lock.unlink(missing_ok=True)
             watcher.finished(stage, stage.record()["seconds"], cached=True)
             continue
         watcher.started(stage)
         record = run_stage(recipe, stages, stage, watcher, checkpoint_seconds)
         watcher.finished(stage, record["seconds"], cached=False)
-    return _close(recipe, Path(recipe_file), tuple(overrides), Path(runs), stages, reused)
+    return _close(recipe, Path(recipe_file), overrides, Path(runs), stages, reused)
 
 
 def run_stage(
@@ -239,7 +239,7 @@ def _locked(planned: PlannedStage) -> Iterator[None]:
     """Hold the stage's working folder for this process alone; the lock goes with the process, however it ends."""
     try:
         planned.work.mkdir(parents=True, exist_ok=True)
-        lock = planned.directory.with_name(planned.directory.name + ".lock").open("w")
+        lock = planned.lock.open("w")
     except OSError as error:
         unwritable = StorageError(f"{planned.work} cannot be written: {error.strerror}; choose another --runs")
         raise storage_error(error, planned.work) or unwritable from error
@@ -251,7 +251,7 @@ def _locked(planned: PlannedStage) -> Iterator[None]:
                 f"stages.{planned.name}: another run is working on it in {planned.work}; wait for it or stop it"
             ) from error
         yield
-        Path(lock.name).unlink(missing_ok=True)
+        planned.lock.unlink(missing_ok=True)
 
 
 def _close(

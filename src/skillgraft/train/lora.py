@@ -74,12 +74,17 @@ def roll_out_merged(model: PeftModel) -> None:
     model.generate = generate_merged
 
 
+def load_merged(start: Path, adapter: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """Return the checkpoint `start` in `dtype` with the factors in `adapter` merged into it."""
+    return PeftModel.from_pretrained(load_model(start, dtype), str(adapter)).merge_and_unload()
+
+
 def save_trained(
     model: PreTrainedModel | PeftModel, start: Path, out: Path, tokenizer: PreTrainedTokenizerBase, lora: bool
 ) -> None:
     """Write trained weights and tokenizer into `out`; LoRA is merged in fp32 over `start`, its factors kept beside."""
     if lora:
         model.save_pretrained(str(out / ADAPTER))
-        model = PeftModel.from_pretrained(load_model(start, torch.float32), str(out / ADAPTER)).merge_and_unload()
+        model = load_merged(start, out / ADAPTER, torch.float32)
     model.save_pretrained(str(out))
     tokenizer.save_pretrained(str(out))

@@ -30,7 +30,7 @@ from skillgraft.errors import RecipeError, TrainingError
 from skillgraft.train.callbacks import KeepAlive, Progress, newest_checkpoint, read_log, stop_on_interrupt
 from skillgraft.train.common import count_parameters, load_model, load_tokenizer, trainer_arguments
 from skillgraft.train.difficulty import answered_sometimes
-from skillgraft.train.lora import ADAPTER, lora_config, roll_out_merged
+from skillgraft.train.lora import ADAPTER, load_merged, lora_config, roll_out_merged
 from skillgraft.train.precision import bf16_pays
 from skillgraft.train.prompts import as_prompt
 from skillgraft.train.sft import Trained
@@ -100,7 +100,7 @@ def train_rl(
     for number, round_steps in enumerate(steps):
         here = workdir / f"round-{number}"
         here.mkdir(exist_ok=True)
-        before, moved = sum(steps[:number]), _from_step(progress, sum(steps[:number]), sum(steps))
+        before = sum(steps[:number])
         chosen = list(questions)
         if pass_rate_samples:
             model = _load(model_dir, start, half, lora is not None)
@@ -114,7 +114,7 @@ def train_rl(
         trained_questions = max(trained_questions, len(chosen))
         finished = here / FINISHED
         if not finished.exists():
-            keeper = KeepAlive(here, checkpoint_seconds, moved)
+            keeper = KeepAlive(here, checkpoint_seconds, _from_step(progress, before, sum(steps)))
             model = load_model(
                 start if start and lora is None else model_dir, torch.bfloat16 if half else torch.float32
             )
@@ -159,7 +159,7 @@ def _load(model_dir: Path, trained: Path | None, half: bool, lora: bool) -> PreT
     dtype = torch.bfloat16 if half else torch.float32
     if trained is None or not lora:
         return load_model(trained or model_dir, dtype)
-    return PeftModel.from_pretrained(load_model(model_dir, dtype), str(trained)).merge_and_unload()
+    return load_merged(model_dir, trained, dtype)
 
 
 def _for_round(args: GRPOConfig, steps: int, folder: Path) -> GRPOConfig:
