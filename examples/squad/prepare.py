@@ -1,4 +1,4 @@
-"""Turn SQuAD-like passages into Skillgraft's documents and questions: a source half, a half for choices, one to report.
+"""Turn SQuAD-like passages into Skillgraft's documents and questions: one part to learn the skill, one for choices, one to report.
 
     python examples/squad/prepare.py --source seal/train_iter0_train.json --source seal/train_iter1_train.json \
         --target squad/passages.json --out data/squad
@@ -6,9 +6,11 @@
 Input: JSON lists of {"title", "context", "questions": [{"question", "answer"}]}, as in the SEAL repository
 (Continual-Intelligence/SEAL; its training slices are SQuAD train passages) or made from `rajpurkar/squad`.
 
-The target's articles are dealt to `choice` and `report` by a hash of their title, so that no article stands in both:
-lambda, checkpoint and settings are chosen on `choice` alone, and `report` is read once. Every tenth source question is
-held out of RL (`heldout.jsonl`), to see whether the skill or the answers were learnt.
+The target's articles are dealt to `source` (beside the passages given as such), `choice` and `report` by a hash of their
+title, so that no article stands in two of them: lambda, checkpoint and settings are chosen on `choice` alone, and
+`report` is read once. `read` holds the passages that a first report has shown already: kept to make it again, and left
+out of `report`. Every tenth source question is held out of RL (`heldout.jsonl`), to see whether the skill or the
+answers were learnt.
 """
 
 from __future__ import annotations
@@ -32,8 +34,11 @@ def load(file: Path) -> list[dict]:
 
 
 def part(title: str) -> str:
-    """Return `choice` for about a third of all titles, else `report`: a property of the title alone."""
-    return "choice" if hashlib.sha256(title.encode()).digest()[0] % 3 == 0 else "report"
+    """Return `report` for about two thirds of all titles, else `choice` or `source`: a property of the title alone."""
+    first, second = hashlib.sha256(title.encode()).digest()[:2]
+    if first % 3:
+        return "report"
+    return "choice" if second % 2 else "source"
 
 
 def order(passage: dict) -> str:
@@ -71,16 +76,19 @@ def write(passages: list[dict], folder: Path, holdout: bool = False) -> None:
 
 
 def main() -> None:
-    """Read the arguments and write the three folders."""
+    """Read the arguments and write the four folders."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", type=Path, action="append", required=True)
     parser.add_argument("--target", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
-    write([p for file in given.source for p in load(file)], given.out / "source", holdout=True)
     target = load(given.target)
-    write(deal(target, "choice", 32, 4), given.out / "choice")
-    write(deal(target, "report", 110, 5), given.out / "report")
+    source = [p for file in given.source for p in load(file)]
+    write(source + deal(target, "source", 150, 24), given.out / "source", holdout=True)
+    write(deal(target, "choice", 96, 12), given.out / "choice")
+    read = deal(target, "report", 110, 5)
+    write(read, given.out / "read")
+    write(deal([p for p in target if p not in read], "report", 300, 20), given.out / "report")
 
 
 if __name__ == "__main__":

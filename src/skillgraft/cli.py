@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
+from skillgraft.cli_arithmetic import ARITHMETIC
+from skillgraft.console import err_console, out_console
 from skillgraft.errors import SkillgraftError
-
-out_console = Console(width=None if sys.stdout.isatty() else 110)
-err_console = Console(stderr=True)
 
 
 class _Guarded(TyperGroup):
@@ -47,7 +44,6 @@ RecipeArgument = Annotated[Path, typer.Argument(help="Recipe file (YAML).", show
 SetOption = Annotated[list[str], typer.Option("--set", metavar="A.B=C", help="Override a value of the recipe.")]
 RunsOption = Annotated[Path, typer.Option("--runs", help="Where runs and finished stages are kept.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
-OutOption = Annotated[Path, typer.Option("--out", "-o", help="Directory to write; must not exist.", show_default=False)]
 
 
 @app.command(epilog="Example: skillgraft run recipes/quickstart.yaml --set stages.grafted.scale=0.5")
@@ -138,53 +134,8 @@ def status(
     out_console.print(table if rows else f"{runs} holds no stages yet; start one: skillgraft run RECIPE.yaml")
 
 
-@app.command(epilog="Example: skillgraft extract --rl my-rl-checkpoint --sft my-sft-checkpoint -o my-skill")
-def extract(
-    rl: Annotated[Path, typer.Option(help="Checkpoint after RL, or a PEFT adapter trained on the SFT model.")],
-    sft: Annotated[Path, typer.Option(help="The SFT checkpoint that RL started from.")],
-    out: OutOption,
-    dtype: Annotated[str, typer.Option(help="float32, or bfloat16 for half the size.")] = "float32",
-    domain: Annotated[str | None, typer.Option(help="What the skill was learnt on, for its manifest.")] = None,
-    licence: Annotated[str | None, typer.Option(help="SPDX identifier for the manifest.")] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Take the skill vector v = RL - SFT out of two checkpoints; exactly low-rank where RL ran with LoRA."""
-    from skillgraft import arithmetic
-
-    skill = arithmetic.extract(rl, sft, out, dtype=dtype, domain=domain, licence=licence)
-    norm = sum(skill.norm(name) ** 2 for name in skill.names) ** 0.5
-    facts = {"skill": str(out), "form": skill.form, "tensors": len(skill.names), "norm": norm}
-    if as_json:
-        print(json.dumps(facts))
-    else:
-        out_console.print(f"{out}: {skill.form}, {len(skill.names)} tensors, norm {norm:.4g}", soft_wrap=True)
-
-
-@app.command(epilog="Example: skillgraft inject --target my-sft --skill skills/squad-recall --scale 1.0 -o grafted")
-def inject(
-    target: Annotated[Path, typer.Option(help="The SFT checkpoint that is to receive the skill.")],
-    skill: Annotated[Path, typer.Option(help="Skill directory.")],
-    out: OutOption,
-    scale: Annotated[float, typer.Option(help="λ in target + λ·v.")] = 1.0,
-    dtype: Annotated[str | None, typer.Option(help="Output dtype; default: the target's own.")] = None,
-    allow_other_base: Annotated[
-        bool, typer.Option("--allow-other-base", help="Inject although the target comes from another base.")
-    ] = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Write target + scale · skill as a new checkpoint that keeps the target's config and tokenizer."""
-    from skillgraft import arithmetic
-
-    report = arithmetic.inject(target, skill, out, scale=scale, dtype=dtype, allow_other_base=allow_other_base)
-    if as_json:
-        print(json.dumps(report))
-        return
-    for remark in report.get("remarks", []):
-        out_console.print(f"[yellow]remark[/] {remark}", soft_wrap=True)
-    out_console.print(f"{out}: λ = {scale:g}", soft_wrap=True)
-    worst = f"{report['worst']['name']}: {report['worst']['survived_rounding']:.1%}"
-    survived = f"skill survived rounding: {report['survived_rounding']:.1%} (worst tensor {worst})"
-    out_console.print(survived, soft_wrap=True, highlight=False)
+for verb, command, example in ARITHMETIC:
+    app.command(name=verb, epilog=f"Example: {example}")(command)
 
 
 @app.command(name="eval", epilog="Example: skillgraft eval base-dir sft-dir grafted-dir --questions q.jsonl")

@@ -45,8 +45,10 @@ def test_the_vector_is_rl_minus_sft(models, tmp_path):
     assert manifest.rl.fingerprint == fingerprint_checkpoint(models / "rl")
     assert manifest.tokenizer == tokenizer_identity(models / "sft")
     assert sorted(path.name for path in skill.path.iterdir()) == ["README.md", "skill.json", "skill.safetensors"]
-    assert calls[0] == (next(iter(sft)), 1, 20)
-    assert [done for _, done, _ in calls] == list(range(1, 21))
+    total = sum(tensor.numel() for tensor in sft.values())
+    assert [name for name, _, _ in calls] == list(sft)
+    assert calls[-1][1:] == (total, total)
+    assert calls[0][1:] == (next(iter(sft.values())).numel(), total)
     with safe_open(skill.weights_file, "pt") as file:
         inputs = json.loads(file.metadata()["skillgraft_inputs"])
     assert inputs == {"rl": manifest.rl.fingerprint, "sft": manifest.sft.fingerprint}
@@ -96,12 +98,14 @@ def test_shards_change_nothing(models, tmp_path):
 def test_bf16_storage_states_its_error(models, tmp_path):
     exact = extract(models / "rl", models / "sft", tmp_path / "exact")
     half = extract(models / "rl", models / "sft", tmp_path / "half", dtype="bfloat16")
+    rl, sft = weights(models / "rl"), weights(models / "sft")
     lost = total = 0.0
     for name in exact.names:
         assert half.manifest.tensors[name].dtype == "BF16"
         assert torch.equal(half.delta(name), exact.delta(name).bfloat16().float())
-        lost += (half.delta(name).double() - exact.delta(name).double()).square().sum().item()
-        total += exact.delta(name).double().square().sum().item()
+        difference = rl[name].double() - sft[name].double()
+        lost += (half.delta(name).double() - difference).square().sum().item()
+        total += difference.square().sum().item()
     assert half.manifest.reconstruction_error == pytest.approx((lost / total) ** 0.5, rel=1e-9)
     assert 5e-4 < half.manifest.reconstruction_error < 4e-3
     assert half.weights_file.stat().st_size < 0.6 * exact.weights_file.stat().st_size
@@ -210,7 +214,7 @@ def test_wrong_arguments(models, tmp_path):
 
 def test_an_interrupt_leaves_nothing(models, tmp_path):
     def interrupt(name, done, total):
-        if done == 5:
+        if done > total / 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -273,17 +273,18 @@ def test_an_overflow(models, skill, tmp_path):
 def test_a_skill_whose_tensors_changed_since(models, skill, tmp_path):
     damaged = shutil.copytree(skill.path, tmp_path / "skill")
     tensors = load_file(damaged / "skill.safetensors")
-    for tensor in (tensors[NORM] * 1.01, torch.full((32,), float("nan"))):
-        save_file({**tensors, NORM: tensor}, damaged / "skill.safetensors")
-        with pytest.raises(CheckpointError, match=r"skill: the delta of 'model\.norm\.weight' has norm .*is damaged"):
-            inject(models / "target", damaged, tmp_path / "out")
+    save_file({**tensors, NORM: tensors[NORM] * 1.01}, damaged / "skill.safetensors")
+    with pytest.raises(CheckpointError, match=r"skill: the delta of 'model\.norm\.weight' has norm .*is damaged"):
+        inject(models / "target", damaged, tmp_path / "out")
+    save_file({**tensors, NORM: torch.full((32,), float("nan"))}, damaged / "skill.safetensors")
+    with pytest.raises(CompatibilityError, match=r"skill: tensor 'model\.norm\.weight' holds NaN or infinity \(32 of"):
+        inject(models / "target", damaged, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_an_interrupt_leaves_nothing(models, skill, tmp_path):
     def interrupt(name, done, total):
-        assert total == 20
-        if done == 7:
+        if done > total / 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -79,9 +79,9 @@ REFUSALS = {
     "fp4": ({"a": entry(0, 8, dtype="F4", shape=[16])}, 8, r"tensor 'a' is stored as F4"),
     "no dtype": ({"a": {"shape": [1]}}, 4, r"tensor 'a': got .*expected dtype"),
     "metadata": ({"__metadata__": {"x": 1}, "a": entry(0, 8)}, 8, r"__metadata__"),
-    "list": ([1], 0, r"JSON list, expected an object"),
-    "not JSON": (b"{oops", 0, r"header is not JSON"),
-    "not UTF-8": (b"\xff\xfe{}", 0, r"header is not JSON"),
+    "list": ([1], 0, r"header cannot be read \(expected '\{' at character 0\)"),
+    "not JSON": (b"{oops", 0, r"header cannot be read \(expected a name in quotes at character 1\)"),
+    "not UTF-8": (b'{"\xff', 0, r"header cannot be read \('utf-8' codec"),
     "name twice": (
         b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}',
         8,

@@ -133,7 +133,7 @@ def test_truncated_shard(tiny, tmp_path):
 
 def test_a_file_without_tensors_is_refused(copied):
     save_file({}, copied / WEIGHTS_FILE)
-    with pytest.raises(CheckpointError, match="holds no tensor"):
+    with pytest.raises(CheckpointError, match="safetensors hold no tensor"):
         read_layout(copied)
 
 

@@ -9,15 +9,16 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import json
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from skillgraft.arithmetic.methods import difference, frobenius_norm, product_norm, sum_of_squares
+from skillgraft.arithmetic.leaves import Stored
+from skillgraft.arithmetic.norms import product_norm, sum_of_squares
 from skillgraft.arithmetic.operands import (
     Operands,
     base_reference,
@@ -26,6 +27,10 @@ from skillgraft.arithmetic.operands import (
     read_factors,
     verify_adapter,
 )
+from skillgraft.arithmetic.rounding import is_finite, round_once, squared_loss
+from skillgraft.arithmetic.scratch import Files, Scratch
+from skillgraft.arithmetic.stream import Progress
+from skillgraft.arithmetic.tiles import Tile, cut, default_threads, each_tile
 from skillgraft.checkpoint.header import TensorSpec
 from skillgraft.checkpoint.provenance import software_versions
 from skillgraft.checkpoint.tensor_io import torch_dtype
@@ -34,13 +39,10 @@ from skillgraft.checkpoint.weights import SafetensorsAppender
 from skillgraft.checkpoint.writer import atomic_directory
 from skillgraft.errors import CompatibilityError, RecipeError, did_you_mean
 from skillgraft.skills.architecture import architecture_facts
-from skillgraft.skills.forms import DENSE, LOWRANK, decode_lowrank, encode_dense, stored_names, stored_shapes
+from skillgraft.skills.forms import DENSE, LOWRANK, decode_lowrank, stored_names, stored_shapes
 from skillgraft.skills.manifest import SKILL_FORMULA, CheckpointReference, Manifest, TensorEntry
 from skillgraft.skills.sketch import sketch_weights
 from skillgraft.skills.skill import WEIGHTS_FILE, Skill, load_skill, write_skill_description
-
-Progress = Callable[[str, int, int], None]
-"""Called after each tensor with its name, how many are done and how many there are."""
 
 SKILL_DTYPES = {"float32": "F32", "bfloat16": "BF16"}
 
@@ -64,6 +66,7 @@ def extract(
     recipe: str | None = None,
     seed: int | None = None,
     licence: str | None = None,
+    threads: int | None = None,
     progress: Progress | None = None,
 ) -> Skill:
     """Write the skill v = θ_RL − θ_SFT into the new directory `out` and return it.
@@ -71,7 +74,8 @@ def extract(
     `rl` is a full checkpoint; a checkpoint with its LoRA adapter in `adapter/`, whose factors are then kept exactly
     (checked against the full weights); or a PEFT adapter directory. `dtype` is the storage: float32, or bfloat16 at
     half the size with its `reconstruction_error` in the manifest. `domain`, `recipe`, `seed` and `licence` are
-    recorded. Memory holds one tensor of each model.
+    recorded. `progress` is called after each tensor with its name, the elements done and all of them. Memory holds a
+    few tiles of each model.
 
     Raises `MissingPathError`, `CheckpointError`, `CompatibilityError` (operands that don't match, NaN or infinity, or
     no difference at all), `OutputExistsError`, `StorageError`, and `RecipeError` for an unknown dtype.
@@ -86,7 +90,7 @@ def extract(
     with atomic_directory(out, needed_bytes=sum(spec.nbytes for spec in planned)) as partial:
         verify_adapter(operands)
         with SafetensorsAppender(partial / WEIGHTS_FILE, planned, metadata) as file:
-            record = _stream(operands, code, file, progress)
+            record = _stream(operands, code, file, threads or default_threads(), progress)
         if not record.entries:
             raise CompatibilityError(
                 f"{operands.rl_path} and {operands.sft.path} have the same weights: there is no skill to extract; "
@@ -135,16 +139,22 @@ def _plan(operands: Operands, code: str) -> list[TensorSpec]:
     return [TensorSpec(name, code, info.shape) for name, info in operands.sft.tensors.items() if info.is_float]
 
 
-def _stream(operands: Operands, code: str, file: SafetensorsAppender, progress: Progress | None) -> _Record:
+def _stream(
+    operands: Operands, code: str, file: SafetensorsAppender, threads: int, progress: Progress | None
+) -> _Record:
     record = _Record()
+    scratches = [Scratch() for _ in range(threads)]
     names = list(operands.adapter.deltas if operands.adapter is not None else operands.sft.tensors)
-    for done, name in enumerate(names, start=1):
-        if operands.adapter is not None:
-            _keep_lowrank(operands, name, code, file, record)
-        else:
-            _keep_dense(operands, name, code, file, record)
-        if progress is not None:
-            progress(name, done, len(names))
+    sizes, done = {name: operands.sft.tensors[name].elements for name in names}, 0
+    with Files() as files:
+        for name in names:
+            if operands.adapter is not None:
+                _keep_lowrank(operands, name, code, file, record)
+            else:
+                _keep_dense(operands, name, code, file, record, files, scratches)
+            done += sizes[name]
+            if progress is not None:
+                progress(name, done, sum(sizes.values()))
     return record
 
 
@@ -169,33 +179,53 @@ def _keep_lowrank(operands: Operands, name: str, code: str, file: SafetensorsApp
     )
 
 
-def _keep_dense(operands: Operands, name: str, code: str, file: SafetensorsAppender, record: _Record) -> None:
+def _keep_dense(
+    operands: Operands,
+    name: str,
+    code: str,
+    file: SafetensorsAppender,
+    record: _Record,
+    files: Files,
+    scratches: Sequence[Scratch],
+) -> None:
     if operands.rl is None:
         return
-    rl, sft = operands.rl.read(name), operands.sft.read(name)
     if not operands.sft.tensors[name].is_float:
-        check_equal_integers(name, rl, sft, operands.rl_path)
+        check_equal_integers(name, operands.rl.read(name), operands.sft.read(name), operands.rl_path)
         return
-    exact = difference(rl, sft)
-    if not torch.isfinite(exact).all():
-        raise _not_finite(operands, name, rl, sft)
-    if not exact.any():
+    rl, sft = Stored(operands.rl.tensors[name]), Stored(operands.sft.tensors[name])
+    sums: list[tuple[float, float, float]] = []
+
+    def visit(_: None, tile: Tile, scratch: Scratch) -> None:
+        exact = rl.read(*tile, "rl", scratch, files).sub_(sft.read(*tile, "sft", scratch, files))
+        stored = round_once(exact, torch_dtype(code), scratch)
+        if not is_finite(stored):
+            raise _not_finite(operands, name, rl, sft, tile, scratch, files)
+        lost = squared_loss(stored, exact, scratch) if code != "F32" else 0.0
+        kept = scratch.like("back", exact, torch.float64).copy_(stored)
+        sums.append((torch.dot(exact, exact).item(), lost, torch.dot(kept, kept).item()))
+        file.put(tile.start, stored)
+
+    each_tile(((None, tile) for tile in cut(sft.elements)), visit, threads=len(scratches), scratches=scratches)
+    exact, lost, kept = (math.fsum(column) for column in zip(*sums, strict=True)) if sums else (0.0, 0.0, 0.0)
+    if exact == 0:
         return
-    (stored,) = encode_dense(exact, torch_dtype(code))
-    record.exact += sum_of_squares(exact)
-    record.lost += sum_of_squares(stored.float() - exact)
-    file.add(name, stored)
+    record.exact += exact
+    record.lost += lost
+    file.keep(name)
     record.entries[name] = TensorEntry.model_validate(
-        {"form": DENSE, "shape": tuple(stored.shape), "dtype": code, "norm": frobenius_norm(stored)}
+        {"form": DENSE, "shape": operands.sft.tensors[name].shape, "dtype": code, "norm": kept**0.5}
     )
 
 
-def _not_finite(operands: Operands, name: str, rl: Tensor, sft: Tensor) -> CompatibilityError:
-    for path, tensor in ((operands.rl_path, rl), (operands.sft.path, sft)):
-        wrong = int((~torch.isfinite(tensor)).sum())
+def _not_finite(
+    operands: Operands, name: str, rl: Stored, sft: Stored, tile: Tile, scratch: Scratch, files: Files
+) -> CompatibilityError:
+    for path, leaf in ((operands.rl_path, rl), (operands.sft.path, sft)):
+        wrong = int((~torch.isfinite(leaf.read(*tile, "rl", scratch, files))).sum())
         if wrong:
             return CompatibilityError(
                 f"{path}: tensor {name!r} holds {wrong} elements that are NaN or infinite; expected finite weights: "
                 "the checkpoint is damaged or its training diverged"
             )
-    return CompatibilityError(f"tensor {name!r}: RL − SFT overflows float32; expected smaller weights")
+    return CompatibilityError(f"tensor {name!r}: RL − SFT overflows the stored dtype; expected smaller weights")

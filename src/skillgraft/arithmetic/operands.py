@@ -8,14 +8,14 @@ from pathlib import Path
 
 import torch
 
-from skillgraft.arithmetic.methods import frobenius_norm
+from skillgraft.arithmetic.matching import check_adapter_fits, check_pair, check_tokenizers
+from skillgraft.arithmetic.norms import frobenius_norm
 from skillgraft.checkpoint.fingerprint import fingerprint_checkpoint, fingerprint_file
 from skillgraft.checkpoint.layout import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, Layout, read_layout, require_directory
 from skillgraft.checkpoint.provenance import base_of, read_provenance
 from skillgraft.checkpoint.tensor_io import read_tensor, torch_dtype
-from skillgraft.checkpoint.tokenizer import TOKENIZER_FILE, tokenizer_identity
+from skillgraft.checkpoint.tokenizer import TOKENIZER_FILE
 from skillgraft.errors import CheckpointError, CompatibilityError
-from skillgraft.skills.architecture import LM_HEAD, architecture_differences, architecture_facts
 from skillgraft.skills.forms import decode_lowrank, encode_lowrank
 from skillgraft.skills.manifest import BaseReference
 from skillgraft.skills.peft_adapter import Adapter, LowRankDelta, adapter_base, is_adapter, read_adapter
@@ -63,7 +63,7 @@ def match_operands(rl: str | os.PathLike[str], sft: str | os.PathLike[str]) -> O
         rl_layout = read_layout(rl_path)
         check_pair(rl_layout, sft_layout)
     elif (rl_path / TOKENIZER_FILE).is_file():
-        _check_tokenizers(rl_path, sft_layout.path)
+        check_tokenizers(rl_path, sft_layout.path)
     adapter = None
     if is_adapter(adapter_path) and _was_trained_on(rl_path, adapter_path, sft_layout, sft_fingerprint, rl_layout):
         adapter = _usable_adapter(adapter_path, sft_layout, rl_layout)
@@ -73,38 +73,6 @@ def match_operands(rl: str | os.PathLike[str], sft: str | os.PathLike[str]) -> O
         else fingerprint_checkpoint(rl_path)
     )
     return Operands(sft_layout, sft_fingerprint, rl_layout, rl_fingerprint, rl_path, adapter)
-
-
-def check_pair(rl: Layout, sft: Layout) -> None:
-    """Raise `CompatibilityError` unless both checkpoints have the same names, shapes, token map and architecture."""
-    differences = architecture_differences(architecture_facts(rl), architecture_facts(sft))
-    if differences:
-        raise CompatibilityError(
-            f"{rl.path} and {sft.path} differ: {'; '.join(differences)}; expected RL on top of this SFT model"
-        )
-    for one, other in ((rl, sft), (sft, rl)):
-        if missing := [name for name in one.tensors if name not in other.tensors]:
-            tie = (
-                "; tied in one file and stored in the other: save both with save_pretrained"
-                if LM_HEAD in missing
-                else ""
-            )
-            raise CompatibilityError(
-                f"{other.path} has no tensor {missing[0]!r}, which {one.path} has ({len(missing)} such); expected the "
-                f"same tensors in both{tie}"
-            )
-    for name, info in rl.tensors.items():
-        if info.shape != sft.tensors[name].shape:
-            raise CompatibilityError(
-                f"tensor {name!r} has shape {list(info.shape)} in {rl.path} and {list(sft.tensors[name].shape)} in "
-                f"{sft.path}; expected the same: take the SFT model that RL started from"
-            )
-        if info.is_float != sft.tensors[name].is_float:
-            raise CompatibilityError(
-                f"tensor {name!r} is {info.dtype} in {rl.path} and {sft.tensors[name].dtype} in {sft.path}; expected "
-                "float dtypes in both"
-            )
-    _check_tokenizers(rl.path, sft.path)
 
 
 def base_reference(operands: Operands) -> BaseReference:
@@ -190,34 +158,9 @@ def _usable_adapter(path: Path, sft: Layout, rl: Layout | None) -> Adapter | Non
     """Return the adapter, or None where it is no plain LoRA and the full weights are there to be subtracted."""
     try:
         adapter = read_adapter(path)
-        _check_adapter_fits(adapter, sft)
+        check_adapter_fits(adapter, sft)
     except CompatibilityError:
         if rl is None:
             raise
         return None  # v is defined by the weights; the adapter would only have been its compact form
     return adapter
-
-
-def _check_adapter_fits(adapter: Adapter, sft: Layout) -> None:
-    for name, delta in adapter.deltas.items():
-        info = sft.tensors.get(name)
-        if info is None:
-            tied = " (tied to the embedding)" if name == LM_HEAD else ""
-            raise CompatibilityError(
-                f"{adapter.path} adapts {name!r}{tied}, which {sft.path} does not store; expected an adapter on this "
-                "SFT model"
-            )
-        if info.shape != delta.shape or not info.is_float:
-            raise CompatibilityError(
-                f"{adapter.path}: the delta of {name!r} has shape {list(delta.shape)}, expected {list(info.shape)} "
-                f"as in {sft.path} ({info.dtype}); take the SFT model that the adapter was trained on"
-            )
-
-
-def _check_tokenizers(rl: Path, sft: Path) -> None:
-    identities = tokenizer_identity(rl), tokenizer_identity(sft)
-    if identities[0] != identities[1]:
-        raise CompatibilityError(
-            f"{rl} and {sft} have different tokenizers: token maps {identities[0]} and {identities[1]}; expected the "
-            "same tokens and ids"
-        )

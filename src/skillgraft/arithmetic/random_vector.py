@@ -10,7 +10,7 @@ import torch
 from blake3 import blake3
 
 from skillgraft.arithmetic.extract import timestamp
-from skillgraft.arithmetic.methods import gaussian_factors, gaussian_like
+from skillgraft.arithmetic.norms import gaussian_factors, gaussian_like
 from skillgraft.checkpoint.fingerprint import fingerprint_file
 from skillgraft.checkpoint.header import TensorSpec
 from skillgraft.checkpoint.provenance import software_versions

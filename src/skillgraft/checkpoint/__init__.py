@@ -13,8 +13,7 @@ from skillgraft.checkpoint.provenance import (
 )
 from skillgraft.checkpoint.tensor_io import read_tensor
 from skillgraft.checkpoint.tokenizer import tokenizer_files, tokenizer_identity
-from skillgraft.checkpoint.weights import write_checkpoint
-from skillgraft.checkpoint.writer import atomic_directory, check_free_space
+from skillgraft.checkpoint.writer import atomic_directory, check_free_space, resumable_directory
 
 __all__ = [
     "Layout",
@@ -29,9 +28,9 @@ __all__ = [
     "read_layout",
     "read_provenance",
     "read_tensor",
+    "resumable_directory",
     "software_versions",
     "tokenizer_files",
     "tokenizer_identity",
-    "write_checkpoint",
     "write_provenance",
 ]

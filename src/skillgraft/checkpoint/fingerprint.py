@@ -11,15 +11,18 @@ import json
 import os
 import tempfile
 import time
+from collections.abc import Callable, Iterable
+from io import FileIO
 from pathlib import Path
 
 from blake3 import blake3
 
 from skillgraft.checkpoint.cache import cache_home
 from skillgraft.checkpoint.layout import require_directory, weight_files
-from skillgraft.errors import CheckpointError, MissingPathError
+from skillgraft.checkpoint.regular_file import open_regular
 
 PREFIX = "blake3:"
+BUFFER_BYTES = 4 << 20  # as fast as mapping the file: it stays in the processor's cache between reading and hashing
 # A file that changed within one tick of the file system's clock keeps its times: such a fresh one isn't cached.
 SETTLED_SECONDS = 2.0
 
@@ -31,33 +34,45 @@ def fingerprint_checkpoint(directory: str | os.PathLike[str]) -> str:
     `MissingPathError` and `CheckpointError` as `read_layout` does for absent or refused weights.
     """
     files, _ = weight_files(require_directory(directory))
+    return fingerprint_files(files)
+
+
+def fingerprint_files(files: Iterable[Path], finished: Callable[[Path], None] | None = None) -> str:
+    """Return the fingerprint of a checkpoint that has these weight files; `finished` is told each one when hashed."""
     digest = blake3()
     for file in sorted(files):
         digest.update(json.dumps([file.name, fingerprint_file(file)]).encode())
+        if finished is not None:
+            finished(file)
     return PREFIX + digest.hexdigest()
 
 
 def fingerprint_file(path: str | os.PathLike[str]) -> str:
     """Return `blake3:<hex>` of a file's bytes, from the cache where the file has not changed since.
 
-    Raises `MissingPathError` when there is no such file and `CheckpointError` for a directory.
+    Raises `MissingPathError` when there is no such file and `CheckpointError` for anything but a readable file.
     """
-    path = Path(path)
-    if not path.exists():
-        raise MissingPathError(f"{path}: no such file; expected a file to fingerprint")
-    if not path.is_file():
-        raise CheckpointError(f"{path} is no regular file; expected a file to fingerprint")
-    before = path.stat()
-    entry = cache_home() / "fingerprints" / f"{before.st_dev:x}-{before.st_ino:x}.json"
-    known = _read_entry(entry, before)
-    if known is not None:
-        return known
-    fingerprint = PREFIX + blake3(max_threads=blake3.AUTO).update_mmap(path).hexdigest()
-    after = path.stat()
+    with open_regular(Path(path)) as file:
+        before = os.fstat(file.fileno())
+        entry = cache_home() / "fingerprints" / f"{before.st_dev:x}-{before.st_ino:x}.json"
+        known = _read_entry(entry, before)
+        if known is not None:
+            return known
+        fingerprint = PREFIX + _hash(file)
+        after = os.fstat(file.fileno())
     newest = max(after.st_mtime, after.st_ctime)
     if _version(before) == _version(after) and time.time() - newest > SETTLED_SECONDS:
         _write_entry(entry, after, fingerprint)
     return fingerprint
+
+
+def _hash(file: FileIO) -> str:
+    """Return the BLAKE3 of an open file in one reused buffer: pages of a mapped file would count as memory in use."""
+    digest = blake3(max_threads=blake3.AUTO)
+    buffer = memoryview(bytearray(BUFFER_BYTES))
+    while count := file.readinto(buffer):
+        digest.update(buffer[:count])
+    return digest.hexdigest()
 
 
 def _version(status: os.stat_result) -> list[int]:

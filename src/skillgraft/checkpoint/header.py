@@ -9,14 +9,20 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from skillgraft.checkpoint.json_object import read_members, refuse_repeats, shown
+from skillgraft.checkpoint.regular_file import open_regular, read_text
 from skillgraft.errors import CheckpointError
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
+MAX_SIZE = 2**63 - 1  # of a dimension, of an offset and of the product of a shape
+MAX_NAME_CHARACTERS = 4096
 LENGTH_BYTES = 8
 
 DTYPE_BYTES = {
@@ -27,9 +33,12 @@ DTYPE_BYTES = {
 }  # fmt: skip
 FLOAT_DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
 QUANTISED_PREFIXES = ("F8_", "F6_", "F4")
+MAX_ENTRY_CHARACTERS = 4096  # dtype, shape and offsets of one tensor, with room to spare
+
+_DECODER = json.JSONDecoder(object_pairs_hook=refuse_repeats)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TensorInfo:
     """One tensor of a safetensors file; `begin` and `end` are byte offsets from the start of the file."""
 
@@ -74,12 +83,13 @@ class TensorSpec(NamedTuple):
 def read_header(path: Path) -> Header:
     """Return the checked header of the safetensors file `path`.
 
-    Raises `CheckpointError` for a file that is truncated or longer than its header says, for a header that is too
-    large or not JSON, for offsets that overlap, leave gaps or do not fit dtype and shape, for a name that occurs
-    twice and for 8-bit and narrower float storage.
+    Raises `MissingPathError` when there is no such file and `CheckpointError` for one that can't be read, is truncated
+    or longer than its header says, for a header that is too large or not JSON, for offsets that overlap, leave gaps or
+    do not fit dtype and shape, for a name that occurs twice, is empty or can't be printed, and for 8-bit and narrower
+    float storage.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
         prefix = file.read(LENGTH_BYTES)
         length = int.from_bytes(prefix, "little")
         if len(prefix) == LENGTH_BYTES and length > MAX_HEADER_BYTES:
@@ -91,66 +101,101 @@ def read_header(path: Path) -> Header:
             raise CheckpointError(
                 f"{path}: truncated within its header, the file has {size} bytes; download or write it again"
             )
-        text = file.read(length)
-    metadata, entries = _parse(path, text)
-    data_begin = LENGTH_BYTES + length
-    tensors = sorted(
-        (_tensor_info(path, name, entry, data_begin) for name, entry in entries.items()),
-        key=lambda info: (info.begin, info.end),
-    )
+        data_begin = LENGTH_BYTES + length
+        try:
+            metadata, tensors = _parse(path, read_text(file, length), data_begin)
+        except CheckpointError:
+            raise
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(
+                f"{path}: the header cannot be read ({error}); the file is damaged or no safetensors file"
+            ) from error
+    tensors.sort(key=lambda info: (info.begin, info.end))
     _check_coverage(path, tensors, data_begin, size)
     return Header(metadata, tuple(tensors))
 
 
-def _parse(path: Path, text: bytes) -> tuple[dict[str, str], dict[str, Any]]:
-    def refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [key for key, _ in pairs]
-        if len(set(keys)) != len(keys):
-            twice = next(key for key in keys if keys.count(key) > 1)
-            raise CheckpointError(f"{path}: the header names {twice!r} twice; the file is damaged: write it again")
-        return dict(pairs)
+def _parse(path: Path, text: str, data_begin: int) -> tuple[dict[str, str], list[TensorInfo]]:
+    """Return metadata and tensors, built one by one: a hostile header can't take many times its own size in memory."""
+    metadata: dict[str, str] = {}
 
+    def read_value(name: str, position: int) -> tuple[TensorInfo | None, int]:
+        if name == "__metadata__":
+            values, position = _read_metadata(path, text, position)
+            metadata.update(values)
+            return None, position
+        entry, position = _read_entry(name, text, position)
+        return _tensor_info(path, name, entry, data_begin), position
+
+    members, end = read_members(text, 0, read_value)
+    if end != len(text):
+        raise ValueError(f"text after the object, at character {end}")
+    return metadata, [info for info in members.values() if info is not None]
+
+
+def _read_metadata(path: Path, text: str, position: int) -> tuple[dict[str, str], int]:
+    def read_string(_: str, start: int) -> tuple[str, int]:
+        if not text.startswith('"', start):
+            raise wrong
+        return _DECODER.raw_decode(text, start)
+
+    wrong = CheckpointError(f"{path}: __metadata__ in the header is no map from strings to strings")
+    if text.startswith("null", position):
+        return {}, position + len("null")
+    if not text.startswith("{", position):
+        raise wrong
+    values, position = read_members(text, position, read_string)
+    for pair in values.items():
+        "".join(pair).encode("utf-8")  # a lone surrogate could be neither printed nor written again
+    return values, position
+
+
+def _read_entry(name: str, text: str, position: int) -> tuple[Any, int]:
+    """Return the value at `position`, which may take no more text than what a tensor can need."""
+    part = text[position : position + MAX_ENTRY_CHARACTERS]
     try:
-        header = json.loads(text.decode("utf-8"), object_pairs_hook=refuse_duplicates)
-    except CheckpointError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path}: the header is not JSON ({error}); the file is damaged or no safetensors file"
-        ) from error
-    if not isinstance(header, dict):
-        raise CheckpointError(f"{path}: the header is a JSON {type(header).__name__}, expected an object")
-    metadata = header.pop("__metadata__", None) or {}
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise CheckpointError(f"{path}: __metadata__ in the header is no map from strings to strings")
-    return metadata, header
+        entry, length = _DECODER.raw_decode(part)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"the entry of {shown(name)} is no JSON value of {MAX_ENTRY_CHARACTERS} characters") from error
+    return entry, position + length
 
 
 def _tensor_info(path: Path, name: str, entry: Any, data_begin: int) -> TensorInfo:
+    if not name.isprintable() or not 0 < len(name) <= MAX_NAME_CHARACTERS:
+        raise CheckpointError(
+            f"{path}: the header names a tensor {shown(name)}, expected 1 to {MAX_NAME_CHARACTERS} printable "
+            "characters; the file is damaged: write it again"
+        )
     where = f"{path}: tensor {name!r}"
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
-        raise CheckpointError(f"{where}: got {entry!r}, expected dtype, shape and data_offsets; the header is damaged")
-    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if isinstance(dtype, str) and dtype.startswith(QUANTISED_PREFIXES):
         raise CheckpointError(
-            f"{where} is stored as {dtype}; arithmetic on quantised storage is refused: "
+            f"{where}: got {shown(entry)}, expected dtype, shape and data_offsets; the header is damaged"
+        )
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if isinstance(dtype, str) and dtype.startswith(QUANTISED_PREFIXES) and dtype.isprintable():
+        raise CheckpointError(
+            f"{where} is stored as {dtype[:20]}; arithmetic on quantised storage is refused: "
             "use the checkpoint's bfloat16, float16 or float32 version"
         )
     if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
-        raise CheckpointError(f"{where}: dtype {dtype!r} is unknown, expected one of {', '.join(DTYPE_BYTES)}")
+        raise CheckpointError(f"{where}: dtype {shown(dtype)} is unknown, expected one of {', '.join(DTYPE_BYTES)}")
     if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2:
-        raise CheckpointError(f"{where}: shape {shape!r} or data_offsets {offsets!r} is no list of sizes")
+        raise CheckpointError(f"{where}: shape {shown(shape)} or data_offsets {shown(offsets)} is no list of sizes")
+    # Zero dimensions don't excuse the others: torch multiplies all of them too.
+    if math.prod(filter(None, shape)) > MAX_SIZE // DTYPE_BYTES[dtype]:
+        raise CheckpointError(f"{where}: shape {shown(shape)} takes more than 2**63 bytes; the header is damaged")
     expected = math.prod(shape) * DTYPE_BYTES[dtype]
     if offsets[1] - offsets[0] != expected:
         raise CheckpointError(
             f"{where}: offsets {offsets} span {offsets[1] - offsets[0]} bytes, "
-            f"but {dtype} of shape {shape} takes {expected}; the header is damaged"
+            f"but {dtype} of shape {shown(shape)} takes {expected}; the header is damaged"
         )
-    return TensorInfo(name, dtype, tuple(shape), path, data_begin + offsets[0], data_begin + offsets[1])
+    begin, end = (data_begin + offset for offset in offsets)
+    return TensorInfo(name, sys.intern(dtype), tuple(shape), path, begin, end)
 
 
 def _are_sizes(value: object) -> bool:
-    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+    return isinstance(value, list) and all(type(item) is int and 0 <= item <= MAX_SIZE for item in value)
 
 
 def _check_coverage(path: Path, tensors: list[TensorInfo], data_begin: int, size: int) -> None:

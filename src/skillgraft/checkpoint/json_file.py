@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
-from skillgraft.errors import CheckpointError, MissingPathError
+from skillgraft.checkpoint.regular_file import open_regular, read_text
+from skillgraft.errors import CheckpointError
+
+MAX_JSON_BYTES = 100_000_000  # three times the largest tokenizer.json in use; parsing takes up to 20 times as much
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
     """Return the JSON object in `path`.
 
-    Raises `MissingPathError` when there is no such file and `CheckpointError` when it isn't a JSON object.
+    Raises `MissingPathError` when there is no such file and `CheckpointError` when it can't be read, has more than
+    `max_bytes` or isn't a JSON object.
     """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise MissingPathError(f"{path}: no such file") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path}: not readable as JSON ({error}); the file is damaged: download or write it again"
-        ) from error
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > max_bytes:
+            raise CheckpointError(
+                f"{path}: has {size} bytes, expected at most {max_bytes}; the file is damaged: download it again"
+            )
+        try:
+            value = json.loads(read_text(file, size))
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(
+                f"{path}: not readable as JSON ({error}); the file is damaged: download or write it again"
+            ) from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: got a JSON {type(value).__name__}, expected an object")
     return value

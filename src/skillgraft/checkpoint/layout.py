@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import stat
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from skillgraft.checkpoint.header import TensorInfo, read_header
+from skillgraft.checkpoint.header import Header, TensorInfo, read_header
 from skillgraft.checkpoint.json_file import read_json_object
+from skillgraft.checkpoint.json_object import shown
+from skillgraft.checkpoint.regular_file import read_error, require_regular
 from skillgraft.checkpoint.tensor_io import read_tensor
 from skillgraft.errors import CheckpointError, MissingPathError, did_you_mean
 
@@ -21,6 +24,12 @@ WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl"})
+WEIGHTS_SUFFIX = ".safetensors"
+MAX_CONFIG_BYTES = 1 << 24
+QUANTISED_KEYS = ("quantization_config", "compression_config", "quantization")
+# What quantisation libraries store beside an integer tensor: by the tensor's name, and by the module that holds it.
+QUANTISED_COMPANIONS = (".absmax", ".quant_map", "_scale", "_scale_inv", "_scales")
+QUANTISED_SIBLINGS = ("SCB", "scales", "weight_scale", "weight_scale_inv")
 
 
 @dataclass(frozen=True)
@@ -54,33 +63,54 @@ def read_layout(directory: str | os.PathLike[str]) -> Layout:
     damaged, quantised, or holds only pickle or GGUF weights; the message names the file and the tensor.
     """
     directory = require_directory(directory)
-    config = _read_config(directory)
+    config = read_config(directory)
     files, index = weight_files(directory)
+    tensors = collect_tensors(directory, (read_header(file) for file in files), index)
+    return Layout(directory, config, tensors, index)
+
+
+def collect_tensors(
+    directory: Path, headers: Iterable[Header], index: Mapping[str, Any] | None
+) -> dict[str, TensorInfo]:
+    """Return the tensors of all `headers` by name, checked against each other and the index.
+
+    Raises `CheckpointError` for no tensor at all, one that is in two files, one that the index puts elsewhere or does
+    not list, and quantised storage.
+    """
     tensors: dict[str, TensorInfo] = {}
-    for file in files:
-        for info in read_header(file).tensors:
+    for header in headers:
+        for info in header.tensors:
             if info.name in tensors:
                 raise CheckpointError(
-                    f"{directory}: tensor {info.name!r} is in {tensors[info.name].file.name} and in {file.name}; "
+                    f"{directory}: tensor {info.name!r} is in {tensors[info.name].file.name} and in {info.file.name}; "
                     "expected it once: save the checkpoint again with save_pretrained"
                 )
             tensors[info.name] = info
     if not tensors:
-        raise CheckpointError(f"{directory}: {files[0].name} holds no tensor; expected the weights of a model")
+        raise CheckpointError(f"{directory}: its safetensors hold no tensor; expected the weights of a model")
     if index is not None:
         _check_index(directory, index["weight_map"], tensors)
-    return Layout(directory, config, tensors, index)
+    _refuse_quantised(directory, tensors)
+    return tensors
 
 
 def require_directory(directory: str | os.PathLike[str]) -> Path:
     """Return `directory` as a path; `MissingPathError` when it does not exist, `CheckpointError` for a file."""
     path = Path(directory)
-    if not path.exists():
+    try:
+        status = os.stat(path)
+    except FileNotFoundError as error:
         raise MissingPathError(
             f"{path}: no such directory; expected a checkpoint (config.json, safetensors, tokenizer)"
-        )
-    if not path.is_dir():
+        ) from error
+    except OSError as error:
+        raise read_error(path, error) from error
+    if not stat.S_ISDIR(status.st_mode):
         raise CheckpointError(f"{path} is a file; expected the checkpoint's directory, which holds config.json")
+    if not os.access(path, os.R_OK | os.X_OK):
+        raise CheckpointError(
+            f"{path}: may not be read; expected a directory that you may list and enter: check owner and mode"
+        )
     return path
 
 
@@ -90,27 +120,41 @@ def weight_files(directory: Path) -> tuple[list[Path], dict[str, Any] | None]:
     As in Transformers, `model.safetensors` goes before an index. Raises `CheckpointError` when there are no
     safetensors weights or when the index names a file that is missing or outside the directory.
     """
-    if (directory / WEIGHTS_FILE).is_file():
+    # A broken link or a folder of that name gets its own error, as what follows would be misleading.
+    if os.path.lexists(directory / WEIGHTS_FILE):
+        require_regular(directory / WEIGHTS_FILE)
         return [directory / WEIGHTS_FILE], None
     index_path = directory / INDEX_FILE
-    if not index_path.is_file():
+    if not os.path.lexists(index_path):
         raise CheckpointError(_no_weights_message(directory))
     index = read_json_object(index_path)
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index_path}: got no weight_map, expected a map from tensor names to shard files")
+    checked: set[str] = set()
     for tensor, shard in weight_map.items():
-        # Only plain names: a path such as ../x or /x would read, and later write, outside the directory.
-        if not isinstance(shard, str) or shard in ("", ".", "..") or "/" in shard or "\\" in shard or "\0" in shard:
-            raise CheckpointError(
-                f"{index_path}: tensor {tensor!r} is said to be in {shard!r}, a path that can leave the directory; "
-                "expected the plain name of a shard beside the index"
-            )
-        if not (directory / shard).is_file():
-            raise CheckpointError(
-                f"{directory}: the index puts tensor {tensor!r} into {shard}, which is missing; download it again"
-            )
-    return [directory / shard for shard in sorted(set(weight_map.values()))], index
+        if not isinstance(shard, str) or shard not in checked:
+            checked.add(_check_shard(directory, tensor, shard))
+    return [directory / shard for shard in sorted(checked)], index
+
+
+def _check_shard(directory: Path, tensor: str, shard: Any) -> str:
+    """Return the name of a shard, which must be that of a regular file, or of a link to one, in the directory."""
+    # Only plain names: a path such as ../x or /x would read, and later write, outside the directory.
+    plain = isinstance(shard, str) and shard.isprintable() and not set(shard) & {"/", "\\"}
+    if not plain or not shard.endswith(WEIGHTS_SUFFIX):
+        raise CheckpointError(
+            f"{directory / INDEX_FILE}: tensor {shown(tensor)} is said to be in {shown(shard)}, which is "
+            "no safetensors file or can leave the directory; expected the plain name of a "
+            f"{WEIGHTS_SUFFIX} file beside the index"
+        )
+    try:
+        require_regular(directory / shard)
+    except MissingPathError as error:
+        raise CheckpointError(
+            f"{directory}: the index puts tensor {shown(tensor)} into {shard}, which is missing; download it again"
+        ) from error
+    return shard
 
 
 def _check_index(directory: Path, weight_map: dict[str, str], tensors: Mapping[str, TensorInfo]) -> None:
@@ -118,7 +162,7 @@ def _check_index(directory: Path, weight_map: dict[str, str], tensors: Mapping[s
         if name not in tensors or tensors[name].file.name != shard:
             found = f"it is in {tensors[name].file.name}" if name in tensors else "no shard holds it"
             raise CheckpointError(
-                f"{directory}: the index puts tensor {name!r} into {shard}, but {found}; write it again"
+                f"{directory}: the index puts tensor {shown(name)} into {shard}, but {found}; write it again"
             )
     for name, info in tensors.items():
         if name not in weight_map:
@@ -127,27 +171,49 @@ def _check_index(directory: Path, weight_map: dict[str, str], tensors: Mapping[s
             )
 
 
-def _read_config(directory: Path) -> dict[str, Any]:
+def _refuse_quantised(directory: Path, tensors: Mapping[str, TensorInfo]) -> None:
+    """Refuse integer weights that have a scale beside them, whatever the config says or leaves out."""
+    for name, info in tensors.items():
+        if info.is_float:
+            continue
+        module = name[: name.rfind(".") + 1]
+        stem = name.removesuffix("_blocks").removesuffix("_packed")
+        companions = [stem + suffix for suffix in QUANTISED_COMPANIONS] + [module + own for own in QUANTISED_SIBLINGS]
+        found = next((other for other in companions if other in tensors and other != name), None)
+        if found is not None:
+            raise CheckpointError(
+                f"{directory}: tensor {name!r} is {info.dtype} and {found!r} lies beside it: the weights are quantised "
+                "and arithmetic on them is refused; use the checkpoint's bfloat16, float16 or float32 version"
+            )
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """Return the content of `config.json`; `CheckpointError` when there is none or it names quantised weights."""
     path = directory / CONFIG_FILE
-    if not path.is_file():
+    if not os.path.lexists(path):
         if (directory / ADAPTER_CONFIG_FILE).is_file():
             raise CheckpointError(
                 f"{directory} is a PEFT adapter (it has {ADAPTER_CONFIG_FILE} and no {CONFIG_FILE}); expected a full "
                 "checkpoint: merge it with merge_and_unload and save_pretrained"
             )
         raise CheckpointError(f"{directory}: no {CONFIG_FILE}; expected a Hugging Face model directory")
-    config = read_json_object(path)
-    for key in ("quantization_config", "compression_config"):
-        if config.get(key):
-            raise CheckpointError(
-                f"{path} has a {key}: the weights are quantised and arithmetic on them is refused; "
-                "use the checkpoint's bfloat16, float16 or float32 version"
-            )
+    config = read_json_object(path, MAX_CONFIG_BYTES)
+    parts = {"": config} | {f"{name}.": part for name, part in config.items() if isinstance(part, dict)}
+    for prefix, part in parts.items():  # a multimodal config keeps the language model's in text_config
+        for key in QUANTISED_KEYS:
+            if part.get(key):
+                raise CheckpointError(
+                    f"{path} has a {prefix}{key}: the weights are quantised and arithmetic on them is refused; "
+                    "use the checkpoint's bfloat16, float16 or float32 version"
+                )
     return config
 
 
 def _no_weights_message(directory: Path) -> str:
-    names = sorted(entry.name for entry in directory.iterdir() if entry.is_file())
+    try:
+        names = sorted(os.listdir(directory))
+    except OSError as error:
+        raise read_error(directory, error) from error
     expected = f"expected {WEIGHTS_FILE} or {INDEX_FILE}"
     if loose := [name for name in names if name.endswith(".safetensors")]:
         return f"{directory}: found {', '.join(loose)} without {INDEX_FILE}; {expected}: download the missing file"

@@ -6,16 +6,18 @@ Assumes a little-endian machine, as the file format does.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from skillgraft.checkpoint.header import DTYPE_BYTES, TensorInfo
+from skillgraft.checkpoint.regular_file import open_regular
 from skillgraft.errors import CheckpointError
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+CHUNK_BYTES = 4 << 20
 TORCH_NAMES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
     "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8",
@@ -59,6 +61,48 @@ def read_tensor(info: TensorInfo) -> Tensor:
                 )
             done += count
     return torch.frombuffer(buffer, dtype=dtype).reshape(info.shape)
+
+
+def read_chunks(info: TensorInfo, buffer: memoryview) -> Iterator[memoryview]:
+    """Yield the bytes of a tensor in order, each piece a view of the reused `buffer`, valid until the next one."""
+    left = info.end - info.begin
+    with open_regular(info.file) as file:
+        file.seek(info.begin)
+        while left:
+            piece, done = buffer[:left], 0
+            while done < len(piece):
+                count = file.readinto(piece[done:])
+                if not count:
+                    raise CheckpointError(
+                        f"{info.file}: ended while tensor {info.name!r} was read: it changed since its header was read"
+                    )
+                done += count
+            yield piece
+            left -= len(piece)
+
+
+def same_bytes(one: TensorInfo, other: TensorInfo) -> bool:
+    """Return whether two tensors have the same dtype, shape and bytes; memory is two buffers, whatever their size."""
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    chunks = (read_chunks(info, memoryview(bytearray(CHUNK_BYTES))) for info in (one, other))
+    return all(left == right for left, right in zip(*chunks, strict=True))
+
+
+def count_not_finite(info: TensorInfo, buffer: memoryview) -> tuple[int, int]:
+    """Return how many elements of a float tensor are NaN and how many are infinite.
+
+    `buffer` (a multiple of 8 bytes) is what it reads into; memory doesn't grow with the tensor.
+    """
+    import torch
+
+    nan = infinite = 0
+    for chunk in read_chunks(info, buffer):
+        values = torch.frombuffer(chunk, dtype=torch_dtype(info.dtype))
+        if not torch.isfinite(values).all():
+            nan += int(torch.isnan(values).sum())
+            infinite += int(torch.isinf(values).sum())
+    return nan, infinite
 
 
 def read_elements(info: TensorInfo, positions: Sequence[int]) -> list[float]:

@@ -1,10 +1,12 @@
-"""Writing safetensors files tensor by tensor, so that memory holds one tensor whatever the model's size."""
+"""Writing safetensors files piece by piece, so that memory holds little whatever the model's size."""
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -23,55 +25,47 @@ def planned_dtypes(target: Layout, dtype: str | None) -> dict[str, str]:
     return {name: dtype if dtype and info.is_float else info.dtype for name, info in target.tensors.items()}
 
 
-def planned_bytes(target: Layout, dtypes: Mapping[str, str]) -> int:
-    """Return the bytes of tensor data that `write_checkpoint` with these dtypes will write."""
-    return sum(TensorSpec(name, dtypes[name], info.shape).nbytes for name, info in target.tensors.items())
+class ShardFile:
+    """A preallocated safetensors file whose tensors are written in place, in pieces and in any order."""
+
+    def __init__(self, path: Path, specs: Sequence[TensorSpec], metadata: Mapping[str, str]) -> None:
+        header = encode_header(specs, {"format": "pt", **metadata})
+        self._places: dict[str, int] = {}
+        position = len(header)
+        for spec in specs:
+            self._places[spec.name] = position
+            position += spec.nbytes
+        self._left = position - len(header)
+        self._lock = Lock()
+        path.unlink(missing_ok=True)  # what a killed process left of it
+        self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        _allocate(self._handle, position)
+        write_at(self._handle, memoryview(header), 0)
+
+    def write(self, name: str, start: int, values: Tensor) -> None:
+        """Write `values` (flat) over the elements of the tensor `name` from `start` on; threads may do so at once."""
+        write_at(self._handle, tensor_bytes(values), self._places[name] + start * values.element_size())
+        with self._lock:
+            self._left -= values.numel() * values.element_size()
+
+    def check_complete(self) -> None:
+        """Raise `CheckpointError` unless as many bytes were written as planned."""
+        if self._left:
+            raise CheckpointError(f"{self._left} planned bytes of tensors were never written or written twice")
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._handle)
 
 
-def write_checkpoint(
-    directory: Path,
-    target: Layout,
-    tensors: Iterable[tuple[str, Tensor]],
-    *,
-    dtypes: Mapping[str, str] | None = None,
-    metadata: Mapping[str, str] | None = None,
-) -> None:
-    """Write the weights of a checkpoint that has the names, shapes, shards and index of `target`.
-
-    Headers are written first, from the plan; then each tensor, in any order, goes to its place. `dtypes` gives the
-    safetensors code per name (default: `target`'s own); `metadata` is added to `{"format": "pt"}` in each header.
-
-    Raises `CheckpointError` for a tensor that is not planned, comes twice, has another dtype or shape, or is missing
-    at the end.
-    """
-    dtypes = dtypes or planned_dtypes(target, None)
-    specs = {name: TensorSpec(name, dtypes[name], info.shape) for name, info in target.tensors.items()}
-    handles: dict[Path, int] = {}
-    places: dict[str, tuple[int, int]] = {}
+def _allocate(handle: int, size: int) -> None:
+    """Reserve the room on the disk, so that a disk that is too small is found before the work."""
     try:
-        for file in target.files:
-            names = [name for name, info in target.tensors.items() if info.file == file]
-            header = encode_header((specs[name] for name in names), {"format": "pt", **(metadata or {})})
-            handles[file] = os.open(directory / file.name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-            position = len(header)
-            for name in names:
-                places[name] = (handles[file], position)
-                position += specs[name].nbytes
-            os.ftruncate(handles[file], position)
-            write_at(handles[file], memoryview(header), 0)
-        for name, tensor in tensors:
-            if name not in places:
-                raise CheckpointError(f"tensor {name!r} was not planned or was written twice; expected each name once")
-            _check_spec(specs[name], tensor)
-            handle, position = places.pop(name)
-            write_at(handle, tensor_bytes(tensor), position)
-    finally:
-        for handle in handles.values():
-            os.close(handle)
-    if places:
-        raise CheckpointError(f"{len(places)} planned tensors were never written, first {next(iter(places))!r}")
-    if target.index is not None:
-        _write_index(directory, target, sum(spec.nbytes for spec in specs.values()))
+        os.posix_fallocate(handle, 0, size)
+    except (OSError, AttributeError) as error:
+        if isinstance(error, OSError) and error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+            raise
+        os.ftruncate(handle, size)
 
 
 class SafetensorsAppender:
@@ -96,9 +90,17 @@ class SafetensorsAppender:
         """Append a planned tensor; `CheckpointError` when name, dtype or shape is not as planned."""
         if name not in self._planned:
             raise CheckpointError(f"tensor {name!r} was not planned or was written twice; expected each name once")
+        _check_spec(self._planned[name], tensor)
+        self.put(0, tensor)
+        self.keep(name)
+
+    def put(self, start: int, values: Tensor) -> None:
+        """Write `values` (flat) from element `start` on of the tensor that comes next; threads may do so at once."""
+        write_at(self._handle, tensor_bytes(values), self._position + start * values.element_size())
+
+    def keep(self, name: str) -> None:
+        """Say that what was put is the planned tensor `name`; without it, the next one takes its place."""
         spec = self._planned.pop(name)
-        _check_spec(spec, tensor)
-        write_at(self._handle, tensor_bytes(tensor), self._position)
         self._position += spec.nbytes
         self._written.append(spec)
 
@@ -107,6 +109,7 @@ class SafetensorsAppender:
     ) -> None:
         try:
             if kind is None:
+                os.ftruncate(self._handle, self._position)
                 write_at(self._handle, memoryview(encode_header(self._written, self._metadata, self._reserved)), 0)
         finally:
             os.close(self._handle)
@@ -127,7 +130,8 @@ def _check_spec(spec: TensorSpec, tensor: Tensor) -> None:
         )
 
 
-def _write_index(directory: Path, target: Layout, total_size: int) -> None:
+def write_index(directory: Path, target: Layout, total_size: int) -> None:
+    """Write the index of a checkpoint that has the shards of `target`; `total_size` are the bytes of its tensors."""
     old = (target.index or {}).get("metadata")
     metadata = {**(old if isinstance(old, dict) else {}), "total_size": total_size}
     weight_map = {name: info.file.name for name, info in target.tensors.items()}

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from skillgraft.errors import OutputExistsError, SkillgraftError, StorageError
+
+LOCK_FILE = ".lock"
+_RESUMABLE = "partial-of-"
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 # Libraries wrap the system's error in exceptions of their own; only the text is left of it.
 _FULL_TEXTS = ("no space left on device", "os error 28", "disk quota exceeded")
+
+
+class BusyOutputError(StorageError):
+    """Another process is writing the same output."""
 
 
 @contextmanager
@@ -126,3 +134,72 @@ def storage_error(error: BaseException, out: Path, needed_bytes: int = 0) -> Sto
     if code in _FORBIDDEN and isinstance(error, OSError):
         return StorageError(f"{error.filename or out}: {error.strerror} while writing {out}; choose another output")
     return None
+
+
+@contextmanager
+def resumable_directory(
+    out: str | os.PathLike[str], key: str, *, needed_bytes: int = 0, durable: bool = False
+) -> Iterator[Path]:
+    """Yield a temporary sibling of `out` as `atomic_directory` does, one that a killed process left for the same work.
+
+    `key` is a hash of everything that decides the content: only a sibling with the same key is gone on with; others
+    for `out` that no process holds are removed. After an exception nothing stays; after a kill the sibling does. With
+    `durable` all is synchronised to the disk before the rename, which guards against a power failure too.
+
+    Raises as `atomic_directory`, and `StorageError` when another process is writing the same output.
+    """
+    out = Path(os.path.abspath(out))
+    if os.path.lexists(out):
+        raise _exists_error(out)
+    temporary = out.parent / f".{out.name}.{_RESUMABLE}{key[:16]}"
+    try:
+        _make_parent(out)
+        with ExitStack() as held:
+            lock = held.enter_context(_claimed(temporary, out))
+            _remove_stale(out)
+            _remove_other_work(out, temporary)
+            present = sum(entry.stat().st_size for entry in temporary.iterdir() if entry.is_file())
+            check_free_space(out, max(0, needed_bytes - present))
+            yield temporary
+            lock.unlink()
+            if durable:
+                _synchronise(temporary)
+            _rename(temporary, out)
+    except BaseException as error:
+        if not isinstance(error, BusyOutputError):
+            shutil.rmtree(temporary, ignore_errors=True)
+        wrapped = storage_error(error, out, needed_bytes)
+        if wrapped is not None:
+            raise wrapped from error
+        raise
+
+
+@contextmanager
+def _claimed(temporary: Path, out: Path) -> Iterator[Path]:
+    """Make `temporary` and hold its lock file; the system lets go of it when the process dies."""
+    temporary.mkdir(exist_ok=True)
+    path = temporary / LOCK_FILE
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BusyOutputError(
+                f"{out}: another process is writing it; wait for it, or choose another output"
+            ) from error
+        if os.path.lexists(out):
+            raise _exists_error(out)
+        yield path
+
+
+def _remove_other_work(out: Path, own: Path) -> None:
+    """Remove what killed processes left behind of other work for the same output."""
+    prefix = f".{out.name}.{_RESUMABLE}"
+    for entry in out.parent.iterdir():
+        if not entry.name.startswith(prefix) or entry == own:
+            continue
+        try:
+            with (entry / LOCK_FILE).open("w") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            continue
+        shutil.rmtree(entry, ignore_errors=True)

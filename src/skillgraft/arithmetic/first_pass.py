@@ -1,0 +1,277 @@
+"""What a method must know of whole tensors before the stream: dot products, and the threshold of a share of elements.
+
+Both stream like the merge itself. Sums are added by `math.fsum` over tiles whose cut depends on the shape alone;
+thresholds are exact order statistics, found by counting: no tensor is sorted and none is held.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from skillgraft.arithmetic.methods.ties import magnitude_keys
+from skillgraft.arithmetic.plan import Operand, Plan, TensorPlan
+from skillgraft.arithmetic.scratch import Files, Scratch
+from skillgraft.arithmetic.stream import Machine, Progress, not_finite, values_of
+from skillgraft.arithmetic.tiles import TILE_ELEMENTS, Tile, cut, each_tile
+
+LARGEST_KEY = 0x7F7FFFFF
+"""The bits of the largest finite fp32 number, as an integer."""
+
+BINS = 1 << 20
+SAMPLE = 1 << 15
+SAMPLE_RUN = 512
+"""Elements of a sample, and how many of them lie side by side."""
+
+
+def gather_facts(plan: Plan, machine: Machine, progress: Progress | None = None) -> dict[str, Any]:
+    """Return what the plan's method must know of each changed tensor, by name; nothing for most methods."""
+    tensors = [tensor for tensor in plan.tensors if tensor.operands]
+    if plan.method.first_pass == "gram":
+        return _gram(plan, tensors, machine, progress)
+    if plan.method.first_pass == "thresholds":
+        return _thresholds(plan, tensors, machine, progress)
+    return {}
+
+
+def _operand_values(
+    plan: Plan, tensor: TensorPlan, tile: Tile, scratch: Scratch, files: Files
+) -> Iterator[tuple[int, Operand, Tensor]]:
+    """Yield (position, operand, its finite values) of one tile, in buffers of their own."""
+    target = tensor.target.read(*tile, "target", scratch, files) if plan.method.of == "vectors" else None
+    for place, operand in enumerate(tensor.operands):
+        if tile.stop <= operand.elements:
+            values = values_of(operand, tile, target, tensor, scratch, files)
+            if not math.isfinite(values.sum().item()):
+                raise not_finite(tensor, [operand], tile, torch.float64, 1.0, scratch, files)
+            yield place, operand, values
+
+
+def _gram(
+    plan: Plan, tensors: Sequence[TensorPlan], machine: Machine, progress: Progress | None
+) -> dict[str, list[list[float]]]:
+    """Return the matrix of dot products of the operands of each tensor."""
+    sums: dict[tuple[str, int, int], list[float]] = defaultdict(list)
+    with Files() as files:
+
+        def visit(tensor: TensorPlan, tile: Tile, scratch: Scratch) -> None:
+            found = [(place, values) for place, _, values in _operand_values(plan, tensor, tile, scratch, files)]
+            for index, (i, one) in enumerate(found):
+                for j, other in found[index:]:
+                    sums[tensor.spec.name, i, j].append(torch.dot(one, other).item())
+            if progress is not None:
+                progress(tensor.spec.name, 0, 0)
+
+        tiles = ((tensor, tile) for tensor in tensors for tile in _cut(tensor))
+        each_tile(tiles, visit, threads=machine.threads, scratches=machine.scratches())
+    return {
+        tensor.spec.name: [
+            [math.fsum(sums[tensor.spec.name, min(i, j), max(i, j)]) for j in range(len(tensor.operands))]
+            for i in range(len(tensor.operands))
+        ]
+        for tensor in tensors
+    }
+
+
+def _cut(tensor: TensorPlan) -> Iterator[Tile]:
+    return cut(tensor.target.elements, tensor.row_elements, tensor.breaks)
+
+
+@dataclass
+class Count:
+    """The search for the `wanted`-th largest of many keys, known to lie in `low` … `high` (inclusive).
+
+    One round holds those in the range, or counts them in `bins` of 2^`shift` keys each where they are too many, and
+    counts in `above` those beyond it. `key` is the result, None as long as it is not certain.
+    """
+
+    wanted: int
+    key: int | None = None
+    low: int = 0
+    high: int = LARGEST_KEY
+    above: int = 0
+    bins: np.ndarray | None = None
+    pending: list[np.ndarray] = field(default_factory=list)
+    lock: Lock = field(default_factory=Lock)
+
+    @property
+    def shift(self) -> int:
+        """How many low bits one bin holds together."""
+        return max(0, ((self.high - self.low) // BINS).bit_length())
+
+    def add(self, keys: np.ndarray) -> None:
+        """Count the keys of one tile (int32)."""
+        if self.key is not None:
+            return
+        inside = keys >= self.low
+        beyond = 0
+        if self.high < LARGEST_KEY:
+            over = keys > self.high
+            beyond = int(np.count_nonzero(over))
+            np.logical_and(inside, ~over, out=inside)
+        taken = keys[inside] if not inside.all() else keys.copy()
+        with self.lock:
+            self.above += beyond
+            self.pending.append(taken)
+            if sum(map(len, self.pending)) > BINS:
+                self._flush()
+
+    def close_round(self) -> None:
+        """Narrow the range to the bin that holds the wanted key, or to the side of the range on which it lies."""
+        if self.key is not None:
+            return
+        low, high = self.low, self.high
+        inside = int(self.bins.sum()) if self.bins is not None else 0
+        inside += sum(map(len, self.pending))
+        if self.above >= self.wanted:
+            low, high = self.high + 1, LARGEST_KEY
+        elif self.above + inside < self.wanted:
+            low, high = 0, self.low - 1
+        elif self.bins is None:
+            keys = np.concatenate(self.pending)
+            place = len(keys) - (self.wanted - self.above)
+            self.key = int(np.partition(keys, place)[place])
+        else:
+            self._flush()
+            from_top = self.above + np.cumsum(self.bins[::-1])
+            place = len(self.bins) - 1 - int(np.searchsorted(from_top, self.wanted))
+            low = self.low + (place << self.shift)
+            high = min(low + (1 << self.shift) - 1, self.high)
+            self.key = low if low == high else None
+        self.low, self.high, self.above, self.bins = low, high, 0, None
+        self.pending.clear()
+
+    def _flush(self) -> None:
+        if not self.pending:
+            return
+        places = (np.concatenate(self.pending) - np.int32(self.low)) >> self.shift
+        counted = np.bincount(places, minlength=((self.high - self.low) >> self.shift) + 1)
+        self.bins = counted if self.bins is None else self.bins + counted
+        self.pending.clear()
+
+
+def narrow_by_sample(count: Count, keys: np.ndarray, elements: int) -> None:
+    """Guess the range of a count over `elements` keys from a sample of them: 6 standard errors of its rank around it.
+
+    A wrong guess costs a further round and nothing else.
+    """
+    if len(keys) < 256:
+        return
+    share = count.wanted / elements
+    rank = share * len(keys)
+    slack = 6.0 * math.sqrt(len(keys) * share * (1.0 - share)) + 6.0
+    order = np.sort(keys)[::-1]
+    top, bottom = math.floor(rank - slack), math.ceil(rank + slack)
+    count.high = int(order[top]) if top >= 0 else LARGEST_KEY
+    count.low = int(order[bottom]) if bottom < len(order) else 0
+
+
+def _thresholds(
+    plan: Plan, tensors: Sequence[TensorPlan], machine: Machine, progress: Progress | None
+) -> dict[str, list[int]]:
+    """Return per tensor the magnitude key of the smallest element to be kept of each of its operands.
+
+    The k = max(1, ⌊density · n⌋) largest are kept, and what ties with the last of them: of each tensor, or, with
+    `scope: model`, of the whole vector.
+    """
+    density, scratches = plan.parameters.density, machine.scratches()
+    with Files() as files:
+        if plan.parameters.scope == "tensor":
+            found: dict[str, list[int]] = {}
+            for group in _groups(tensors):
+                places = {
+                    (tensor.spec.name, place): [(tensor, place)]
+                    for tensor in group
+                    for place in range(len(tensor.operands))
+                }
+                counts = _select(plan, group, places, density, scratches, files, progress)
+                for tensor in group:
+                    found[tensor.spec.name] = [counts[tensor.spec.name, place] for place in range(len(tensor.operands))]
+            return found
+        by_operand: dict[Any, list[tuple[TensorPlan, int]]] = defaultdict(list)
+        for tensor in tensors:
+            for place, operand in enumerate(tensor.operands):
+                by_operand[operand.number].append((tensor, place))
+        counts = _select(plan, tensors, by_operand, density, scratches, files, progress)
+        return {tensor.spec.name: [counts[operand.number] for operand in tensor.operands] for tensor in tensors}
+
+
+def _groups(tensors: Iterable[TensorPlan], elements: int = 16 * TILE_ELEMENTS) -> Iterator[list[TensorPlan]]:
+    """Yield runs of tensors of about `elements` elements in all, so that small tensors share the threads."""
+    group: list[TensorPlan] = []
+    for tensor in tensors:
+        group.append(tensor)
+        if sum(t.target.elements for t in group) >= elements or len(group) >= 256:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _select(
+    plan: Plan,
+    tensors: Sequence[TensorPlan],
+    places: dict[Any, list[tuple[TensorPlan, int]]],
+    density: float,
+    scratches: list[Scratch],
+    files: Files,
+    progress: Progress | None,
+) -> dict[Any, int]:
+    """Return the threshold key of each population in `places`: (tensor, position of the operand) pairs."""
+    population = {(tensor.spec.name, place): key for key, members in places.items() for tensor, place in members}
+    sizes = {
+        key: sum(min(t.operands[place].elements, t.target.elements) for t, place in members)
+        for key, members in places.items()
+    }
+    counts = {key: Count(max(1, math.floor(density * size))) for key, size in sizes.items()}
+    samples: dict[Any, list[np.ndarray]] = defaultdict(list)
+    share = {key: min(1.0, SAMPLE / max(1, size)) for key, size in sizes.items()}
+
+    def look(tensor: TensorPlan, tile: Tile, scratch: Scratch) -> None:
+        for place, _, values in _operand_values(plan, tensor, tile, scratch, files):
+            keys = magnitude_keys(values, scratch.like("keys", values, torch.float32))
+            samples[population[tensor.spec.name, place]].append(keys.copy())
+
+    def visit(tensor: TensorPlan, tile: Tile, scratch: Scratch) -> None:
+        for place, _, values in _operand_values(plan, tensor, tile, scratch, files):
+            key = population[tensor.spec.name, place]
+            if counts[key].key is None:
+                counts[key].add(magnitude_keys(values, scratch.like("keys", values, torch.float32)))
+        if progress is not None:
+            progress(tensor.spec.name, 0, 0)
+
+    least = min(share.values(), default=1.0)
+    each_tile(_runs(tensors, least), look, threads=len(scratches), scratches=scratches)
+    for key, count in counts.items():
+        if samples[key]:
+            narrow_by_sample(count, np.concatenate(samples[key]), sizes[key])
+    while any(count.key is None for count in counts.values()):
+        open_names = {name for (name, _), key in population.items() if counts[key].key is None}
+        tiles = ((tensor, tile) for tensor in tensors if tensor.spec.name in open_names for tile in _cut(tensor))
+        each_tile(tiles, visit, threads=len(scratches), scratches=scratches)
+        for count in counts.values():
+            count.close_round()
+    return {key: count.key for key, count in counts.items() if count.key is not None}
+
+
+def _runs(tensors: Sequence[TensorPlan], share: float) -> Iterator[tuple[TensorPlan, Tile]]:
+    """Yield short pieces spread evenly over every tensor, `share` of its elements in all; whole rows of products."""
+    for tensor in tensors:
+        wanted = share * tensor.target.elements
+        if tensor.row_elements > 1 or wanted < SAMPLE_RUN // 8:
+            continue  # the product's rows cost more than the guess saves
+        number = max(1, round(wanted / SAMPLE_RUN))
+        step = tensor.target.elements / number
+        for index in range(number):
+            start = int(index * step)
+            stop = min(start + SAMPLE_RUN, int((index + 1) * step), tensor.target.elements)
+            if all(not start < b < stop for b in tensor.breaks) and stop > start:
+                yield tensor, Tile(start, stop)

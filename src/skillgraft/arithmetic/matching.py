@@ -1,0 +1,144 @@
+"""Which checkpoints can be combined: names, shapes, ties, architecture and token maps, all from headers and configs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+from skillgraft.checkpoint.header import TensorInfo
+from skillgraft.checkpoint.layout import Layout
+from skillgraft.checkpoint.tokenizer import read_token_map, tokenizer_identity
+from skillgraft.errors import CompatibilityError
+from skillgraft.skills.architecture import LM_HEAD, architecture_differences, architecture_facts
+from skillgraft.skills.peft_adapter import Adapter
+
+
+def check_models(target: Layout, other: Layout, allow: Collection[str] = ()) -> list[str]:
+    """Return remarks on how `other` fits `target`; raise where it does not and `allow` does not say otherwise.
+
+    Raises `CompatibilityError` for other head counts, RoPE or ties in the config (`architecture`), tensors that only
+    one of them has (`missing`), another token map (`tokenizer`), another shape (a vocabulary padded to another number
+    of rows fits where both have a row for each token), or integers in place of floats. The names in brackets are what
+    `allow` turns into a remark.
+    """
+    remarks = []
+    differences = architecture_differences(architecture_facts(other), architecture_facts(target))
+    if differences:
+        remarks.append(
+            _refuse_unless(
+                "architecture",
+                allow,
+                f"{other.path} and {target.path} differ: {'; '.join(differences)}",
+                "expected models of one architecture: weights of the same shape mean other things",
+            )
+        )
+    for one, two in ((target, other), (other, target)):
+        missing = [name for name in one.tensors if name not in two.tensors]
+        if missing:
+            remarks.append(_refuse_unless("missing", allow, *_missing(one, two, missing)))
+    if other.path != target.path and (identities := _identities(other.path, target.path, allow)):
+        remarks.append(
+            _refuse_unless(
+                "tokenizer",
+                allow,
+                f"{other.path} and {target.path} have different tokenizers: token maps {' and '.join(identities)}",
+                "expected the same tokens with the same ids: rows of the embedding would be mixed by number",
+            )
+        )
+    for name, info in other.tensors.items():
+        if name in target.tensors:
+            _check_tensor(target, other, target.tensors[name], info)
+    return remarks
+
+
+def check_pair(rl: Layout, sft: Layout) -> None:
+    """Raise `CompatibilityError` unless θ_RL − θ_SFT makes sense: as `check_models`, and no shape may differ."""
+    check_models(sft, rl)
+    for name, info in rl.tensors.items():
+        if info.shape != sft.tensors[name].shape:
+            raise _shape_error(sft, rl, sft.tensors[name], info)
+
+
+def check_adapter_fits(adapter: Adapter, target: Layout) -> None:
+    """Raise `CompatibilityError` unless `target` stores every tensor that the adapter changes, in its shape."""
+    for name, delta in adapter.deltas.items():
+        info = target.tensors.get(name)
+        if info is None:
+            tied = " (tied to the embedding)" if name == LM_HEAD else ""
+            raise CompatibilityError(
+                f"{adapter.path} adapts {name!r}{tied}, which {target.path} does not store; expected an adapter on "
+                "this model"
+            )
+        if info.shape != delta.shape or not info.is_float:
+            raise CompatibilityError(
+                f"{adapter.path}: the delta of {name!r} has shape {list(delta.shape)}, expected {list(info.shape)} "
+                f"as in {target.path} ({info.dtype}); take the model that the adapter was trained on"
+            )
+
+
+def check_tokenizers(one: Path, other: Path) -> None:
+    """Raise `CompatibilityError` when the two directories' token maps differ."""
+    if identities := _identities(one, other, ()):
+        raise CompatibilityError(
+            f"{one} and {other} have different tokenizers: token maps {' and '.join(identities)}; expected the "
+            "same tokens and ids"
+        )
+
+
+def rows_of_vocabulary(target: Layout, name: str) -> str:
+    """Return the remark on a tensor whose padded vocabulary rows some operand does not have."""
+    return (
+        f"vocabulary padded to other numbers of rows; the tokenizer has {_tokens(target.path)} tokens, and the "
+        f"target keeps its own {target.tensors[name].shape[0]} rows"
+    )
+
+
+def _tokens(directory: Path) -> int:
+    """Return the number of rows that a tokenizer's ids need."""
+    return 1 + max((number for _, number in read_token_map(directory)[0]), default=-1)
+
+
+def _identities(one: Path, other: Path, allow: Collection[str]) -> tuple[str, str] | None:
+    if "tokenizer" in allow and not all((path / "tokenizer.json").is_file() for path in (one, other)):
+        return None
+    found = tokenizer_identity(one), tokenizer_identity(other)
+    return found if found[0] != found[1] else None
+
+
+def _refuse_unless(name: str, allow: Collection[str], what: str, why: str) -> str:
+    if name in allow:
+        return f"{what}: allowed explicitly"
+    raise CompatibilityError(f"{what}; {why} (--allow {name} goes on all the same)")
+
+
+def _missing(one: Layout, two: Layout, missing: list[str]) -> tuple[str, str]:
+    tie = "; tied in one file and stored in the other: save both with save_pretrained" if LM_HEAD in missing else ""
+    what = f"{two.path} has no tensor {missing[0]!r}, which {one.path} has ({len(missing)} such)"
+    return what, f"expected the same tensors in both{tie}"
+
+
+def _check_tensor(target: Layout, other: Layout, wanted: TensorInfo, got: TensorInfo) -> None:
+    if got.shape != wanted.shape and not _is_padding(target, other, wanted, got):
+        raise _shape_error(target, other, wanted, got)
+    if got.is_float != wanted.is_float:
+        raise CompatibilityError(
+            f"tensor {got.name!r} is {got.dtype} in {other.path} and {wanted.dtype} in {target.path}; expected "
+            "float dtypes in both"
+        )
+
+
+def _shape_error(target: Layout, other: Layout, wanted: TensorInfo, got: TensorInfo) -> CompatibilityError:
+    return CompatibilityError(
+        f"tensor {got.name!r} has shape {list(got.shape)} in {other.path} and {list(wanted.shape)} in "
+        f"{target.path}; expected the same: take models of one size and vocabulary"
+    )
+
+
+def _is_padding(target: Layout, other: Layout, wanted: TensorInfo, got: TensorInfo) -> bool:
+    """Return whether the tensors are vocabularies of one tokenizer that were padded to different numbers of rows."""
+    if len(got.shape) != len(wanted.shape) or got.shape[1:] != wanted.shape[1:]:
+        return False
+    sizes = [(architecture_facts(layout).vocab_size, info) for layout, info in ((target, wanted), (other, got))]
+    if any(size != info.shape[0] for size, info in sizes):
+        return False
+    return min(got.shape[0], wanted.shape[0]) >= max(_tokens(target.path), _tokens(other.path))

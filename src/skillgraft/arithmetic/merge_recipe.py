@@ -1,0 +1,185 @@
+"""The form of a merge: a method, the base that owns what is kept, operands in the user's order. Loads no torch.
+
+method: task_arithmetic
+base: my-sft-model                          # the target: config, tokenizer and every tensor not named stay its
+operands:
+  - {model: chat-model, minus: base-model, weight: 0.5}     # λ·(B − C); without `minus`, B − base
+  - {adapter: my-lora, weight: 1.0}                         # λ·B·A of a PEFT adapter
+  - {skill: skills/squad-recall, weight: 1.0}               # λ·v
+parameters: {}
+dtype: bfloat16
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from skillgraft.errors import MissingPathError, RecipeError, did_you_mean
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Density = Annotated[float, Field(gt=0, le=1)]
+
+OVERRIDES = ("base", "missing", "tokenizer", "architecture")
+"""What `allow` may name: refusals that a user can turn into a remark."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+
+class Linear(_Strict):
+    """`normalize` divides by the sum of the weights."""
+
+    normalize: bool = True
+
+
+class TaskArithmetic(_Strict):
+    """No parameters: the weights say it all."""
+
+
+class Slerp(_Strict):
+    """`t` is the place between the first model (0) and the second (1)."""
+
+    t: Annotated[float, Field(ge=0, le=1)] = 0.5
+
+
+class Ties(_Strict):
+    """`density` is kept of each vector: over the whole model as in the paper, or of each tensor; λ is `scale`."""
+
+    density: Density = 0.2
+    scope: Literal["model", "tensor"] = "model"
+    normalize: bool = True
+    scale: Finite = 1.0
+
+
+class Dare(_Strict):
+    """`density` is kept of each vector, at random by `seed`, and divided by it."""
+
+    density: Density = 0.2
+    seed: int = 0
+
+
+class DareTies(Dare):
+    """`normalize` divides by the weights that agree with the elected sign."""
+
+    normalize: bool = True
+
+
+class ModelStock(_Strict):
+    """No parameters: the angle between the vectors decides."""
+
+
+PARAMETERS: dict[str, type[_Strict]] = {
+    "linear": Linear,
+    "task_arithmetic": TaskArithmetic,
+    "slerp": Slerp,
+    "ties": Ties,
+    "dare": Dare,
+    "dare_ties": DareTies,
+    "model_stock": ModelStock,
+}
+
+
+class OperandSpec(_Strict):
+    """One operand: a model, a model with an adapter or skill on it, or an adapter or skill alone (a vector)."""
+
+    model: Path | None = None
+    adapter: Path | None = None
+    skill: Path | None = None
+    minus: Path | None = None
+    weight: Finite = 1.0
+
+    @model_validator(mode="after")
+    def _says_one_thing(self) -> OperandSpec:
+        if self.model is None and self.adapter is None and self.skill is None:
+            raise ValueError("names nothing; expected model, adapter or skill")
+        if self.adapter is not None and self.skill is not None:
+            raise ValueError("names an adapter and a skill; give them as two operands")
+        if self.minus is not None and self.model is None:
+            raise ValueError("has minus without model; an adapter or skill is a difference already")
+        return self
+
+
+class MergeRecipe(_Strict):
+    """A whole merge; paths are relative to the recipe's folder when it is read from a file."""
+
+    method: str
+    base: Path
+    operands: list[OperandSpec] = Field(min_length=1)
+    parameters: Any = Field(default_factory=dict)
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] | None = None
+    allow: list[Literal["base", "missing", "tokenizer", "architecture"]] = Field(default_factory=list)
+
+
+def load_merge_recipe(file: Path) -> MergeRecipe:
+    """Return the checked recipe in a YAML file; `MissingPathError` or `RecipeError` names what is wrong."""
+    return parse_merge_recipe(load_merge_data(file), str(file), file.resolve().parent)
+
+
+def load_merge_data(file: Path) -> dict[str, Any]:
+    """Return the mapping in a YAML file, not yet checked."""
+    if not file.is_file():
+        what = "is a directory" if file.is_dir() else "does not exist"
+        raise MissingPathError(f"merge recipe: {file} {what}; expected a YAML file")
+    try:
+        data = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"merge recipe: {file} is not YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise RecipeError(
+            f"merge recipe: {file} holds a {type(data).__name__}, expected a mapping with method, base, operands"
+        )
+    return data
+
+
+def parse_merge_recipe(data: dict[str, Any], where: str = "merge recipe", folder: Path | None = None) -> MergeRecipe:
+    """Return the checked recipe of a mapping, relative paths taken from `folder`; `RecipeError` for what is wrong."""
+    method = data.get("method")
+    if not isinstance(method, str) or method not in PARAMETERS:
+        raise RecipeError(f"{where}: method is {method!r}{did_you_mean(str(method), PARAMETERS)}")
+    try:
+        recipe = MergeRecipe.model_validate(data)
+    except ValidationError as error:
+        raise RecipeError(f"{where}: {_explain(error, [])}") from error
+    given = recipe.parameters or {}
+    if not isinstance(given, dict):
+        raise RecipeError(f"{where}: parameters is {given!r}, expected a mapping")
+    try:
+        parameters = PARAMETERS[method].model_validate(given)
+    except ValidationError as error:
+        raise RecipeError(f"{where}: {_explain(error, ['parameters'], PARAMETERS[method])}") from error
+    folder = folder or Path()
+    operands = [
+        operand.model_copy(
+            update={key: _under(folder, getattr(operand, key)) for key in ("model", "adapter", "skill", "minus")}
+        )
+        for operand in recipe.operands
+    ]
+    return recipe.model_copy(
+        update={"parameters": parameters, "operands": operands, "base": _under(folder, recipe.base)}
+    )
+
+
+def _under(folder: Path, path: Path | None) -> Path | None:
+    return None if path is None else folder / path.expanduser()
+
+
+_FORMS: dict[str, type[_Strict]] = {"operands": OperandSpec}
+
+
+def _explain(error: ValidationError, above: list[str], form: type[_Strict] | None = None) -> str:
+    first = error.errors()[0]
+    location = [*above, *(str(part) for part in first["loc"])]
+    where = ".".join(location)
+    if first["type"] == "extra_forbidden":
+        known = form or (_FORMS[location[0]] if location[0] in _FORMS and len(location) > 1 else MergeRecipe)
+        return f"unknown key '{where}'{did_you_mean(location[-1], known.model_fields)}"
+    if first["type"] == "missing":
+        return f"'{where}' is missing"
+    message = first["msg"].removeprefix("Value error, ")
+    got = first["input"] if isinstance(first["input"], str | int | float | bool | None) else None
+    return f"{where} {message}" if got is None else f"{where} is {got!r}: {message[0].lower()}{message[1:]}"

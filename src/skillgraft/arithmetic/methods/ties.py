@@ -1,0 +1,67 @@
+"""TIES: trim each task vector, elect a sign per element, average what agrees with it (arXiv 2306.01708, section 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def magnitude_keys(vector: Float[Tensor, " n"], out: Float[Tensor, " n"] | None = None) -> np.ndarray:
+    """Return |vector| in fp32 as the integers with the same bits, which sort as the magnitudes do (n,), int32."""
+    single = torch.empty(len(vector), device=vector.device) if out is None else out
+    return single.copy_(vector).abs_().cpu().numpy().view(np.int32)
+
+
+def trim(vector: Float[Tensor, " n"], threshold: int, out: Float[Tensor, " n"] | None = None) -> Float[Tensor, " n"]:
+    """Set the elements of `vector` whose magnitude key is below `threshold` to zero, in place; ties are kept."""
+    kept = np.greater_equal(magnitude_keys(vector, out), threshold)
+    return vector.mul_(torch.from_numpy(kept).to(vector.device))
+
+
+def elect_and_average(
+    vectors: Sequence[Float[Tensor, " n"]], weights: Sequence[float], normalize: bool = True
+) -> Float[Tensor, " n"]:
+    """Return the sum of the weighted vectors' elements that have the elected sign; may overwrite `vectors`.
+
+    The sign is that of Σ wᵢ·τᵢ (+ for a sum of exactly 0). With `normalize` the sum is divided by the weights of
+    those that agree (the paper's disjoint mean), by 1 where these cancel.
+    """
+    weighted = [vector.mul_(weight) for vector, weight in zip(vectors, weights, strict=True)]
+    total = weighted[0].clone()
+    for vector in weighted[1:]:
+        total.add_(vector)
+    sign = torch.copysign(torch.ones((), dtype=total.dtype, device=total.device), total)
+    divisor = None
+    for number, (vector, weight) in enumerate(zip(weighted, weights, strict=True)):
+        agreeing = vector.mul_(sign).clamp_min_(0)  # magnitudes, 0 where the sign is not the elected one
+        if normalize:
+            share = torch.sign(agreeing)
+            share = share if weight == 1 else share.mul_(weight)
+            divisor = share if divisor is None else divisor.add_(share)
+        total = agreeing if number == 0 else total.add_(agreeing)
+    total.mul_(sign)
+    if divisor is not None:
+        total.div_(divisor.masked_fill_(divisor.abs() < 1e-8, 1.0))
+    return total
+
+
+def ties(
+    vectors: Sequence[Float[Tensor, " n"]],
+    weights: Sequence[float],
+    thresholds: Sequence[int],
+    normalize: bool = True,
+    scale: float = 1.0,
+) -> Float[Tensor, " n"]:
+    """Return λ·(disjoint mean of the trimmed vectors), the change to the base; may overwrite `vectors`.
+
+    `thresholds` are the magnitude keys of the smallest element that each vector keeps. The paper weighs all vectors
+    alike (weights of 1) and scales the mean by λ (`scale`).
+    """
+    scratch = torch.empty(len(vectors[0]), device=vectors[0].device)
+    trimmed = [trim(vector, threshold, scratch) for vector, threshold in zip(vectors, thresholds, strict=True)]
+    merged = elect_and_average(trimmed, weights, normalize)
+    return merged if scale == 1 else merged.mul_(scale)

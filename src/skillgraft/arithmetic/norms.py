@@ -1,0 +1,43 @@
+"""Norms in fp64, and random tensors of a given norm."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def gaussian_like(shape: tuple[int, ...], norm: float, generator: torch.Generator) -> Float[Tensor, "*shape"]:
+    """Return an fp32 tensor of independent Gaussians, rescaled to the Frobenius norm `norm`."""
+    direction = torch.randn(shape, generator=generator, dtype=torch.float32)
+    length = frobenius_norm(direction)
+    return direction * (norm / length) if length > 0 else direction
+
+
+def gaussian_factors(
+    shape: tuple[int, int], rank: int, norm: float, generator: torch.Generator
+) -> tuple[Float[Tensor, "rank in_features"], Float[Tensor, "out_features rank"]]:
+    """Return Gaussian factors (a, b) of fp32, rescaled so that ‖b @ a‖_F is `norm`."""
+    a = torch.randn((rank, shape[1]), generator=generator, dtype=torch.float32)
+    b = torch.randn((shape[0], rank), generator=generator, dtype=torch.float32)
+    length = product_norm(a, b)
+    return a, b * (norm / length) if length > 0 else b
+
+
+def frobenius_norm(tensor: Tensor) -> float:
+    """Return ‖tensor‖_F, summed in fp64."""
+    return sum_of_squares(tensor) ** 0.5
+
+
+def product_norm(a: Float[Tensor, "rank in_features"], b: Float[Tensor, "out_features rank"]) -> float:
+    """Return ‖b @ a‖_F = sqrt(tr((bᵀb)(aaᵀ))) in fp64, without forming the product."""
+    a, b = a.double(), b.double()
+    return max(torch.sum((b.T @ b) * (a @ a.T)).item(), 0.0) ** 0.5
+
+
+def sum_of_squares(tensor: Tensor) -> float:
+    """Return the sum of squares in fp64, in chunks so that no fp64 copy of a whole tensor is held."""
+    return sum(chunk.double().square().sum().item() for chunk in tensor.reshape(-1).split(_CHUNK_ELEMENTS))
+
+
+_CHUNK_ELEMENTS = 1 << 20

@@ -1,0 +1,243 @@
+"""The plan of a merge, made and checked from headers alone: what every tensor of the output is computed from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from skillgraft.arithmetic.leaves import Leaf, Product, Stored
+from skillgraft.arithmetic.matching import check_adapter_fits, check_models, rows_of_vocabulary
+from skillgraft.arithmetic.merge_recipe import MergeRecipe, OperandSpec
+from skillgraft.arithmetic.methods import METHODS, Method
+from skillgraft.checkpoint.fingerprint import fingerprint_checkpoint, fingerprint_file
+from skillgraft.checkpoint.header import TensorSpec
+from skillgraft.checkpoint.layout import Layout, read_layout
+from skillgraft.checkpoint.weights import planned_dtypes
+from skillgraft.errors import RecipeError
+from skillgraft.skills.compatibility import check_compatibility
+from skillgraft.skills.forms import LOWRANK, stored_names
+from skillgraft.skills.peft_adapter import Adapter, read_adapter
+from skillgraft.skills.skill import Skill, load_skill
+
+OUTPUT_DTYPES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+
+
+class Term(NamedTuple):
+    """One summand of an operand's value: `sign` times the leaf."""
+
+    sign: int
+    leaf: Leaf
+
+
+@dataclass(frozen=True)
+class Operand:
+    """One operand's value for one tensor: the sum of its terms; `number` is its place in the recipe."""
+
+    number: int
+    weight: float
+    terms: tuple[Term, ...]
+
+    @property
+    def elements(self) -> int:
+        """The elements that all terms have: fewer than the target's where a vocabulary is not padded."""
+        return min(term.leaf.elements for term in self.terms)
+
+
+@dataclass(frozen=True)
+class TensorPlan:
+    """One tensor of the output; without operands it is the target's, cast to the planned dtype where that differs."""
+
+    spec: TensorSpec
+    target: Stored
+    operands: tuple[Operand, ...]
+
+    @property
+    def row_elements(self) -> int:
+        """The elements of a row where rows must stay together (a low-rank product), else 1."""
+        low_rank = any(isinstance(term.leaf, Product) for operand in self.operands for term in operand.terms)
+        return self.spec.shape[1] if low_rank else 1
+
+    @property
+    def breaks(self) -> tuple[int, ...]:
+        """Where some operand ends before the target does."""
+        return tuple(sorted({operand.elements for operand in self.operands}))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked merge: `tensors` in the target's order; `inputs` are fingerprints by name; `settings` what it was told.
+
+    `vector_norms` are the Frobenius norms that a skill's manifest gives, by tensor name, for a later check.
+    """
+
+    target: Layout
+    method: Method
+    parameters: Any
+    tensors: tuple[TensorPlan, ...]
+    inputs: Mapping[str, str]
+    settings: Mapping[str, Any]
+    remarks: tuple[str, ...]
+    dtype: str | None = None
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes that one pass over all operands reads."""
+        return sum(_read_bytes(tensor) for tensor in self.tensors)
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes of tensor data that one output holds."""
+        return sum(tensor.spec.nbytes for tensor in self.tensors)
+
+
+Lookup = Callable[[str], Leaf | None]
+
+
+def plan_merge(recipe: MergeRecipe) -> Plan:
+    """Return the checked plan of a recipe; reads headers, configs and tokenizers, and fingerprints every input.
+
+    Raises `MissingPathError`, `CheckpointError`, `CompatibilityError` (see `check_models`) and `RecipeError`.
+    """
+    method = METHODS[recipe.method]
+    target = read_layout(recipe.base)
+    _check_number(recipe, method)
+    layouts: dict[Path, Layout] = {recipe.base: target}
+    remarks: list[str] = []
+    inputs = {"base": fingerprint_checkpoint(recipe.base)}
+
+    def layout(path: Path) -> Layout:
+        if path not in layouts:
+            layouts[path] = read_layout(path)
+            remarks.extend(check_models(target, layouts[path], recipe.allow))
+        return layouts[path]
+
+    lookups: list[list[tuple[int, Lookup]]] = []
+    for number, operand in enumerate(recipe.operands):
+        terms: list[tuple[int, Lookup]] = []
+        if operand.model is not None:
+            model = layout(operand.model)
+            terms.append((1, _of_model(model)))
+            inputs[f"operand{number}.model"] = fingerprint_checkpoint(operand.model)
+        if operand.adapter is not None:
+            adapter = read_adapter(operand.adapter)
+            check_adapter_fits(adapter, target)
+            terms.append((1, of_adapter(adapter)))
+            inputs[f"operand{number}.adapter"] = fingerprint_file(adapter.weights_file)
+        if operand.skill is not None:
+            skill = load_skill(operand.skill)
+            remarks += check_compatibility(target, skill, "base" in recipe.allow)
+            terms.append((1, of_skill(skill)))
+            inputs[f"operand{number}.skill"] = fingerprint_file(skill.weights_file)
+        if operand.model is not None and method.of == "vectors":
+            minus = layout(operand.minus or recipe.base)
+            terms.append((-1, _of_model(minus)))
+            if operand.minus is not None:
+                inputs[f"operand{number}.minus"] = fingerprint_checkpoint(operand.minus)
+        elif operand.model is None and method.of == "models":
+            terms.insert(0, (1, _of_model(target)))  # an adapter or skill as a model is the base with it
+        lookups.append(terms)
+    dtypes = planned_dtypes(target, OUTPUT_DTYPES[recipe.dtype] if recipe.dtype else None)
+    tensors = tuple(
+        TensorPlan(
+            TensorSpec(name, dtypes[name], info.shape),
+            Stored(info),
+            _operands(recipe.operands, lookups, name) if info.is_float else (),
+        )
+        for name, info in target.tensors.items()
+    )
+    padded = [tensor.spec.name for tensor in tensors if any(b < tensor.target.elements for b in tensor.breaks)]
+    remarks += [f"{name}: {rows_of_vocabulary(target, name)}" for name in padded]
+    settings = _settings(recipe)
+    return Plan(
+        target, method, recipe.parameters, tensors, inputs, settings, tuple(dict.fromkeys(remarks)), recipe.dtype
+    )
+
+
+def of_adapter(adapter: Adapter) -> Lookup:
+    """Return the lookup of an adapter's deltas."""
+
+    def find(name: str) -> Leaf | None:
+        delta = adapter.deltas.get(name)
+        return Product(delta.a, delta.b, delta.scaling) if delta is not None else None
+
+    return find
+
+
+def of_skill(skill: Skill) -> Lookup:
+    """Return the lookup of a skill's deltas."""
+
+    def find(name: str) -> Leaf | None:
+        entry = skill.manifest.tensors.get(name)
+        if entry is None:
+            return None
+        stored = [skill.stored[key] for key in stored_names(name, entry.form)]
+        return Product(stored[0], stored[1]) if entry.form == LOWRANK else Stored(stored[0])
+
+    return find
+
+
+def _of_model(layout: Layout) -> Lookup:
+    return lambda name: Stored(layout.tensors[name]) if name in layout.tensors else None
+
+
+def _operands(
+    given: Sequence[OperandSpec], lookups: Sequence[Sequence[tuple[int, Lookup]]], name: str
+) -> tuple[Operand, ...]:
+    """Return the operands that say something about the tensor `name`; a weight of 0 says nothing."""
+    found = []
+    for number, (operand, terms) in enumerate(zip(given, lookups, strict=True)):
+        leaves = [(sign, lookup(name)) for sign, lookup in terms]
+        # A model that lacks the tensor (allowed explicitly) has no difference from another one either.
+        whole = operand.model is None or leaves[0][1] is not None
+        present = _cancelled([Term(sign, leaf) for sign, leaf in leaves if leaf is not None])
+        if operand.weight != 0 and present and whole:
+            found.append(Operand(number, operand.weight, present))
+    return tuple(found)
+
+
+def _cancelled(terms: Sequence[Term]) -> tuple[Term, ...]:
+    """Return the terms without pairs that are one leaf minus itself: an adapter on the base, less the base."""
+    left = list(terms)
+    for term in terms:
+        opposite = Term(-term.sign, term.leaf)
+        if term in left and opposite in left:
+            left.remove(term)
+            left.remove(opposite)
+    return tuple(left)
+
+
+def _check_number(recipe: MergeRecipe, method: Method) -> None:
+    number = len(recipe.operands)
+    if number < method.least or (method.most is not None and number > method.most):
+        expected = f"{method.least}" if method.most == method.least else f"at least {method.least}"
+        raise RecipeError(f"operands: {recipe.method} got {number}, expected {expected}")
+    weights = [operand.weight for operand in recipe.operands]
+    if method.first_pass == "gram" and any(weight != 1 for weight in weights):
+        raise RecipeError(f"operands: {recipe.method} takes no weights, got {weights}; leave `weight` out")
+    if method.of == "models" and any(operand.minus is not None for operand in recipe.operands):
+        raise RecipeError(
+            f"operands: {recipe.method} takes models, not differences; leave `minus` out, or use task_arithmetic"
+        )
+    if recipe.method == "linear" and recipe.parameters.normalize and abs(sum(weights)) < 1e-8:
+        raise RecipeError(f"operands: the weights {weights} sum to 0; set parameters.normalize to false")
+
+
+def _settings(recipe: MergeRecipe) -> dict[str, Any]:
+    operands = [
+        {key: str(value) if isinstance(value, Path) else value for key, value in operand.model_dump().items() if value}
+        for operand in recipe.operands
+    ]
+    return {
+        "method": recipe.method,
+        "operands": operands,
+        "parameters": recipe.parameters.model_dump(),
+        "dtype": recipe.dtype,
+        "allow": list(recipe.allow),
+    }
+
+
+def _read_bytes(tensor: TensorPlan) -> int:
+    leaves = {term.leaf for operand in tensor.operands for term in operand.terms}
+    return sum(leaf.nbytes for leaf in leaves | {tensor.target})

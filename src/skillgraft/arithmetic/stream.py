@@ -1,0 +1,292 @@
+"""The stream: read tiles of every operand, combine them in fp64, round once, write into place.
+
+Memory is a few buffers of a tile for each thread, whatever the model's size. Each output shard is preallocated,
+filled in any order, and given its name when it is whole; a rerun after a kill goes on with the shards that are missing.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from skillgraft.arithmetic.leaves import Stored
+from skillgraft.arithmetic.methods import Part
+from skillgraft.arithmetic.plan import Operand, Plan, TensorPlan
+from skillgraft.arithmetic.rounding import is_finite, round_once, squared_loss
+from skillgraft.arithmetic.scratch import Files, Scratch
+from skillgraft.arithmetic.tiles import Tile, cut, each_tile
+from skillgraft.checkpoint.header import DTYPE_BYTES
+from skillgraft.checkpoint.tensor_io import torch_dtype
+from skillgraft.checkpoint.weights import ShardFile, write_index
+from skillgraft.errors import CompatibilityError
+
+Progress = Callable[[str, int, int], None]
+"""Called after each tile with the tensor's name, the bytes read and written so far, and all that will be."""
+
+Sums = dict[str, tuple[float, float]]
+"""Per tensor (‖stored − exact‖², ‖change‖²), in fp64."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """One checkpoint to be written: its (temporary) directory and the λ that multiplies the change to the base."""
+
+    directory: Path
+    scale: float = 1.0
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What runs the arithmetic: the number of threads and the device."""
+
+    threads: int
+    device: torch.device
+
+    def scratches(self) -> list[Scratch]:
+        """Return one set of buffers for each thread."""
+        return [Scratch(self.device) for _ in range(self.threads)]
+
+
+def stream(
+    plan: Plan,
+    facts: Mapping[str, Any],
+    outputs: Sequence[Output],
+    machine: Machine,
+    progress: Progress | None = None,
+) -> list[Sums]:
+    """Write the weights of every output, shard by shard; return per output what rounding cost each changed tensor.
+
+    `facts` are those of the first pass, by tensor name. Raises `CompatibilityError`, naming tensor and operand, for
+    NaN, infinity or overflow, and `CheckpointError` for a file that changed since its header was read.
+    """
+    by_file: dict[Path, list[TensorPlan]] = defaultdict(list)
+    for tensor in plan.tensors:
+        by_file[tensor.target.info.file].append(tensor)
+    sums: list[Sums] = [{} for _ in outputs]
+    done = _Count(progress, plan.bytes_read + plan.bytes_written * len(outputs))
+    scratches = machine.scratches()
+    with Files() as files:
+        for file, tensors in by_file.items():
+            left = [(number, output) for number, output in enumerate(outputs)]
+            for number, output in list(left):
+                kept = _read_finished(output.directory, file.name)
+                if kept is not None:
+                    sums[number] |= kept
+                    left.remove((number, output))
+            if not left:
+                done.add(file.name, sum(tensor.target.nbytes for tensor in tensors))
+                continue
+            found = _write_shard(plan, facts, file.name, tensors, [o for _, o in left], files, scratches, done)
+            for (number, output), shard_sums in zip(left, found, strict=True):
+                _finish(output.directory, file.name, shard_sums)
+                sums[number] |= shard_sums
+    for output in outputs:
+        if plan.target.index is not None:
+            write_index(output.directory, plan.target, plan.bytes_written)
+        for record in output.directory.glob(f"*{_RECORD}"):
+            record.unlink()
+    return sums
+
+
+def values_of(
+    operand: Operand, tile: Tile, target: Tensor | None, plan: TensorPlan, scratch: Scratch, files: Files
+) -> Tensor:
+    """Return the sum of an operand's terms for one tile, in a buffer of its own; `target` is the target's tile."""
+    total = scratch.empty(("value", operand.number), tile.stop - tile.start, torch.float64)
+    for place, term in enumerate(operand.terms):
+        if place == 0:
+            if target is not None and term.leaf == plan.target:
+                total.copy_(target)
+            else:
+                total = term.leaf.read(*tile, ("value", operand.number), scratch, files)
+            if term.sign < 0:
+                total.neg_()
+        else:
+            known = target is not None and term.leaf == plan.target
+            part = target if known and target is not None else term.leaf.read(*tile, "term", scratch, files)
+            total = total.add_(part) if term.sign > 0 else total.sub_(part)
+    return total
+
+
+@dataclass
+class _Count:
+    progress: Progress | None
+    total: int
+    done: int = 0
+
+    def add(self, name: str, count: int) -> None:
+        self.done += count
+        if self.progress is not None:
+            self.progress(name, min(self.done, self.total), self.total)
+
+
+def _write_shard(
+    plan: Plan,
+    facts: Mapping[str, Any],
+    name: str,
+    tensors: Sequence[TensorPlan],
+    outputs: Sequence[Output],
+    files: Files,
+    scratches: Sequence[Scratch],
+    done: _Count,
+) -> list[Sums]:
+    specs = [tensor.spec for tensor in tensors]
+    parts: list[dict[str, list[tuple[float, float]]]] = [defaultdict(list) for _ in outputs]
+    shards = [ShardFile(output.directory / f"{name}{_PART}", specs, output.metadata) for output in outputs]
+    try:
+
+        def visit(tensor: TensorPlan, tile: Tile, scratch: Scratch) -> None:
+            scales = [output.scale for output in outputs]
+            operands = [operand for operand in tensor.operands if tile.stop <= operand.elements]
+            if plan.method.of == "models" and len(operands) < len(tensor.operands):
+                operands = []  # rows that not every model has are the target's
+            if not operands or not any(scales):
+                _copy(tensor, tile, shards, scratch, files)
+                losses = [(0.0, 0.0)] * len(outputs)
+            else:
+                losses = _combine(plan, facts, tensor, operands, tile, scales, shards, scratch, files)
+            for sums, loss in zip(parts, losses if tensor.operands else [], strict=bool(tensor.operands)):
+                sums[tensor.spec.name].append(loss)
+            width = tensor.target.nbytes / max(1, tensor.target.elements) * (1 + len(operands))
+            written = DTYPE_BYTES[tensor.spec.dtype] * len(outputs)
+            done.add(tensor.spec.name, round((tile.stop - tile.start) * (width + written)))
+
+        each_tile(_tiles(tensors), visit, threads=len(scratches), scratches=scratches)
+    finally:
+        for shard in shards:
+            shard.close()
+    for shard in shards:
+        shard.check_complete()
+    for output in outputs:
+        os.rename(output.directory / f"{name}{_PART}", output.directory / name)
+    return [
+        {key: (math.fsum(a for a, _ in pairs), math.fsum(b for _, b in pairs)) for key, pairs in found.items()}
+        for found in parts
+    ]
+
+
+def _tiles(tensors: Sequence[TensorPlan]) -> Iterator[tuple[TensorPlan, Tile]]:
+    for tensor in tensors:
+        for tile in cut(tensor.target.elements, tensor.row_elements, tensor.breaks):
+            yield tensor, tile
+
+
+def _combine(
+    plan: Plan,
+    facts: Mapping[str, Any],
+    tensor: TensorPlan,
+    operands: Sequence[Operand],
+    tile: Tile,
+    scales: Sequence[float],
+    shards: Sequence[ShardFile],
+    scratch: Scratch,
+    files: Files,
+) -> list[tuple[float, float]]:
+    """Compute one tile for every λ and write it; return (squared loss, squared norm of λ·change) for each."""
+    vectors = plan.method.of == "vectors"
+    target = tensor.target.read(*tile, "target", scratch, files) if vectors else None
+    values = [values_of(operand, tile, target, tensor, scratch, files) for operand in operands]
+    numbers, weights = [o.number for o in operands], [o.weight for o in operands]
+    part = Part(tensor.spec.name, tile.start, numbers, weights, facts.get(tensor.spec.name), plan.parameters)
+    made = plan.method.combine(values, part)
+    norm = torch.dot(made, made).item() if vectors else 0.0
+    dtype, losses = torch_dtype(tensor.spec.dtype), []
+    for number, (scale, shard) in enumerate(zip(scales, shards, strict=True)):
+        if vectors and scale == 0:
+            _copy(tensor, tile, [shard], scratch, files)
+            losses.append((0.0, 0.0))
+            continue
+        exact = made
+        if target is not None:
+            last = number == len(scales) - 1
+            exact = made if last else scratch.like("exact", made, torch.float64).copy_(made)
+            exact = (exact if scale == 1 else exact.mul_(scale)).add_(target)
+        stored = round_once(exact, dtype, scratch)
+        if not is_finite(stored):
+            raise not_finite(tensor, operands, tile, dtype, scale, scratch, files)
+        losses.append((squared_loss(stored, exact, scratch) if vectors else 0.0, norm * scale * scale))
+        shard.write(tensor.spec.name, tile.start, stored)
+    return losses
+
+
+def _copy(tensor: TensorPlan, tile: Tile, shards: Sequence[ShardFile], scratch: Scratch, files: Files) -> None:
+    """Write the target's own elements: its bytes, or one rounding to the planned dtype."""
+    info = tensor.target.info
+    if info.dtype == tensor.spec.dtype:
+        raw = scratch.empty("raw", tile.stop - tile.start, torch_dtype(info.dtype), _CPU)
+        files.read(info, tile.start * DTYPE_BYTES[info.dtype], memoryview(raw.view(torch.uint8).numpy()))
+        stored = raw
+    else:
+        dtype = torch_dtype(tensor.spec.dtype)
+        stored = round_once(tensor.target.read(*tile, "target", scratch, files), dtype, scratch)
+        if not is_finite(stored):
+            raise not_finite(tensor, (), tile, dtype, 0.0, scratch, files)
+    for shard in shards:
+        shard.write(tensor.spec.name, tile.start, stored)
+
+
+def not_finite(
+    tensor: TensorPlan,
+    operands: Sequence[Operand],
+    tile: Tile,
+    dtype: torch.dtype,
+    scale: float,
+    scratch: Scratch,
+    files: Files,
+) -> CompatibilityError:
+    """Return the error that says which operand holds NaN or infinity, or that the result overflows."""
+    name = tensor.spec.name
+    leaves = [tensor.target, *(term.leaf for operand in operands for term in operand.terms)]
+    for leaf in leaves:
+        values = leaf.read(*tile, "blame", scratch, files)
+        wrong = int((~torch.isfinite(values)).sum())
+        if wrong:
+            file = leaf.info.file if isinstance(leaf, Stored) else leaf.b.file
+            return CompatibilityError(
+                f"{file.parent}: tensor {name!r} holds NaN or infinity ({wrong} of elements {tile.start} to "
+                f"{tile.stop} in {file.name}); expected finite weights: the checkpoint is damaged or its training "
+                "diverged"
+            )
+    change = f" + {scale} · v" if operands else ""
+    return CompatibilityError(
+        f"tensor {name!r}{change} overflows {dtype}; use a smaller scale or another dtype, such as float32"
+    )
+
+
+_CPU = torch.device("cpu")
+_PART = ".part"
+_RECORD = ".finished.json"
+_BOOT_FILE = Path("/proc/sys/kernel/random/boot_id")
+
+
+def _boot() -> str:
+    """Return what changes when the machine restarts: what was written before may not have reached the disk."""
+    return _BOOT_FILE.read_text().strip() if _BOOT_FILE.is_file() else "unknown"
+
+
+def _finish(directory: Path, name: str, sums: Sums) -> None:
+    record = directory / f"{name}{_RECORD}"
+    part = record.with_suffix(_PART)
+    part.write_text(json.dumps({"boot": _boot(), "sums": sums}))
+    os.rename(part, record)
+
+
+def _read_finished(directory: Path, name: str) -> Sums | None:
+    """Return what is known of a shard that an earlier, killed process finished; None when it must be written."""
+    record = directory / f"{name}{_RECORD}"
+    if not record.is_file() or not (directory / name).is_file():
+        return None
+    content = json.loads(record.read_text())
+    if content["boot"] != _boot():
+        return None
+    return {key: (pair[0], pair[1]) for key, pair in content["sums"].items()}

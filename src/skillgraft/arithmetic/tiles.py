@@ -1,0 +1,89 @@
+"""Threads over tiles: every tensor is cut into the same pieces whatever the machine, and any thread takes the next.
+
+The cut is a property of the tensor's shape alone, and nothing is summed across tiles but by `math.fsum`, which is
+exact: so neither the number of threads nor the order in which they finish changes a bit.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from threading import Event, Lock
+from typing import NamedTuple, TypeVar
+
+import torch
+
+from skillgraft.arithmetic.leaves import ROW_BLOCK
+from skillgraft.arithmetic.scratch import Scratch
+
+TILE_ELEMENTS = 1 << 18
+"""Elements of a tile; some more where it is made of whole blocks of rows."""
+
+MAX_THREADS = 8
+
+Item = TypeVar("Item")
+
+
+class Tile(NamedTuple):
+    """The elements from `start` to `stop` of a flattened tensor."""
+
+    start: int
+    stop: int
+
+
+def cut(elements: int, row_elements: int = 1, breaks: Sequence[int] = ()) -> Iterator[Tile]:
+    """Yield the tiles of a tensor: whole blocks of `ROW_BLOCK` rows, ending at each of `breaks` too."""
+    block = ROW_BLOCK * row_elements
+    step = max(1, TILE_ELEMENTS // block) * block if row_elements > 1 else TILE_ELEMENTS
+    stops = sorted({*range(step, elements, step), *(b for b in breaks if 0 < b < elements), elements})
+    start = 0
+    for stop in stops:
+        if stop > start:
+            yield Tile(start, stop)
+        start = stop
+
+
+def default_threads() -> int:
+    """Return the number of cores that this process may use, at most `MAX_THREADS`: beyond, memory is the limit."""
+    return min(MAX_THREADS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+def each_tile(
+    tiles: Iterable[tuple[Item, Tile]],
+    visit: Callable[[Item, Tile, Scratch], None],
+    *,
+    threads: int,
+    scratches: Sequence[Scratch],
+) -> None:
+    """Call `visit` for every tile, in `threads` threads with a scratch each; re-raise the error of the first tile.
+
+    An interrupt of the main thread stops the workers before it goes on.
+    """
+    source, lock, stop = enumerate(iter(tiles)), Lock(), Event()
+    failures: list[tuple[int, BaseException]] = []
+
+    def work(scratch: Scratch) -> None:
+        torch.set_num_threads(1)  # of this thread: parallelism is over tiles
+        while not stop.is_set():
+            with lock:
+                taken = next(source, None)
+            if taken is None:
+                return
+            number, (item, tile) = taken
+            try:
+                visit(item, tile, scratch)
+            except BaseException as error:
+                failures.append((number, error))
+                stop.set()
+
+    with ThreadPoolExecutor(threads) as pool:
+        running = [pool.submit(work, scratch) for scratch in scratches[:threads]]
+        try:
+            wait(running)
+        finally:
+            stop.set()
+    for done in running:
+        done.result()
+    if failures:
+        raise min(failures, key=lambda failure: failure[0])[1]

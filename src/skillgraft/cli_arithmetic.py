@@ -1,0 +1,312 @@
+"""The verbs of the arithmetic engine on the command line: extract, inject, merge, verify, export."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from skillgraft.console import err_console, out_console
+from skillgraft.errors import RecipeError
+
+if TYPE_CHECKING:
+    from skillgraft.arithmetic.merge_recipe import MergeRecipe
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+OutOption = Annotated[Path, typer.Option("--out", "-o", help="Directory to write; must not exist.", show_default=False)]
+DtypeOption = Annotated[
+    str | None, typer.Option(help="Output dtype (float32 loses nothing of a skill); default: the target's own.")
+]
+ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Threads; default: the cores, at most 8.")]
+DeviceOption = Annotated[str, typer.Option(help="cpu, or cuda where a GPU is.")]
+
+
+def extract(
+    rl: Annotated[Path, typer.Option(help="Checkpoint after RL, or a PEFT adapter trained on the SFT model.")],
+    sft: Annotated[Path, typer.Option(help="The SFT checkpoint that RL started from.")],
+    out: OutOption,
+    dtype: Annotated[str, typer.Option(help="float32, or bfloat16 for half the size.")] = "float32",
+    domain: Annotated[str | None, typer.Option(help="What the skill was learnt on, for its manifest.")] = None,
+    licence: Annotated[str | None, typer.Option(help="SPDX identifier for the manifest.")] = None,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Take the skill vector v = RL - SFT out of two checkpoints; exactly low-rank where RL ran with LoRA."""
+    from skillgraft import arithmetic
+
+    with _progress("extracting", as_json, unit="elements") as progress:
+        skill = arithmetic.extract(
+            rl, sft, out, dtype=dtype, domain=domain, licence=licence, threads=threads, progress=progress
+        )
+    norm = sum(skill.norm(name) ** 2 for name in skill.names) ** 0.5
+    facts = {"skill": str(out), "form": skill.form, "tensors": len(skill.names), "norm": norm}
+    if as_json:
+        print(json.dumps(facts))
+    else:
+        _say(f"{out}: {skill.form}, {len(skill.names)} tensors, norm {norm:.4g}")
+
+
+def inject(
+    target: Annotated[Path, typer.Option(help="The SFT checkpoint that is to receive the skill.")],
+    skill: Annotated[Path, typer.Option(help="Skill directory, or a PEFT LoRA adapter.")],
+    out: OutOption,
+    scale: Annotated[float, typer.Option(help="λ in target + λ·v.")] = 1.0,
+    scales: Annotated[
+        str | None,
+        typer.Option(metavar="λ,λ,…", help="Several λ in one go: read once, write OUT/scale-λ for each."),
+    ] = None,
+    dtype: DtypeOption = None,
+    allow_other_base: Annotated[
+        bool, typer.Option("--allow-other-base", help="Inject although the target comes from another base.")
+    ] = False,
+    threads: ThreadsOption = None,
+    device: DeviceOption = "cpu",
+    as_json: JsonOption = False,
+) -> None:
+    """Write target + scale · skill as a new checkpoint that keeps the target's config and tokenizer."""
+    numbers = None if scales is None else _numbers(scales)
+    from skillgraft import arithmetic
+
+    options: dict[str, Any] = {
+        "dtype": dtype,
+        "allow_other_base": allow_other_base,
+        "threads": threads,
+        "device": device,
+    }
+    with _progress("injecting", as_json) as progress:
+        if numbers is None:
+            reports = {str(out): arithmetic.inject(target, skill, out, scale=scale, progress=progress, **options)}
+        else:
+            made = arithmetic.inject_scales(target, skill, out, numbers, progress=progress, **options)
+            reports = {str(out / name): report for name, report in made.items()}
+    if as_json:
+        print(json.dumps(reports if numbers is not None else reports[str(out)]))
+        return
+    _remarks(next(iter(reports.values())))
+    for path, report in reports.items():
+        _say(f"{path}: λ = {report['scale']:g}")
+        _survival(report)
+
+
+def merge(
+    recipe: Annotated[
+        Path | None, typer.Argument(help="Merge recipe (YAML): method, base, operands.", show_default=False)
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Directory to write; must not exist.", show_default=False)
+    ] = None,
+    method: Annotated[str | None, typer.Option(help="Without a recipe: linear, task_arithmetic, ties, …")] = None,
+    base: Annotated[
+        Path | None, typer.Option(help="Without a recipe: the checkpoint that owns config, tokenizer and the rest.")
+    ] = None,
+    model: Annotated[
+        list[str], typer.Option("--model", metavar="DIR[=WEIGHT]", help="Without a recipe: an operand; repeatable.")
+    ] = [],  # noqa: B006 - Typer copies it
+    parameter: Annotated[
+        list[str], typer.Option("--parameter", metavar="NAME=VALUE", help="A parameter of the method: density=0.2.")
+    ] = [],  # noqa: B006
+    dtype: DtypeOption = None,
+    allow: Annotated[
+        list[str], typer.Option(help="Go on although: base, missing, tokenizer or architecture differ.")
+    ] = [],  # noqa: B006
+    threads: ThreadsOption = None,
+    device: DeviceOption = "cpu",
+    durable: Annotated[bool, typer.Option("--durable", help="Synchronise to the disk before the output appears.")] = (
+        False
+    ),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check all, show bytes, time, memory; write nothing.")] = (
+        False
+    ),
+    as_json: JsonOption = False,
+) -> None:
+    """Merge checkpoints, skills and adapters by a recipe or by flags; killed, it goes on where it stopped."""
+    parsed = _merge_recipe(recipe, method, base, model, parameter, dtype, allow)
+    if dry_run:
+        _show_merge_plan(parsed, as_json)
+        return
+    if out is None:
+        raise RecipeError("--out is missing; expected the directory to write, as in -o merged")
+    from skillgraft import arithmetic
+
+    with _progress("merging", as_json) as progress:
+        report = arithmetic.merge(parsed, out, threads=threads, device=device, durable=durable, progress=progress)
+    if as_json:
+        print(json.dumps(report))
+        return
+    _remarks(report)
+    moved = (report["bytes_read"] + report["bytes_written"]) / 1e9
+    rate = moved / report["seconds"]
+    _say(f"{out}: {parsed.method}, {moved:.2f} GB in {report['seconds']:.1f} s ({rate:.1f} GB/s)")
+    if "survived_rounding" in report:
+        _survival(report)
+
+
+def verify(
+    directory: Annotated[Path, typer.Argument(help="Checkpoint directory.", show_default=False)],
+    values: Annotated[bool, typer.Option("--values", help="Read every number too, for NaN and infinity.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Check a checkpoint: headers, index, shards, ties, tokenizer, dtype, provenance; exit code 1 for an error."""
+    from skillgraft.checkpoint.verify import verify_checkpoint
+
+    with _progress("reading", as_json or not values) as progress:
+        found = verify_checkpoint(directory, values=values, progress=progress)
+    if as_json:
+        print(json.dumps(found.as_dict()))
+    else:
+        for finding in found.findings:
+            colour = {"error": "red", "warning": "yellow"}.get(finding.severity, "cyan")
+            out_console.print(f"[{colour}]{finding.severity}[/] ", end="")
+            _say(finding.message)
+        _say(found.summary)
+    if not found.ok:
+        raise typer.Exit(1)
+
+
+def export(
+    recipe: Annotated[Path, typer.Argument(help="Merge recipe (YAML).", show_default=False)],
+    mergekit: Annotated[bool, typer.Option("--mergekit", help="Write the equivalent mergekit configuration.")] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="File to write; default: standard output.", show_default=False)
+    ] = None,
+) -> None:
+    """Write a merge recipe in another tool's form, or say why there is no equivalent."""
+    from skillgraft.arithmetic.merge_recipe import load_merge_recipe
+    from skillgraft.arithmetic.mergekit import mergekit_yaml
+
+    if not mergekit:
+        raise RecipeError("no form was named; expected --mergekit")
+    text = mergekit_yaml(load_merge_recipe(recipe))
+    if out is None:
+        print(text, end="")
+        return
+    try:
+        with out.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError as error:
+        raise RecipeError(f"{out} exists already and nothing is overwritten; choose another file") from error
+    except OSError as error:
+        raise RecipeError(f"{out} cannot be written: {error.strerror}; choose another file") from error
+
+
+ARITHMETIC: list[tuple[str, Callable[..., None], str]] = [
+    ("extract", extract, "skillgraft extract --rl my-rl-checkpoint --sft my-sft-checkpoint -o my-skill"),
+    ("inject", inject, "skillgraft inject --target my-sft --skill skills/squad-recall --scale 1.0 -o grafted"),
+    ("merge", merge, "skillgraft merge --method ties --base base --model one --model two=0.5 -o merged"),
+    ("verify", verify, "skillgraft verify merged --values"),
+    ("export", export, "skillgraft export recipe.yaml --mergekit -o mergekit.yaml"),
+]
+
+
+def _merge_recipe(
+    recipe: Path | None,
+    method: str | None,
+    base: Path | None,
+    models: list[str],
+    parameters: list[str],
+    dtype: str | None,
+    allow: list[str],
+) -> MergeRecipe:
+    from skillgraft.arithmetic.merge_recipe import load_merge_data, parse_merge_recipe
+
+    if recipe is not None:
+        if method or base or models:
+            raise RecipeError("a recipe file and --method, --base or --model were given; expected one of the two forms")
+        data, folder = load_merge_data(recipe), recipe.resolve().parent
+    elif method and base and models:
+        data, folder = {"method": method, "base": str(base), "operands": [_operand(model) for model in models]}, Path()
+    else:
+        raise RecipeError(
+            "no merge was described; expected a recipe file, or --method, --base and --model, "
+            "as in: skillgraft merge --method ties --base base --model one --model two=0.5 -o merged"
+        )
+    if parameters:
+        data["parameters"] = {**(data.get("parameters") or {}), **dict(_pair(text) for text in parameters)}
+    if dtype:
+        data["dtype"] = dtype
+    if allow:
+        data["allow"] = [*data.get("allow", []), *allow]
+    return parse_merge_recipe(data, str(recipe or "merge"), folder)
+
+
+def _operand(text: str) -> dict[str, Any]:
+    path, _, weight = text.rpartition("=")
+    if not path:
+        return {"model": text}
+    try:
+        return {"model": path, "weight": float(weight)}
+    except ValueError as error:
+        raise RecipeError(f"--model {text}: {weight!r} is no number; expected DIR or DIR=WEIGHT") from error
+
+
+def _pair(text: str) -> tuple[str, Any]:
+    import yaml
+
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise RecipeError(f"--parameter {text}: expected NAME=VALUE, such as density=0.2")
+    return name, yaml.safe_load(value)
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise RecipeError(f"--scales {text}: expected numbers such as 0,0.25,0.5,1") from error
+
+
+def _show_merge_plan(recipe: MergeRecipe, as_json: bool) -> None:
+    from skillgraft.arithmetic.merge import estimate
+    from skillgraft.arithmetic.plan import plan_merge
+
+    plan = plan_merge(recipe)
+    cost = estimate(plan)
+    if as_json:
+        print(json.dumps({"settings": plan.settings, "inputs": plan.inputs, "remarks": plan.remarks, **cost}))
+        return
+    _remarks({"remarks": plan.remarks})
+    _say(f"{recipe.method}: {cost['changed']} of {cost['tensors']} tensors change")
+    _say(f"reads {cost['bytes_read'] / 1e9:.2f} GB, writes {cost['bytes_written'] / 1e9:.2f} GB")
+    _say(f"about {cost['seconds']:.0f} s and {cost['memory_bytes'] / 1e6:.0f} MB of memory; nothing was written")
+
+
+def _remarks(report: dict[str, Any]) -> None:
+    for remark in report.get("remarks", []):
+        out_console.print("[yellow]remark[/] ", end="")
+        _say(remark)
+
+
+def _survival(report: dict[str, Any]) -> None:
+    worst = report.get("worst")
+    where = f" (worst tensor {worst['name']}: {worst['survived_rounding']:.1%})" if worst else ""
+    _say(f"skill survived rounding: {report['survived_rounding']:.1%}{where}")
+    if report["survived_rounding"] < 0.9:
+        _say("more of it survives with --dtype float32")
+
+
+def _say(text: str) -> None:
+    out_console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+
+@contextmanager
+def _progress(what: str, silent: bool, unit: str = "bytes") -> Iterator[Callable[[str, int, int], None] | None]:
+    """Yield a callback that draws a bar with the rate on a terminal; None where nobody watches."""
+    if silent or not err_console.is_terminal:
+        yield None
+        return
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    rate = (DownloadColumn(), TransferSpeedColumn()) if unit == "bytes" else ()
+    columns = (TextColumn("{task.description}"), BarColumn(), *rate, TimeRemainingColumn())
+    with Progress(*columns, console=err_console, transient=True) as bar:
+        task = bar.add_task(what, total=None)
+
+        def moved(name: str, done: int, total: int) -> None:
+            if total:
+                bar.update(task, completed=done, total=total)
+
+        yield moved
