@@ -260,7 +260,7 @@ def _numbers(text: str) -> list[float]:
 
 
 def _show_merge_plan(recipe: MergeRecipe, as_json: bool) -> None:
-    from skillgraft.arithmetic.merge import estimate
+    from skillgraft.arithmetic.merging import estimate
     from skillgraft.arithmetic.plan import plan_merge
 
     plan = plan_merge(recipe)

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from skillgraft.checkpoint import atomic_directory, read_layout
 from skillgraft.checkpoint.header import TensorSpec, read_header
+from skillgraft.checkpoint.tensor_io import tensor_bytes
 from skillgraft.checkpoint.weights import SafetensorsAppender, ShardFile, planned_dtypes, write_index
 from skillgraft.errors import CheckpointError, StorageError
 from tests.tiny import split_into_shards, weights
@@ -22,7 +23,7 @@ def copy(layout, folder, order=None, pieces=1, metadata=None):
         for name in order or layout.tensors:
             flat, start = layout.read(name).reshape(-1), 0
             for piece in flat.chunk(pieces):
-                shard.write(name, start, piece)
+                shard.write(name, start * piece.element_size(), tensor_bytes(piece))
                 start += len(piece)
         shard.check_complete()
     finally:

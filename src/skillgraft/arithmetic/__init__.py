@@ -1,13 +1,33 @@
 """Arithmetic on checkpoints: extract a skill vector, inject it, merge models, make the random control.
 
-Importing this package loads torch. The methods themselves are pure functions in `methods`; `plan` says what every
-tensor of an output is computed from, and `stream` does it, tile by tile.
+`methods` are the definitions, pure functions; `plan` says what every tensor of an output is computed from, and `stream`
+does it, tile by tile. Importing the package loads neither torch nor the compiled kernels: each name is imported when
+it is first used.
 """
 
-from skillgraft.arithmetic.extract import extract
-from skillgraft.arithmetic.inject import inject, inject_scales
-from skillgraft.arithmetic.merge import merge
-from skillgraft.arithmetic.methods import METHODS
-from skillgraft.arithmetic.random_vector import random_vector
+from __future__ import annotations
 
-__all__ = ["METHODS", "extract", "inject", "inject_scales", "merge", "random_vector"]
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from skillgraft.arithmetic.extraction import extract
+    from skillgraft.arithmetic.injection import inject, inject_scales
+    from skillgraft.arithmetic.merging import merge
+    from skillgraft.arithmetic.random_control import random_vector
+
+__all__ = ["extract", "inject", "inject_scales", "merge", "random_vector"]
+
+_HOME = {
+    "extract": "extraction",
+    "inject": "injection",
+    "inject_scales": "injection",
+    "merge": "merging",
+    "random_vector": "random_control",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -14,13 +14,12 @@ from threading import Lock
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from skillgraft.arithmetic.methods.ties import magnitude_keys
+from skillgraft.arithmetic import kernels
+from skillgraft.arithmetic.cpu_tiles import operand_values
 from skillgraft.arithmetic.plan import Operand, Plan, TensorPlan
 from skillgraft.arithmetic.scratch import Files, Scratch
-from skillgraft.arithmetic.stream import Machine, Progress, not_finite, values_of
+from skillgraft.arithmetic.stream import Machine, Progress, not_finite
 from skillgraft.arithmetic.tiles import TILE_ELEMENTS, Tile, cut, each_tile
 
 LARGEST_KEY = 0x7F7FFFFF
@@ -36,37 +35,35 @@ def gather_facts(plan: Plan, machine: Machine, progress: Progress | None = None)
     """Return what the plan's method must know of each changed tensor, by name; nothing for most methods."""
     tensors = [tensor for tensor in plan.tensors if tensor.operands]
     if plan.method.first_pass == "gram":
-        return _gram(plan, tensors, machine, progress)
+        return _gram(tensors, machine, progress)
     if plan.method.first_pass == "thresholds":
         return _thresholds(plan, tensors, machine, progress)
     return {}
 
 
-def _operand_values(
-    plan: Plan, tensor: TensorPlan, tile: Tile, scratch: Scratch, files: Files
-) -> Iterator[tuple[int, Operand, Tensor]]:
-    """Yield (position, operand, its finite values) of one tile, in buffers of their own."""
-    target = tensor.target.read(*tile, "target", scratch, files) if plan.method.of == "vectors" else None
-    for place, operand in enumerate(tensor.operands):
-        if tile.stop <= operand.elements:
-            values = values_of(operand, tile, target, tensor, scratch, files)
-            if not math.isfinite(values.sum().item()):
-                raise not_finite(tensor, [operand], tile, torch.float64, 1.0, scratch, files)
-            yield place, operand, values
+def _values(tensor: TensorPlan, tile: Tile, scratch: Scratch, files: Files) -> tuple[list[Operand], np.ndarray]:
+    """Return the operands that have this tile, and their finite values (operands, count) in fp64."""
+    present = [operand for operand in tensor.operands if tile.stop <= operand.elements]
+    values = operand_values(tensor, present, tile, scratch, files) if present else np.empty((0, 0))
+    for row, operand in enumerate(present):
+        if not kernels.all_finite(values[row]):
+            raise not_finite(tensor, [operand], tile, (), scratch, files)
+    return present, values
 
 
-def _gram(
-    plan: Plan, tensors: Sequence[TensorPlan], machine: Machine, progress: Progress | None
-) -> dict[str, list[list[float]]]:
+def _gram(tensors: Sequence[TensorPlan], machine: Machine, progress: Progress | None) -> dict[str, list[list[float]]]:
     """Return the matrix of dot products of the operands of each tensor."""
     sums: dict[tuple[str, int, int], list[float]] = defaultdict(list)
     with Files() as files:
 
         def visit(tensor: TensorPlan, tile: Tile, scratch: Scratch) -> None:
-            found = [(place, values) for place, _, values in _operand_values(plan, tensor, tile, scratch, files)]
-            for index, (i, one) in enumerate(found):
-                for j, other in found[index:]:
-                    sums[tensor.spec.name, i, j].append(torch.dot(one, other).item())
+            present, values = _values(tensor, tile, scratch, files)
+            products = scratch.empty("products", (len(present), len(present)))
+            kernels.gram_tile(values, products)
+            places = [tensor.operands.index(operand) for operand in present]
+            for row, i in enumerate(places):
+                for column, j in enumerate(places[row:], start=row):
+                    sums[tensor.spec.name, i, j].append(float(products[row, column]))
             if progress is not None:
                 progress(tensor.spec.name, 0, 0)
 
@@ -82,7 +79,7 @@ def _gram(
 
 
 def _cut(tensor: TensorPlan) -> Iterator[Tile]:
-    return cut(tensor.target.elements, tensor.row_elements, tensor.breaks)
+    return cut(tensor.target.elements, tensor.breaks)
 
 
 @dataclass
@@ -107,20 +104,14 @@ class Count:
         """How many low bits one bin holds together."""
         return max(0, ((self.high - self.low) // BINS).bit_length())
 
-    def add(self, keys: np.ndarray) -> None:
-        """Count the keys of one tile (int32)."""
+    def add(self, values: np.ndarray, room: np.ndarray) -> None:
+        """Count the values of one tile (fp64); `room` (int32) is as long."""
         if self.key is not None:
             return
-        inside = keys >= self.low
-        beyond = 0
-        if self.high < LARGEST_KEY:
-            over = keys > self.high
-            beyond = int(np.count_nonzero(over))
-            np.logical_and(inside, ~over, out=inside)
-        taken = keys[inside] if not inside.all() else keys.copy()
+        found, beyond = kernels.keys_between(values, self.low, self.high, room)
         with self.lock:
             self.above += beyond
-            self.pending.append(taken)
+            self.pending.append(room[:found].copy())
             if sum(map(len, self.pending)) > BINS:
                 self._flush()
 
@@ -176,8 +167,8 @@ def narrow_by_sample(count: Count, keys: np.ndarray, elements: int) -> None:
 
 def _thresholds(
     plan: Plan, tensors: Sequence[TensorPlan], machine: Machine, progress: Progress | None
-) -> dict[str, list[int]]:
-    """Return per tensor the magnitude key of the smallest element to be kept of each of its operands.
+) -> dict[str, list[float]]:
+    """Return per tensor the magnitude (an fp32 number) of the smallest element to be kept of each of its operands.
 
     The k = max(1, ⌊density · n⌋) largest are kept, and what ties with the last of them: of each tensor, or, with
     `scope: model`, of the whole vector.
@@ -185,14 +176,14 @@ def _thresholds(
     density, scratches = plan.parameters.density, machine.scratches()
     with Files() as files:
         if plan.parameters.scope == "tensor":
-            found: dict[str, list[int]] = {}
+            found: dict[str, list[float]] = {}
             for group in _groups(tensors):
                 places = {
                     (tensor.spec.name, place): [(tensor, place)]
                     for tensor in group
                     for place in range(len(tensor.operands))
                 }
-                counts = _select(plan, group, places, density, scratches, files, progress)
+                counts = _select(group, places, density, scratches, files, progress)
                 for tensor in group:
                     found[tensor.spec.name] = [counts[tensor.spec.name, place] for place in range(len(tensor.operands))]
             return found
@@ -200,8 +191,13 @@ def _thresholds(
         for tensor in tensors:
             for place, operand in enumerate(tensor.operands):
                 by_operand[operand.number].append((tensor, place))
-        counts = _select(plan, tensors, by_operand, density, scratches, files, progress)
+        counts = _select(tensors, by_operand, density, scratches, files, progress)
         return {tensor.spec.name: [counts[operand.number] for operand in tensor.operands] for tensor in tensors}
+
+
+def _magnitude(key: int) -> float:
+    """Return the fp32 number with these bits."""
+    return float(np.array([key], dtype=np.int32).view(np.float32)[0])
 
 
 def _groups(tensors: Iterable[TensorPlan], elements: int = 16 * TILE_ELEMENTS) -> Iterator[list[TensorPlan]]:
@@ -217,15 +213,14 @@ def _groups(tensors: Iterable[TensorPlan], elements: int = 16 * TILE_ELEMENTS) -
 
 
 def _select(
-    plan: Plan,
     tensors: Sequence[TensorPlan],
     places: dict[Any, list[tuple[TensorPlan, int]]],
     density: float,
     scratches: list[Scratch],
     files: Files,
     progress: Progress | None,
-) -> dict[Any, int]:
-    """Return the threshold key of each population in `places`: (tensor, position of the operand) pairs."""
+) -> dict[Any, float]:
+    """Return the threshold of each population in `places`: (tensor, position of the operand) pairs."""
     population = {(tensor.spec.name, place): key for key, members in places.items() for tensor, place in members}
     sizes = {
         key: sum(min(t.operands[place].elements, t.target.elements) for t, place in members)
@@ -236,15 +231,16 @@ def _select(
     share = {key: min(1.0, SAMPLE / max(1, size)) for key, size in sizes.items()}
 
     def look(tensor: TensorPlan, tile: Tile, scratch: Scratch) -> None:
-        for place, _, values in _operand_values(plan, tensor, tile, scratch, files):
-            keys = magnitude_keys(values, scratch.like("keys", values, torch.float32))
-            samples[population[tensor.spec.name, place]].append(keys.copy())
+        present, values = _values(tensor, tile, scratch, files)
+        for operand, row in zip(present, values, strict=True):
+            keys = np.abs(row).astype(np.float32).view(np.int32)
+            samples[population[tensor.spec.name, tensor.operands.index(operand)]].append(keys)
 
     def visit(tensor: TensorPlan, tile: Tile, scratch: Scratch) -> None:
-        for place, _, values in _operand_values(plan, tensor, tile, scratch, files):
-            key = population[tensor.spec.name, place]
-            if counts[key].key is None:
-                counts[key].add(magnitude_keys(values, scratch.like("keys", values, torch.float32)))
+        present, values = _values(tensor, tile, scratch, files)
+        for operand, row in zip(present, values, strict=True):
+            count = counts[population[tensor.spec.name, tensor.operands.index(operand)]]
+            count.add(row, scratch.empty("keys", (len(row),), np.int32))
         if progress is not None:
             progress(tensor.spec.name, 0, 0)
 
@@ -259,15 +255,15 @@ def _select(
         each_tile(tiles, visit, threads=len(scratches), scratches=scratches)
         for count in counts.values():
             count.close_round()
-    return {key: count.key for key, count in counts.items() if count.key is not None}
+    return {key: _magnitude(count.key) for key, count in counts.items() if count.key is not None}
 
 
 def _runs(tensors: Sequence[TensorPlan], share: float) -> Iterator[tuple[TensorPlan, Tile]]:
-    """Yield short pieces spread evenly over every tensor, `share` of its elements in all; whole rows of products."""
+    """Yield short pieces spread evenly over every tensor, `share` of its elements in all."""
     for tensor in tensors:
         wanted = share * tensor.target.elements
-        if tensor.row_elements > 1 or wanted < SAMPLE_RUN // 8:
-            continue  # the product's rows cost more than the guess saves
+        if wanted < SAMPLE_RUN // 8:
+            continue
         number = max(1, round(wanted / SAMPLE_RUN))
         step = tensor.target.elements / number
         for index in range(number):

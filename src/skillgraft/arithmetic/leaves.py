@@ -1,23 +1,17 @@
 """Where the numbers of a merge come from: a stored tensor, or the product of a delta's low-rank factors.
 
-A leaf gives any part of its tensor in fp64. The plan is made of leaves, from headers alone; nothing is read before.
+A leaf gives the bytes of any part of its tensor. The plan is made of leaves, from headers alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from dataclasses import dataclass
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
+import numpy as np
 
-from skillgraft.arithmetic.scratch import Files, Scratch
+from skillgraft.arithmetic import kernels
+from skillgraft.arithmetic.scratch import Files
 from skillgraft.checkpoint.header import DTYPE_BYTES, TensorInfo
-from skillgraft.checkpoint.tensor_io import read_tensor, torch_dtype
-
-ROW_BLOCK = 16
-"""Rows of a low-rank product that are multiplied at a time: always the same calls, hence always the same bits."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +19,11 @@ class Stored:
     """The elements of a stored tensor; it may have fewer rows than the target (a vocabulary without padding)."""
 
     info: TensorInfo
+
+    @property
+    def dtype(self) -> str:
+        """The safetensors code of its elements."""
+        return self.info.dtype
 
     @property
     def elements(self) -> int:
@@ -36,14 +35,15 @@ class Stored:
         """Bytes that are read from the disk for all of it."""
         return self.info.end - self.info.begin
 
-    def read(
-        self, start: int, stop: int, key: Hashable, scratch: Scratch, files: Files
-    ) -> Float[Tensor, " stop-start"]:
-        """Return the flat elements from `start` to `stop` in fp64, in the buffer `key` of `scratch`."""
-        width = DTYPE_BYTES[self.info.dtype]
-        raw = scratch.empty("raw", stop - start, torch_dtype(self.info.dtype), _CPU)
-        files.read(self.info, start * width, memoryview(raw.view(torch.uint8).numpy()))
-        return scratch.from_host(key, raw)
+    @property
+    def files(self) -> tuple[TensorInfo, ...]:
+        """What it is read from."""
+        return (self.info,)
+
+    def read(self, start: int, stop: int, files: Files, raw: np.ndarray) -> None:
+        """Write the bytes of the flat elements from `start` to `stop` to the beginning of `raw` (uint8)."""
+        width = DTYPE_BYTES[self.dtype]
+        files.read(self.info, start * width, raw[: (stop - start) * width])
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,11 @@ class Product:
     scaling: float = 1.0
 
     @property
+    def dtype(self) -> str:
+        """The safetensors code of its elements."""
+        return "F64"
+
+    @property
     def elements(self) -> int:
         """How many elements the product has."""
         return self.b.shape[0] * self.a.shape[1]
@@ -64,29 +69,25 @@ class Product:
         """Bytes that are read from the disk for all of it."""
         return self.a.end - self.a.begin + self.b.end - self.b.begin
 
-    def read(
-        self, start: int, stop: int, key: Hashable, scratch: Scratch, files: Files
-    ) -> Float[Tensor, " stop-start"]:
-        """Return the flat elements from `start` to `stop` in fp64, in the buffer `key` of `scratch`."""
-        columns = self.a.shape[1]
-        a, b = files.kept((self, scratch.device), lambda: _factors(self, scratch.device))
-        out = scratch.empty(key, stop - start, torch.float64)
-        first, last = start // columns // ROW_BLOCK, -(-stop // columns)
-        for row in range(first * ROW_BLOCK, last, ROW_BLOCK):
-            rows = b[row : row + ROW_BLOCK]
-            block = torch.mm(
-                rows, a, out=scratch.empty("block", len(rows) * columns, torch.float64).view(-1, columns)
-            ).view(-1)
-            begin, end = max(start, row * columns), min(stop, (row + len(rows)) * columns)
-            out[begin - start : end - start].copy_(block[begin - row * columns : end - row * columns])
-        return out
+    @property
+    def files(self) -> tuple[TensorInfo, ...]:
+        """What it is read from."""
+        return (self.a, self.b)
+
+    def read(self, start: int, stop: int, files: Files, raw: np.ndarray) -> None:
+        """Write the bytes of the flat elements from `start` to `stop` to the beginning of `raw` (uint8)."""
+        a, b = files.kept(self, lambda: (_wide(self.a, files), _wide(self.b, files) * self.scaling))
+        kernels.product_tile(a, b, start, stop, raw[: (stop - start) * 8].view(np.float64))
 
 
 Leaf = Stored | Product
 
-_CPU = torch.device("cpu")
 
-
-def _factors(leaf: Product, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return both factors in fp64, the scaling in b."""
-    return read_tensor(leaf.a).to(device).double(), read_tensor(leaf.b).to(device).double() * leaf.scaling
+def _wide(info: TensorInfo, files: Files) -> np.ndarray:
+    """Return a whole tensor in fp64."""
+    raw = np.empty((1, info.end - info.begin), dtype=np.uint8)
+    files.read(info, 0, raw[0])
+    out = np.empty(info.elements)
+    codes, places = np.array([kernels.CODES[info.dtype]]), np.zeros(1, dtype=np.int64)
+    kernels.values_tile(raw, codes, info.elements, 0, 1, places, np.ones(1), kernels.HALF_VALUES, out)
+    return out.reshape(info.shape)

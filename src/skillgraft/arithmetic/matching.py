@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
+from skillgraft.checkpoint.fingerprint import fingerprint_file
 from skillgraft.checkpoint.header import TensorInfo
 from skillgraft.checkpoint.layout import Layout
-from skillgraft.checkpoint.tokenizer import read_token_map, tokenizer_identity
+from skillgraft.checkpoint.tokenizer import TOKENIZER_FILE, read_token_map, tokenizer_identity
 from skillgraft.errors import CompatibilityError
 from skillgraft.skills.architecture import LM_HEAD, architecture_differences, architecture_facts
 from skillgraft.skills.peft_adapter import Adapter
@@ -99,7 +100,10 @@ def _tokens(directory: Path) -> int:
 
 
 def _identities(one: Path, other: Path, allow: Collection[str]) -> tuple[str, str] | None:
-    if "tokenizer" in allow and not all((path / "tokenizer.json").is_file() for path in (one, other)):
+    if "tokenizer" in allow and not all((path / TOKENIZER_FILE).is_file() for path in (one, other)):
+        return None
+    files = [path / TOKENIZER_FILE for path in (one, other)]
+    if all(file.is_file() for file in files) and fingerprint_file(files[0]) == fingerprint_file(files[1]):
         return None
     found = tokenizer_identity(one), tokenizer_identity(other)
     return found if found[0] != found[1] else None

@@ -54,12 +54,6 @@ class TensorPlan:
     operands: tuple[Operand, ...]
 
     @property
-    def row_elements(self) -> int:
-        """The elements of a row where rows must stay together (a low-rank product), else 1."""
-        low_rank = any(isinstance(term.leaf, Product) for operand in self.operands for term in operand.terms)
-        return self.spec.shape[1] if low_rank else 1
-
-    @property
     def breaks(self) -> tuple[int, ...]:
         """Where some operand ends before the target does."""
         return tuple(sorted({operand.elements for operand in self.operands}))

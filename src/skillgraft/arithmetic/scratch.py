@@ -6,13 +6,13 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from pathlib import Path
-from threading import Lock
+from threading import RLock
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from skillgraft.checkpoint.header import TensorInfo
+from skillgraft.checkpoint.regular_file import read_error
 from skillgraft.errors import CheckpointError
 
 KEPT = 8
@@ -21,26 +21,25 @@ KEPT = 8
 class Scratch:
     """The buffers of one thread, each known by a key; one that is too small is replaced by a larger one."""
 
-    def __init__(self, device: torch.device | None = None) -> None:
-        self.device = device or torch.device("cpu")
-        self._buffers: dict[tuple[Hashable, torch.dtype, str], Tensor] = {}
+    def __init__(self) -> None:
+        self._buffers: dict[Hashable, np.ndarray] = {}
+        self._last: tuple[Hashable, Any] = (None, None)
 
-    def empty(self, key: Hashable, elements: int, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
-        """Return `elements` uninitialised elements in the buffer `key`."""
-        device = device or self.device
-        place = (key, dtype, device.type)
-        buffer = self._buffers.get(place)
-        if buffer is None or len(buffer) < elements:
-            buffer = self._buffers[place] = torch.empty(elements, dtype=dtype, device=device)
-        return buffer if len(buffer) == elements else buffer[:elements]
+    def last(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """Return what `make` gave for `key`, made anew when another key was asked for in between."""
+        if self._last[0] != key:
+            self._last = (key, make())
+        return self._last[1]
 
-    def like(self, key: Hashable, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return an uninitialised buffer of the length and device of `tensor`."""
-        return self.empty(key, len(tensor), dtype, tensor.device)
-
-    def from_host(self, key: Hashable, host: Tensor) -> Tensor:
-        """Return a CPU tensor in fp64 on this scratch's device, in the buffer `key`."""
-        return self.empty(key, len(host), torch.float64).copy_(host)
+    def empty(self, key: Hashable, shape: tuple[int, ...], dtype: type = np.float64) -> np.ndarray:
+        """Return an uninitialised contiguous array in the buffer `key`."""
+        size = 1
+        for extent in shape:
+            size *= extent
+        buffer = self._buffers.get((key, dtype))
+        if buffer is None or len(buffer) < size:
+            buffer = self._buffers[key, dtype] = np.empty(size, dtype=dtype)
+        return buffer[:size].reshape(shape)
 
 
 class Files:
@@ -52,7 +51,7 @@ class Files:
     def __init__(self) -> None:
         self._handles: dict[Path, int] = {}
         self._kept: OrderedDict[Hashable, Any] = OrderedDict()
-        self._lock = Lock()
+        self._lock = RLock()  # what `kept` makes reads files
 
     def __enter__(self) -> Files:
         return self
@@ -72,19 +71,29 @@ class Files:
             self._kept.move_to_end(key)
             return self._kept[key]
 
-    def read(self, info: TensorInfo, begin: int, buffer: memoryview) -> None:
-        """Fill `buffer` from byte `begin` of the tensor's data; `CheckpointError` when the file ends before."""
+    def read(self, info: TensorInfo, begin: int, buffer: np.ndarray) -> None:
+        """Fill `buffer` (uint8) from byte `begin` of the tensor's data; `CheckpointError` when that cannot be read."""
         handle = self._handles.get(info.file)
         if handle is None:
-            with self._lock:
-                handle = self._handles.get(info.file)
-                if handle is None:
-                    handle = self._handles[info.file] = os.open(info.file, os.O_RDONLY | os.O_CLOEXEC)
+            handle = self._open(info.file)
+        view = buffer.data
         done = 0
-        while done < len(buffer):
-            count = os.preadv(handle, [buffer[done:] if done else buffer], info.begin + begin + done)
+        while done < len(view):
+            try:
+                count = os.preadv(handle, [view[done:] if done else view], info.begin + begin + done)
+            except OSError as error:
+                raise read_error(info.file, error) from error
             if not count:
                 raise CheckpointError(
                     f"{info.file}: ended while tensor {info.name!r} was read: it changed since its header was read"
                 )
             done += count
+
+    def _open(self, path: Path) -> int:
+        with self._lock:
+            if path not in self._handles:
+                try:
+                    self._handles[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                except OSError as error:
+                    raise read_error(path, error) from error
+            return self._handles[path]

@@ -11,21 +11,22 @@ import math
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from skillgraft.arithmetic.cpu_tiles import Computed, operand_values
+from skillgraft.arithmetic.cpu_tiles import compute as compute_on_cpu
 from skillgraft.arithmetic.leaves import Stored
-from skillgraft.arithmetic.methods import Part
-from skillgraft.arithmetic.plan import Operand, Plan, TensorPlan
-from skillgraft.arithmetic.rounding import is_finite, round_once, squared_loss
+from skillgraft.arithmetic.merge_recipe import Linear
+from skillgraft.arithmetic.methods import METHODS
+from skillgraft.arithmetic.plan import Operand, Plan, TensorPlan, Term
 from skillgraft.arithmetic.scratch import Files, Scratch
 from skillgraft.arithmetic.tiles import Tile, cut, each_tile
 from skillgraft.checkpoint.header import DTYPE_BYTES
-from skillgraft.checkpoint.tensor_io import torch_dtype
+from skillgraft.checkpoint.tensor_io import TORCH_NAMES
 from skillgraft.checkpoint.weights import ShardFile, write_index
 from skillgraft.errors import CompatibilityError
 
@@ -45,16 +46,20 @@ class Output:
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
+Compute = Callable[..., Computed]
+"""A function with the arguments of `cpu_tiles.compute`."""
+
+
 @dataclass(frozen=True)
 class Machine:
-    """What runs the arithmetic: the number of threads and the device."""
+    """What runs the arithmetic: the number of threads, and the function that computes a tile."""
 
     threads: int
-    device: torch.device
+    compute: Compute = compute_on_cpu
 
     def scratches(self) -> list[Scratch]:
         """Return one set of buffers for each thread."""
-        return [Scratch(self.device) for _ in range(self.threads)]
+        return [Scratch() for _ in range(self.threads)]
 
 
 def stream(
@@ -86,7 +91,7 @@ def stream(
             if not left:
                 done.add(file.name, sum(tensor.target.nbytes for tensor in tensors))
                 continue
-            found = _write_shard(plan, facts, file.name, tensors, [o for _, o in left], files, scratches, done)
+            found = _write_shard(plan, facts, file.name, tensors, [o for _, o in left], machine, files, scratches, done)
             for (number, output), shard_sums in zip(left, found, strict=True):
                 _finish(output.directory, file.name, shard_sums)
                 sums[number] |= shard_sums
@@ -96,26 +101,6 @@ def stream(
         for record in output.directory.glob(f"*{_RECORD}"):
             record.unlink()
     return sums
-
-
-def values_of(
-    operand: Operand, tile: Tile, target: Tensor | None, plan: TensorPlan, scratch: Scratch, files: Files
-) -> Tensor:
-    """Return the sum of an operand's terms for one tile, in a buffer of its own; `target` is the target's tile."""
-    total = scratch.empty(("value", operand.number), tile.stop - tile.start, torch.float64)
-    for place, term in enumerate(operand.terms):
-        if place == 0:
-            if target is not None and term.leaf == plan.target:
-                total.copy_(target)
-            else:
-                total = term.leaf.read(*tile, ("value", operand.number), scratch, files)
-            if term.sign < 0:
-                total.neg_()
-        else:
-            known = target is not None and term.leaf == plan.target
-            part = target if known and target is not None else term.leaf.read(*tile, "term", scratch, files)
-            total = total.add_(part) if term.sign > 0 else total.sub_(part)
-    return total
 
 
 @dataclass
@@ -136,6 +121,7 @@ def _write_shard(
     name: str,
     tensors: Sequence[TensorPlan],
     outputs: Sequence[Output],
+    machine: Machine,
     files: Files,
     scratches: Sequence[Scratch],
     done: _Count,
@@ -151,10 +137,10 @@ def _write_shard(
             if plan.method.of == "models" and len(operands) < len(tensor.operands):
                 operands = []  # rows that not every model has are the target's
             if not operands or not any(scales):
-                _copy(tensor, tile, shards, scratch, files)
+                _copy(tensor, tile, shards, machine.compute, plan, scratch, files)
                 losses = [(0.0, 0.0)] * len(outputs)
             else:
-                losses = _combine(plan, facts, tensor, operands, tile, scales, shards, scratch, files)
+                losses = _combine(plan, facts, tensor, operands, tile, scales, shards, machine.compute, scratch, files)
             for sums, loss in zip(parts, losses if tensor.operands else [], strict=bool(tensor.operands)):
                 sums[tensor.spec.name].append(loss)
             width = tensor.target.nbytes / max(1, tensor.target.elements) * (1 + len(operands))
@@ -177,7 +163,7 @@ def _write_shard(
 
 def _tiles(tensors: Sequence[TensorPlan]) -> Iterator[tuple[TensorPlan, Tile]]:
     for tensor in tensors:
-        for tile in cut(tensor.target.elements, tensor.row_elements, tensor.breaks):
+        for tile in cut(tensor.target.elements, tensor.breaks):
             yield tensor, tile
 
 
@@ -189,81 +175,81 @@ def _combine(
     tile: Tile,
     scales: Sequence[float],
     shards: Sequence[ShardFile],
+    compute: Compute,
     scratch: Scratch,
     files: Files,
 ) -> list[tuple[float, float]]:
     """Compute one tile for every λ and write it; return (squared loss, squared norm of λ·change) for each."""
     vectors = plan.method.of == "vectors"
-    target = tensor.target.read(*tile, "target", scratch, files) if vectors else None
-    values = [values_of(operand, tile, target, tensor, scratch, files) for operand in operands]
-    numbers, weights = [o.number for o in operands], [o.weight for o in operands]
-    part = Part(tensor.spec.name, tile.start, numbers, weights, facts.get(tensor.spec.name), plan.parameters)
-    made = plan.method.combine(values, part)
-    norm = torch.dot(made, made).item() if vectors else 0.0
-    dtype, losses = torch_dtype(tensor.spec.dtype), []
-    for number, (scale, shard) in enumerate(zip(scales, shards, strict=True)):
-        if vectors and scale == 0:
-            _copy(tensor, tile, [shard], scratch, files)
-            losses.append((0.0, 0.0))
-            continue
-        exact = made
-        if target is not None:
-            last = number == len(scales) - 1
-            exact = made if last else scratch.like("exact", made, torch.float64).copy_(made)
-            exact = (exact if scale == 1 else exact.mul_(scale)).add_(target)
-        stored = round_once(exact, dtype, scratch)
-        if not is_finite(stored):
-            raise not_finite(tensor, operands, tile, dtype, scale, scratch, files)
-        losses.append((squared_loss(stored, exact, scratch) if vectors else 0.0, norm * scale * scale))
-        shard.write(tensor.spec.name, tile.start, stored)
+    made = [number for number, scale in enumerate(scales) if scale != 0 or not vectors]
+    done = compute(plan, tensor, operands, tile, facts.get(tensor.spec.name), [scales[n] for n in made], scratch, files)
+    if not done.finite:
+        raise not_finite(tensor, operands, tile, [scales[n] for n in made], scratch, files)
+    losses = [(0.0, 0.0)] * len(scales)
+    for row, number in enumerate(made):
+        shards[number].write(tensor.spec.name, tile.start * DTYPE_BYTES[tensor.spec.dtype], done.stored[row])
+        if vectors:
+            losses[number] = (done.squared_losses[row], done.squared_norm * scales[number] ** 2)
+    if len(made) < len(scales):
+        rest = [shard for number, shard in enumerate(shards) if number not in made]
+        _copy(tensor, tile, rest, compute, plan, scratch, files)
     return losses
 
 
-def _copy(tensor: TensorPlan, tile: Tile, shards: Sequence[ShardFile], scratch: Scratch, files: Files) -> None:
+def _copy(
+    tensor: TensorPlan,
+    tile: Tile,
+    shards: Sequence[ShardFile],
+    compute: Compute,
+    plan: Plan,
+    scratch: Scratch,
+    files: Files,
+) -> None:
     """Write the target's own elements: its bytes, or one rounding to the planned dtype."""
-    info = tensor.target.info
-    if info.dtype == tensor.spec.dtype:
-        raw = scratch.empty("raw", tile.stop - tile.start, torch_dtype(info.dtype), _CPU)
-        files.read(info, tile.start * DTYPE_BYTES[info.dtype], memoryview(raw.view(torch.uint8).numpy()))
-        stored = raw
+    width = DTYPE_BYTES[tensor.spec.dtype]
+    if tensor.target.dtype == tensor.spec.dtype:
+        raw = scratch.empty("copied", ((tile.stop - tile.start) * width,), np.uint8)
+        tensor.target.read(*tile, files, raw)
     else:
-        dtype = torch_dtype(tensor.spec.dtype)
-        stored = round_once(tensor.target.read(*tile, "target", scratch, files), dtype, scratch)
-        if not is_finite(stored):
-            raise not_finite(tensor, (), tile, dtype, 0.0, scratch, files)
+        cast = replace(plan, method=METHODS["linear"], parameters=Linear(normalize=False))
+        alone = Operand(0, 1.0, (Term(1, tensor.target),))
+        done = compute(cast, tensor, [alone], tile, None, [1.0], scratch, files)
+        if not done.finite:
+            raise not_finite(tensor, (), tile, (), scratch, files)
+        raw = done.stored[0]
     for shard in shards:
-        shard.write(tensor.spec.name, tile.start, stored)
+        shard.write(tensor.spec.name, tile.start * width, raw)
 
 
 def not_finite(
     tensor: TensorPlan,
     operands: Sequence[Operand],
     tile: Tile,
-    dtype: torch.dtype,
-    scale: float,
+    scales: Sequence[float],
     scratch: Scratch,
     files: Files,
 ) -> CompatibilityError:
     """Return the error that says which operand holds NaN or infinity, or that the result overflows."""
     name = tensor.spec.name
-    leaves = [tensor.target, *(term.leaf for operand in operands for term in operand.terms)]
-    for leaf in leaves:
-        values = leaf.read(*tile, "blame", scratch, files)
-        wrong = int((~torch.isfinite(values)).sum())
+    for leaf in dict.fromkeys([tensor.target, *(term.leaf for operand in operands for term in operand.terms)]):
+        one = replace(tensor, target=leaf) if isinstance(leaf, Stored) else tensor
+        values = operand_values(one, [Operand(0, 1.0, (Term(1, leaf),))], tile, scratch, files)[0]
+        wrong = int(np.count_nonzero(~np.isfinite(values)))
         if wrong:
-            file = leaf.info.file if isinstance(leaf, Stored) else leaf.b.file
+            file = leaf.files[-1].file
             return CompatibilityError(
                 f"{file.parent}: tensor {name!r} holds NaN or infinity ({wrong} of elements {tile.start} to "
                 f"{tile.stop} in {file.name}); expected finite weights: the checkpoint is damaged or its training "
                 "diverged"
             )
-    change = f" + {scale} · v" if operands else ""
+    largest = max(scales, key=abs, default=0.0)
+    change = f" + {largest} · v" if operands else ""
     return CompatibilityError(
-        f"tensor {name!r}{change} overflows {dtype}; use a smaller scale or another dtype, such as float32"
+        f"tensor {name!r}{change} overflows {TORCH_NAMES[tensor.spec.dtype]}; use a smaller scale or another dtype, "
+        "such as float32"
     )
 
 
-_CPU = torch.device("cpu")
 _PART = ".part"
 _RECORD = ".finished.json"
 _BOOT_FILE = Path("/proc/sys/kernel/random/boot_id")

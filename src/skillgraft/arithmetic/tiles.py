@@ -12,13 +12,10 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from threading import Event, Lock
 from typing import NamedTuple, TypeVar
 
-import torch
-
-from skillgraft.arithmetic.leaves import ROW_BLOCK
 from skillgraft.arithmetic.scratch import Scratch
 
 TILE_ELEMENTS = 1 << 18
-"""Elements of a tile; some more where it is made of whole blocks of rows."""
+"""Elements of a tile: its bytes, and what is computed of them, stay in a core's cache."""
 
 MAX_THREADS = 8
 
@@ -32,11 +29,9 @@ class Tile(NamedTuple):
     stop: int
 
 
-def cut(elements: int, row_elements: int = 1, breaks: Sequence[int] = ()) -> Iterator[Tile]:
-    """Yield the tiles of a tensor: whole blocks of `ROW_BLOCK` rows, ending at each of `breaks` too."""
-    block = ROW_BLOCK * row_elements
-    step = max(1, TILE_ELEMENTS // block) * block if row_elements > 1 else TILE_ELEMENTS
-    stops = sorted({*range(step, elements, step), *(b for b in breaks if 0 < b < elements), elements})
+def cut(elements: int, breaks: Sequence[int] = ()) -> Iterator[Tile]:
+    """Yield the tiles of a tensor of `elements` elements, ending at each of `breaks` too."""
+    stops = sorted({*range(TILE_ELEMENTS, elements, TILE_ELEMENTS), *(b for b in breaks if 0 < b < elements), elements})
     start = 0
     for stop in stops:
         if stop > start:
@@ -64,7 +59,6 @@ def each_tile(
     failures: list[tuple[int, BaseException]] = []
 
     def work(scratch: Scratch) -> None:
-        torch.set_num_threads(1)  # of this thread: parallelism is over tiles
         while not stop.is_set():
             with lock:
                 taken = next(source, None)

@@ -17,6 +17,7 @@ from skillgraft.checkpoint.tensor_io import dtype_code, tensor_bytes
 from skillgraft.errors import CheckpointError
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
 
@@ -42,11 +43,12 @@ class ShardFile:
         _allocate(self._handle, position)
         write_at(self._handle, memoryview(header), 0)
 
-    def write(self, name: str, start: int, values: Tensor) -> None:
-        """Write `values` (flat) over the elements of the tensor `name` from `start` on; threads may do so at once."""
-        write_at(self._handle, tensor_bytes(values), self._places[name] + start * values.element_size())
+    def write(self, name: str, begin: int, data: memoryview | np.ndarray) -> None:
+        """Write bytes over the tensor `name` from its byte `begin` on; threads may do so at once."""
+        view = data if isinstance(data, memoryview) else data.data
+        write_at(self._handle, view, self._places[name] + begin)
         with self._lock:
-            self._left -= values.numel() * values.element_size()
+            self._left -= len(view)
 
     def check_complete(self) -> None:
         """Raise `CheckpointError` unless as many bytes were written as planned."""
@@ -91,12 +93,12 @@ class SafetensorsAppender:
         if name not in self._planned:
             raise CheckpointError(f"tensor {name!r} was not planned or was written twice; expected each name once")
         _check_spec(self._planned[name], tensor)
-        self.put(0, tensor)
+        self.put(0, tensor_bytes(tensor))
         self.keep(name)
 
-    def put(self, start: int, values: Tensor) -> None:
-        """Write `values` (flat) from element `start` on of the tensor that comes next; threads may do so at once."""
-        write_at(self._handle, tensor_bytes(values), self._position + start * values.element_size())
+    def put(self, begin: int, data: memoryview | np.ndarray) -> None:
+        """Write bytes from byte `begin` on of the tensor that comes next; threads may do so at once."""
+        write_at(self._handle, data if isinstance(data, memoryview) else data.data, self._position + begin)
 
     def keep(self, name: str) -> None:
         """Say that what was put is the planned tensor `name`; without it, the next one takes its place."""

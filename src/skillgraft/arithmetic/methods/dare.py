@@ -7,13 +7,14 @@ generator Philox4x64-10 (Salmon et al. 2011): tiles, threads and order don't mat
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from blake3 import blake3
-from jaxtyping import Float
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
 WORDS = 8
 """32-bit words that one count of the generator gives."""
@@ -34,14 +35,6 @@ def keep_mask(seed: int, operand: int, name: str, start: int, count: int, densit
 
 def drop_and_rescale(vector: Float[Tensor, " n"], kept: np.ndarray, density: float) -> Float[Tensor, " n"]:
     """Return the kept elements divided by `density`, the others 0, in place."""
+    import torch
+
     return vector.mul_(torch.from_numpy(kept).to(vector.device)).div_(density)
-
-
-def dropped(
-    vectors: Sequence[Float[Tensor, " n"]], seed: int, numbers: Sequence[int], name: str, start: int, density: float
-) -> list[Float[Tensor, " n"]]:
-    """Return every vector after `drop_and_rescale`; `numbers` are the operands' places in the recipe."""
-    return [
-        drop_and_rescale(vector, keep_mask(seed, number, name, start, len(vector), density), density)
-        for vector, number in zip(vectors, numbers, strict=True)
-    ]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
-from jaxtyping import Float
-from torch import Tensor
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
 
 PARALLEL = 0.9995
 """Above this |cos θ| the straight line is taken: sin θ would divide by almost nothing."""

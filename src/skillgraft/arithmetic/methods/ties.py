@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
-
-def magnitude_keys(vector: Float[Tensor, " n"], out: Float[Tensor, " n"] | None = None) -> np.ndarray:
-    """Return |vector| in fp32 as the integers with the same bits, which sort as the magnitudes do (n,), int32."""
-    single = torch.empty(len(vector), device=vector.device) if out is None else out
-    return single.copy_(vector).abs_().cpu().numpy().view(np.int32)
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
 
-def trim(vector: Float[Tensor, " n"], threshold: int, out: Float[Tensor, " n"] | None = None) -> Float[Tensor, " n"]:
-    """Set the elements of `vector` whose magnitude key is below `threshold` to zero, in place; ties are kept."""
-    kept = np.greater_equal(magnitude_keys(vector, out), threshold)
-    return vector.mul_(torch.from_numpy(kept).to(vector.device))
+def trim(vector: Float[Tensor, " n"], threshold: float) -> Float[Tensor, " n"]:
+    """Set the elements of `vector` whose magnitude in fp32 is below `threshold` to zero, in place; ties are kept."""
+    return vector.mul_(vector.float().abs() >= threshold)
 
 
 def elect_and_average(
@@ -30,6 +23,8 @@ def elect_and_average(
     The sign is that of Σ wᵢ·τᵢ (+ for a sum of exactly 0). With `normalize` the sum is divided by the weights of
     those that agree (the paper's disjoint mean), by 1 where these cancel.
     """
+    import torch
+
     weighted = [vector.mul_(weight) for vector, weight in zip(vectors, weights, strict=True)]
     total = weighted[0].clone()
     for vector in weighted[1:]:
@@ -52,16 +47,15 @@ def elect_and_average(
 def ties(
     vectors: Sequence[Float[Tensor, " n"]],
     weights: Sequence[float],
-    thresholds: Sequence[int],
+    thresholds: Sequence[float],
     normalize: bool = True,
     scale: float = 1.0,
 ) -> Float[Tensor, " n"]:
     """Return λ·(disjoint mean of the trimmed vectors), the change to the base; may overwrite `vectors`.
 
-    `thresholds` are the magnitude keys of the smallest element that each vector keeps. The paper weighs all vectors
+    `thresholds` are the magnitudes (fp32) of the smallest element that each vector keeps. The paper weighs all vectors
     alike (weights of 1) and scales the mean by λ (`scale`).
     """
-    scratch = torch.empty(len(vectors[0]), device=vectors[0].device)
-    trimmed = [trim(vector, threshold, scratch) for vector, threshold in zip(vectors, thresholds, strict=True)]
+    trimmed = [trim(vector, threshold) for vector, threshold in zip(vectors, thresholds, strict=True)]
     merged = elect_and_average(trimmed, weights, normalize)
     return merged if scale == 1 else merged.mul_(scale)

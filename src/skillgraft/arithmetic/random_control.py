@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from blake3 import blake3
 
-from skillgraft.arithmetic.extract import timestamp
+from skillgraft.arithmetic.extraction import timestamp
 from skillgraft.arithmetic.norms import gaussian_factors, gaussian_like
 from skillgraft.checkpoint.fingerprint import fingerprint_file
 from skillgraft.checkpoint.header import TensorSpec

@@ -14,8 +14,8 @@ from typing import Any
 
 from skillgraft.arithmetic.leaves import Stored
 from skillgraft.arithmetic.matching import check_adapter_fits
-from skillgraft.arithmetic.merge import write
 from skillgraft.arithmetic.merge_recipe import TaskArithmetic
+from skillgraft.arithmetic.merging import write
 from skillgraft.arithmetic.methods import METHODS
 from skillgraft.arithmetic.plan import OUTPUT_DTYPES, Lookup, Operand, Plan, TensorPlan, Term, of_adapter, of_skill
 from skillgraft.arithmetic.stream import Progress

@@ -14,10 +14,14 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, NamedTuple
 
-import torch
+import numpy as np
 
+from skillgraft.arithmetic.cpu_tiles import Computed, compute, operand_values
 from skillgraft.arithmetic.leaves import Stored
+from skillgraft.arithmetic.merge_recipe import Linear
+from skillgraft.arithmetic.methods import METHODS, Method
 from skillgraft.arithmetic.norms import product_norm, sum_of_squares
 from skillgraft.arithmetic.operands import (
     Operands,
@@ -27,11 +31,11 @@ from skillgraft.arithmetic.operands import (
     read_factors,
     verify_adapter,
 )
-from skillgraft.arithmetic.rounding import is_finite, round_once, squared_loss
+from skillgraft.arithmetic.plan import Operand, TensorPlan, Term
 from skillgraft.arithmetic.scratch import Files, Scratch
 from skillgraft.arithmetic.stream import Progress
 from skillgraft.arithmetic.tiles import Tile, cut, default_threads, each_tile
-from skillgraft.checkpoint.header import TensorSpec
+from skillgraft.checkpoint.header import DTYPE_BYTES, TensorSpec
 from skillgraft.checkpoint.provenance import software_versions
 from skillgraft.checkpoint.tensor_io import torch_dtype
 from skillgraft.checkpoint.tokenizer import tokenizer_identity
@@ -162,6 +166,8 @@ def _keep_lowrank(operands: Operands, name: str, code: str, file: SafetensorsApp
     if operands.adapter is None:
         return
     delta = operands.adapter.deltas[name]
+    import torch
+
     factors = read_factors(delta, torch_dtype(code))
     norm = product_norm(*factors)
     if norm == 0:
@@ -193,36 +199,44 @@ def _keep_dense(
     if not operands.sft.tensors[name].is_float:
         check_equal_integers(name, operands.rl.read(name), operands.sft.read(name), operands.rl_path)
         return
-    rl, sft = Stored(operands.rl.tensors[name]), Stored(operands.sft.tensors[name])
-    sums: list[tuple[float, float, float]] = []
+    info = operands.sft.tensors[name]
+    rl, sft = Stored(operands.rl.tensors[name]), Stored(info)
+    tensor = TensorPlan(TensorSpec(name, code, info.shape), sft, (Operand(0, 1.0, (Term(1, rl), Term(-1, sft))),))
+    sums: list[Computed] = []
 
     def visit(_: None, tile: Tile, scratch: Scratch) -> None:
-        exact = rl.read(*tile, "rl", scratch, files).sub_(sft.read(*tile, "sft", scratch, files))
-        stored = round_once(exact, torch_dtype(code), scratch)
-        if not is_finite(stored):
-            raise _not_finite(operands, name, rl, sft, tile, scratch, files)
-        lost = squared_loss(stored, exact, scratch) if code != "F32" else 0.0
-        kept = scratch.like("back", exact, torch.float64).copy_(stored)
-        sums.append((torch.dot(exact, exact).item(), lost, torch.dot(kept, kept).item()))
-        file.put(tile.start, stored)
+        found = compute(_DIFFERENCE, tensor, tensor.operands, tile, None, [1.0], scratch, files)
+        if not found.finite:
+            raise _not_finite(operands, name, rl, sft, tile, files)
+        file.put(tile.start * DTYPE_BYTES[code], found.stored[0])
+        sums.append(found)
 
     each_tile(((None, tile) for tile in cut(sft.elements)), visit, threads=len(scratches), scratches=scratches)
-    exact, lost, kept = (math.fsum(column) for column in zip(*sums, strict=True)) if sums else (0.0, 0.0, 0.0)
+    exact = math.fsum(part.squared_norm for part in sums)
     if exact == 0:
         return
     record.exact += exact
-    record.lost += lost
+    record.lost += math.fsum(part.squared_losses[0] for part in sums) if code != "F32" else 0.0
     file.keep(name)
-    record.entries[name] = TensorEntry.model_validate(
-        {"form": DENSE, "shape": operands.sft.tensors[name].shape, "dtype": code, "norm": kept**0.5}
-    )
+    norm = math.fsum(part.squared_stored for part in sums) ** 0.5
+    record.entries[name] = TensorEntry.model_validate({"form": DENSE, "shape": info.shape, "dtype": code, "norm": norm})
 
 
-def _not_finite(
-    operands: Operands, name: str, rl: Stored, sft: Stored, tile: Tile, scratch: Scratch, files: Files
-) -> CompatibilityError:
+class _Difference(NamedTuple):
+    """What `compute` needs of a plan to make RL − SFT itself, without a target below it."""
+
+    method: Method
+    parameters: Linear
+
+
+_DIFFERENCE: Any = _Difference(METHODS["linear"], Linear(normalize=False))
+
+
+def _not_finite(operands: Operands, name: str, rl: Stored, sft: Stored, tile: Tile, files: Files) -> CompatibilityError:
     for path, leaf in ((operands.rl_path, rl), (operands.sft.path, sft)):
-        wrong = int((~torch.isfinite(leaf.read(*tile, "rl", scratch, files))).sum())
+        alone = TensorPlan(TensorSpec(name, "F64", leaf.info.shape), leaf, ())
+        values = operand_values(alone, [Operand(0, 1.0, (Term(1, leaf),))], tile, Scratch(), files)
+        wrong = int(np.count_nonzero(~np.isfinite(values)))
         if wrong:
             return CompatibilityError(
                 f"{path}: tensor {name!r} holds {wrong} elements that are NaN or infinite; expected finite weights: "

@@ -1,0 +1,178 @@
+"""One tile on the CPU: read the leaves' bytes, let the compiled kernel do the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from skillgraft.arithmetic import kernels
+from skillgraft.arithmetic.leaves import Leaf
+from skillgraft.arithmetic.methods import Part
+from skillgraft.arithmetic.methods.dare import keep_mask
+from skillgraft.arithmetic.methods.model_stock import stock_ratio
+from skillgraft.arithmetic.methods.slerp import slerp_weights
+from skillgraft.arithmetic.plan import Operand, Plan, TensorPlan
+from skillgraft.arithmetic.scratch import Files, Scratch
+from skillgraft.arithmetic.tiles import Tile
+from skillgraft.checkpoint.header import DTYPE_BYTES
+
+
+class Computed(NamedTuple):
+    """A computed tile: the bytes for each λ, ‖change‖² (of a model: ‖value‖²), each ‖stored − exact‖², ‖stored‖²."""
+
+    stored: np.ndarray
+    squared_norm: float
+    squared_losses: list[float]
+    squared_stored: float
+    finite: bool
+
+
+class Inputs(NamedTuple):
+    """The leaves of a tile, each once, and which of them make up which operand."""
+
+    raws: np.ndarray
+    codes: np.ndarray
+    firsts: np.ndarray
+    terms: np.ndarray
+    signs: np.ndarray
+    target: int
+
+
+def compute(
+    plan: Plan,
+    tensor: TensorPlan,
+    operands: Sequence[Operand],
+    tile: Tile,
+    facts: Any,
+    scales: Sequence[float],
+    scratch: Scratch,
+    files: Files,
+) -> Computed:
+    """Return one tile of a tensor for every λ in `scales`; the bytes lie in a buffer that the next call reuses."""
+    count = tile.stop - tile.start
+    inputs = read_inputs(tensor, operands, tile, plan.method.of == "vectors", scratch, files)
+    how = _settings(plan, tensor, operands, tile, facts)
+    outs = scratch.empty("outs", (len(scales), count * DTYPE_BYTES[tensor.spec.dtype]), np.uint8)
+    sums = scratch.empty("sums", (len(scales) + 2,))
+    finite = kernels.merge_tile(
+        inputs.raws,
+        inputs.codes,
+        count,
+        inputs.firsts,
+        inputs.terms,
+        inputs.signs,
+        how.weights,
+        how.masks,
+        how.density,
+        how.method,
+        how.thresholds,
+        how.normalize,
+        how.divisor,
+        how.factor,
+        inputs.target,
+        np.asarray(scales, dtype=np.float64),
+        kernels.HALF_VALUES,
+        outs,
+        kernels.CODES[tensor.spec.dtype],
+        sums,
+    )
+    found = sums.tolist()
+    return Computed(outs, found[0], found[1:-1], found[-1], bool(finite))
+
+
+def operand_values(
+    tensor: TensorPlan, operands: Sequence[Operand], tile: Tile, scratch: Scratch, files: Files
+) -> np.ndarray:
+    """Return the operands' values of one tile (operands, count) in fp64."""
+    count = tile.stop - tile.start
+    inputs = read_inputs(tensor, operands, tile, False, scratch, files)
+    values = scratch.empty("values", (len(operands), count))
+    for row in range(len(operands)):
+        first, last = int(inputs.firsts[row]), int(inputs.firsts[row + 1])
+        kernels.values_tile(
+            inputs.raws,
+            inputs.codes,
+            count,
+            first,
+            last,
+            inputs.terms,
+            inputs.signs,
+            kernels.HALF_VALUES,
+            values[row],
+        )
+    return values
+
+
+def read_inputs(
+    tensor: TensorPlan, operands: Sequence[Operand], tile: Tile, with_target: bool, scratch: Scratch, files: Files
+) -> Inputs:
+    """Read every leaf of a tile once."""
+    leaves, codes, firsts, terms, signs = scratch.last(
+        (tensor, tuple(operands), with_target), lambda: _arrange(tensor, operands, with_target)
+    )
+    count = tile.stop - tile.start
+    widest = max(DTYPE_BYTES[leaf.dtype] for leaf in leaves)
+    raws = scratch.empty("raws", (len(leaves), count * widest), np.uint8)
+    for place, leaf in enumerate(leaves):
+        leaf.read(tile.start, tile.stop, files, raws[place])
+    return Inputs(raws, codes, firsts, terms, signs, 0 if with_target else -1)
+
+
+def _arrange(tensor: TensorPlan, operands: Sequence[Operand], with_target: bool) -> tuple[Any, ...]:
+    """Return the distinct leaves, their codes, and the terms of the operands as places among them."""
+    places: dict[Leaf, int] = {tensor.target: 0} if with_target else {}
+    firsts, terms, signs = [0], [], []
+    for operand in operands:
+        for term in operand.terms:
+            terms.append(places.setdefault(term.leaf, len(places)))
+            signs.append(float(term.sign))
+        firsts.append(len(terms))
+    codes = np.array([kernels.CODES[leaf.dtype] for leaf in places])
+    return tuple(places), codes, np.array(firsts), np.array(terms), np.array(signs)
+
+
+class _Settings(NamedTuple):
+    weights: np.ndarray
+    method: int
+    masks: np.ndarray
+    density: float
+    thresholds: np.ndarray
+    normalize: bool
+    divisor: float
+    factor: float
+
+
+_NO_MASKS = np.empty((0, 0), dtype=np.bool_)
+_NO_THRESHOLDS = np.empty(0)
+
+
+def _settings(plan: Plan, tensor: TensorPlan, operands: Sequence[Operand], tile: Tile, facts: Any) -> _Settings:
+    """Return a method's parameters in the kernel's terms."""
+    name, parameters = plan.method.name, plan.parameters
+    weights = np.array([operand.weight for operand in operands], dtype=np.float64)
+    plain = _Settings(weights, kernels.WEIGHTED_SUM, _NO_MASKS, 1.0, _NO_THRESHOLDS, False, 1.0, 1.0)
+    if name == "linear" and parameters.normalize:
+        return plain._replace(divisor=float(sum(operand.weight for operand in operands)))
+    if name == "slerp":
+        (aa, ab), (_, bb) = facts
+        return plain._replace(weights=np.array(slerp_weights(parameters.t, ab, aa**0.5, bb**0.5)))
+    if name == "model_stock":
+        return plain._replace(factor=stock_ratio(facts) / len(operands))
+    if name == "ties":
+        kept = np.array([facts[tensor.operands.index(operand)] for operand in operands])
+        return plain._replace(
+            method=kernels.ELECT, thresholds=kept, normalize=parameters.normalize, factor=parameters.scale
+        )
+    if name in ("dare", "dare_ties"):
+        part = Part(tensor.spec.name, tile.start, [o.number for o in operands], weights.tolist(), None, parameters)
+        count = tile.stop - tile.start
+        masks = np.stack(
+            [keep_mask(parameters.seed, n, part.name, tile.start, count, parameters.density) for n in part.numbers]
+        )
+        dropped = plain._replace(masks=masks, density=parameters.density)
+        if name == "dare_ties":
+            return dropped._replace(method=kernels.ELECT, normalize=parameters.normalize)
+        return dropped
+    return plain

@@ -1,0 +1,349 @@
+"""The inner loops on the CPU, compiled by Numba: a tile is read, combined in fp64 and rounded once in a single pass.
+
+Work goes by blocks that stay in the first-level cache. The definitions are those of `methods` and `rounding`, and the
+tests hold both to the same bits: no floating-point contraction or reordering is allowed except in `_sum` and `_dot`,
+which serve reports and angles and give the same result on every run of one machine.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+BLOCK = 1024
+F64, F32, F16, BF16 = 0, 1, 2, 3
+CODES = {"F64": F64, "F32": F32, "F16": F16, "BF16": BF16}
+WEIGHTED_SUM, ELECT = 0, 1
+HALF_VALUES = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
+"""Every fp16 number by its bits: exact, and quicker than taking the bits apart."""
+
+_exact: Any = njit(cache=True, nogil=True, error_model="numpy")
+_loose: Any = njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "nsz", "contract"})
+
+
+@_loose
+def _sum(values, count):  # type: ignore[no-untyped-def]
+    total = 0.0
+    for k in range(count):
+        total += values[k]
+    return total
+
+
+@_loose
+def _dot(one, other, count):  # type: ignore[no-untyped-def]
+    total = 0.0
+    for k in range(count):
+        total += one[k] * other[k]
+    return total
+
+
+@_loose
+def _squared_distance(one, other, count):  # type: ignore[no-untyped-def]
+    total = 0.0
+    for k in range(count):
+        step = one[k] - other[k]
+        total += step * step
+    return total
+
+
+@_exact
+def _as_float(bits):  # type: ignore[no-untyped-def]
+    """Return the fp32 number with these bits, in fp64."""
+    return np.float64(np.uint32(bits).view(np.float32))
+
+
+@_exact
+def all_finite(values):  # type: ignore[no-untyped-def]
+    """Return whether no element of a row of fp64 is NaN or infinite."""
+    if np.isfinite(_sum(values, len(values))):
+        return True
+    for k in range(len(values)):  # noqa: SIM110 - compiled
+        if not np.isfinite(values[k]):
+            return False
+    return True
+
+
+@_exact
+def _load(raw, code, start, count, halves, out):  # type: ignore[no-untyped-def]
+    """Widen `count` elements of a leaf's bytes to fp64."""
+    if code == BF16:
+        short = raw[2 * start : 2 * (start + count)].view(np.uint16)
+        for k in range(count):
+            out[k] = _as_float(np.uint32(short[k]) << np.uint32(16))
+    elif code == F32:
+        stored = raw[4 * start : 4 * (start + count)].view(np.float32)
+        for k in range(count):
+            out[k] = stored[k]
+    elif code == F64:
+        double = raw[8 * start : 8 * (start + count)].view(np.float64)
+        for k in range(count):
+            out[k] = double[k]
+    else:
+        short = raw[2 * start : 2 * (start + count)].view(np.uint16)
+        for k in range(count):
+            out[k] = halves[short[k]]
+
+
+@_exact
+def _store(exact, code, start, count, bits, raw, back):  # type: ignore[no-untyped-def]
+    """Round `exact` once, to nearest and ties to even, into `raw`; `back` gets what was stored, in fp64."""
+    if code == BF16:
+        short = raw[2 * start : 2 * (start + count)].view(np.uint16)
+        ties = np.uint32(0)
+        for k in range(count):
+            found = np.float32(exact[k]).view(np.uint32)
+            bits[k] = found
+            ties |= np.uint32((found & np.uint32(0xFFFF)) == np.uint32(0x8000))
+        if ties:
+            _leave_ties(exact, count, bits)
+        for k in range(count):
+            found = bits[k]
+            kept = np.uint32(found + np.uint32(0x7FFF) + ((found >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+            short[k] = np.uint16(kept)
+            back[k] = _as_float(kept << np.uint32(16))
+    elif code == F32:
+        stored = raw[4 * start : 4 * (start + count)].view(np.float32)
+        for k in range(count):
+            stored[k] = exact[k]
+        for k in range(count):
+            back[k] = stored[k]
+    elif code == F64:
+        double = raw[8 * start : 8 * (start + count)].view(np.float64)
+        for k in range(count):
+            double[k] = exact[k]
+            back[k] = exact[k]
+    else:
+        _store_half(exact, start, count, raw, back)
+
+
+@_exact
+def _leave_ties(exact, count, bits):  # type: ignore[no-untyped-def]
+    """Move fp32 values off a tie of bf16 that the first rounding made, to the side on which the exact value lies.
+
+    Else fp64 to fp32 to bf16 would round twice.
+    """
+    single = bits.view(np.float32)
+    for k in range(count):
+        if (bits[k] & np.uint32(0xFFFF)) == np.uint32(0x8000):
+            stored = np.float64(single[k])
+            if abs(exact[k]) > abs(stored):
+                bits[k] += np.uint32(1)
+            elif abs(exact[k]) < abs(stored):
+                bits[k] -= np.uint32(1)
+
+
+@_exact
+def _store_half(exact, start, count, raw, back):  # type: ignore[no-untyped-def]
+    short = raw[2 * start : 2 * (start + count)].view(np.uint16)
+    double = np.empty(1, dtype=np.float64)
+    long = double.view(np.uint64)
+    for k in range(count):
+        double[0] = abs(exact[k])
+        sign = np.uint16(0x8000) if (exact[k] < 0 or (exact[k] == 0 and 1.0 / exact[k] < 0)) else np.uint16(0)
+        exponent = max(np.int64(long[0] >> np.uint64(52)) - 1023, -14)
+        if not double[0] < 65520.0:  # NaN too
+            short[k] = sign | np.uint16(0x7C00 if double[0] == double[0] else 0x7E00)
+            back[k] = np.inf if double[0] == double[0] else np.nan
+            continue
+        step = 2.0 ** (exponent - 10)
+        units = np.int64(np.rint(double[0] / step))  # exact but for the rounding: steps are powers of two
+        # Units of a normal number are 1024 to 2048; the leading bit, and a carry into it, move the exponent.
+        short[k] = sign | np.uint16(((exponent + 14) << 10) + units)
+        back[k] = units * step if sign == 0 else -units * step
+
+
+@_exact
+def merge_tile(  # type: ignore[no-untyped-def]
+    raws, codes, count, firsts, terms, signs, weights, masks, density, method, thresholds, normalize, divisor, factor,
+    target, scales, halves, outs, out_code, sums,
+):  # fmt: skip
+    """Combine a tile of `count` elements and write it, rounded, for each λ in `scales`; return whether all is finite.
+
+    raws (leaves, bytes) with dtype `codes`; operand j is Σ signs·leaf over terms[firsts[j] : firsts[j + 1]], masked by
+    masks[j] over `density` where masks are given (operands, count); `thresholds` are fp32 magnitudes, none if empty.
+    WEIGHTED_SUM makes (Σ weights·operand) / divisor · factor, ELECT the disjoint mean. With `target` >= 0 the result
+    is leaf `target` + λ·that. outs (λ, bytes); sums (1 + λ + 1): ‖made‖², each ‖stored − exact‖², the last ‖stored‖².
+    """
+    leaves, operands = len(codes), len(weights)
+    wide = np.empty((leaves, BLOCK))
+    values = np.empty((operands, BLOCK))
+    made, exact, back = np.empty(BLOCK), np.empty(BLOCK), np.empty(BLOCK)
+    bits = np.empty(BLOCK, dtype=np.uint32)
+    finite = True
+    sums[:] = 0.0
+    for start in range(0, count, BLOCK):
+        size = min(BLOCK, count - start)
+        for leaf in range(leaves):
+            _load(raws[leaf], codes[leaf], start, size, halves, wide[leaf])
+        for j in range(operands):
+            _value(wide, firsts[j], firsts[j + 1], terms, signs, size, values[j])
+            if method == ELECT:  # an election would pass over NaN in silence
+                finite = finite and all_finite(values[j, :size])
+            if len(masks) > 0:
+                for k in range(size):
+                    values[j, k] = values[j, k] * masks[j, start + k] / density
+            if len(thresholds) > 0:
+                least = np.float32(thresholds[j])
+                for k in range(size):
+                    if not np.float32(abs(values[j, k])) >= least:
+                        values[j, k] = 0.0
+        if method == WEIGHTED_SUM:
+            _weighted_sum(values, weights, size, divisor, made)
+        else:
+            _elect(values, weights, size, normalize, made)
+        if factor != 1.0:
+            for k in range(size):
+                made[k] *= factor
+        sums[0] += _dot(made, made, size)
+        for number in range(len(scales)):
+            if target >= 0:
+                scale, base = scales[number], wide[target]
+                for k in range(size):
+                    exact[k] = made[k] * scale + base[k]
+                _store(exact, out_code, start, size, bits, outs[number], back)
+                sums[1 + number] += _squared_distance(back, exact, size)
+            else:
+                _store(made, out_code, start, size, bits, outs[number], back)
+                sums[1 + number] += _squared_distance(back, made, size)
+            if not np.isfinite(_sum(back, size)):
+                for k in range(size):
+                    finite = finite and np.isfinite(back[k])
+        sums[-1] += _dot(back, back, size)
+    return finite
+
+
+@_exact
+def _value(wide, first, last, terms, signs, size, out):  # type: ignore[no-untyped-def]
+    one = wide[terms[first]]
+    if last - first == 2 and signs[first] > 0 and signs[first + 1] < 0:
+        two = wide[terms[first + 1]]
+        for k in range(size):
+            out[k] = one[k] - two[k]
+        return
+    if signs[first] > 0:
+        for k in range(size):
+            out[k] = one[k]
+    else:
+        for k in range(size):
+            out[k] = -one[k]
+    for place in range(first + 1, last):
+        one = wide[terms[place]]
+        if signs[place] > 0:
+            for k in range(size):
+                out[k] += one[k]
+        else:
+            for k in range(size):
+                out[k] -= one[k]
+
+
+@_exact
+def _weighted_sum(values, weights, size, divisor, out):  # type: ignore[no-untyped-def]
+    row, weight = values[0], weights[0]
+    for k in range(size):
+        out[k] = row[k] * weight
+    for j in range(1, len(weights)):
+        row, weight = values[j], weights[j]
+        for k in range(size):
+            out[k] += row[k] * weight
+    if divisor != 1.0:
+        for k in range(size):
+            out[k] /= divisor
+
+
+@_exact
+def _elect(values, weights, size, normalize, out):  # type: ignore[no-untyped-def]
+    sign, share = np.empty(size), np.zeros(size)
+    for j in range(len(weights)):
+        for k in range(size):
+            values[j, k] *= weights[j]
+    for k in range(size):
+        out[k] = values[0, k]
+    for j in range(1, len(weights)):
+        for k in range(size):
+            out[k] += values[j, k]
+    for k in range(size):
+        sign[k] = 1.0 if out[k] >= 0.0 else -1.0
+        out[k] = 0.0
+    for j in range(len(weights)):
+        for k in range(size):
+            agreeing = values[j, k] * sign[k]
+            out[k] += agreeing if agreeing > 0.0 else 0.0
+            share[k] += weights[j] if agreeing > 0.0 else 0.0
+    for k in range(size):
+        out[k] *= sign[k]
+        if normalize and abs(share[k]) >= 1e-8:
+            out[k] /= share[k]
+
+
+@_exact
+def values_tile(raws, codes, count, first, last, terms, signs, halves, out):  # type: ignore[no-untyped-def]
+    """Write one operand's values, Σ signs·leaf over terms[first : last], into `out` (count,) fp64."""
+    wide = np.empty((len(codes), BLOCK))
+    for start in range(0, count, BLOCK):
+        size = min(BLOCK, count - start)
+        for place in range(first, last):
+            leaf = terms[place]
+            _load(raws[leaf], codes[leaf], start, size, halves, wide[leaf])
+        _value(wide, first, last, terms, signs, size, out[start : start + size])
+
+
+@_exact
+def keys_between(values, low, high, out):  # type: ignore[no-untyped-def]
+    """Write the magnitude keys of `values` from `low` to `high` into `out`; return (how many, how many are beyond).
+
+    A key is the bits of |value| in fp32 as an integer: keys sort as magnitudes do.
+    """
+    single = np.empty(BLOCK, dtype=np.float32)
+    bits = single.view(np.int32)
+    found = beyond = 0
+    width = np.uint32(high - low)
+    inside = np.empty(BLOCK, dtype=np.uint8)
+    eight = inside.view(np.uint64)
+    for start in range(0, len(values), BLOCK):
+        size = min(BLOCK, len(values) - start)
+        part = values[start : start + size]
+        for k in range(size):
+            single[k] = abs(part[k])
+        over = np.int32(0)
+        for k in range(size):
+            over += np.int32(bits[k] > high)
+        beyond += over
+        inside[:] = 0
+        for k in range(size):
+            inside[k] = np.uint32(bits[k] - low) <= width
+        for group in range((size + 7) // 8):
+            if eight[group]:
+                for k in range(8 * group, 8 * group + 8):
+                    if inside[k]:
+                        out[found] = bits[k]
+                        found += 1
+    return found, beyond
+
+
+@_exact
+def gram_tile(values, out):  # type: ignore[no-untyped-def]
+    """Write the dot products of the rows of `values` (operands, count) into `out` (operands, operands)."""
+    for i in range(len(values)):
+        for j in range(i, len(values)):
+            out[i, j] = out[j, i] = _dot(values[i], values[j], values.shape[1])
+
+
+@_exact
+def product_tile(a, b, start, stop, out):  # type: ignore[no-untyped-def]
+    """Write the elements `start` to `stop` of b @ a, flattened, into `out`; a (rank, in), b (out, rank), fp64."""
+    columns = a.shape[1]
+    row = start // columns
+    position = start
+    while position < stop:
+        end = min(stop, (row + 1) * columns)
+        left = position - row * columns
+        line = out[position - start : end - start]
+        for k in range(len(line)):
+            line[k] = b[row, 0] * a[0, left + k]
+        for r in range(1, a.shape[0]):
+            scale = b[row, r]
+            for k in range(len(line)):
+                line[k] += scale * a[r, left + k]
+        position, row = end, row + 1
