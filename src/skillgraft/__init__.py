@@ -4,6 +4,7 @@
 
     skillgraft.extract(rl="runs/past-squad/rl_source", sft="runs/past-squad/sft_source", out="skills/mine")
     skillgraft.inject(target="my-sft-model", skill="skills/mine", out="my-grafted-model", scale=1.0)
+    skillgraft.merge("merge.yaml", out="merged")         # or a mapping: method, base, operands
     skill = skillgraft.load_skill("skills/mine")
     skill.delta("model.layers.0.mlp.up_proj.weight")     # fp32, (1536, 576)
     result = skillgraft.run("recipes/quickstart.yaml")
@@ -20,15 +21,16 @@ from typing import TYPE_CHECKING, Any
 from skillgraft.run import run  # at once, since the module of the same name would else take its place
 
 if TYPE_CHECKING:
-    from skillgraft.arithmetic import extract, inject
+    from skillgraft.arithmetic import extract, inject, merge
     from skillgraft.skills import load_skill
 
-__all__ = ["extract", "inject", "load_skill", "run"]
+__all__ = ["extract", "inject", "load_skill", "merge", "run"]
 
 _HOME = {
     "extract": "skillgraft.arithmetic",
     "inject": "skillgraft.arithmetic",
     "load_skill": "skillgraft.skills",
+    "merge": "skillgraft.arithmetic",
 }
 
 

@@ -26,7 +26,9 @@ class _Guarded(TyperGroup):
             err_console.print(str(error), soft_wrap=True, highlight=False, markup=False)
             raise typer.Exit(2) from error
         except KeyboardInterrupt as error:
-            err_console.print("stopped; the same command goes on from the last checkpoint")
+            resumes = ctx.invoked_subcommand == "run"
+            left = "the same command goes on from the last checkpoint" if resumes else "nothing was left behind"
+            err_console.print(f"stopped; {left}")
             raise typer.Exit(130) from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from skillgraft.console import err_console, out_console
-from skillgraft.errors import RecipeError
+from skillgraft.errors import OutputExistsError, RecipeError
 
 if TYPE_CHECKING:
     from skillgraft.arithmetic.merge_recipe import MergeRecipe
@@ -54,7 +55,7 @@ def inject(
     target: Annotated[Path, typer.Option(help="The SFT checkpoint that is to receive the skill.")],
     skill: Annotated[Path, typer.Option(help="Skill directory, or a PEFT LoRA adapter.")],
     out: OutOption,
-    scale: Annotated[float, typer.Option(help="λ in target + λ·v.")] = 1.0,
+    scale: Annotated[float | None, typer.Option(help="λ in target + λ·v; default: 1.")] = None,
     scales: Annotated[
         str | None,
         typer.Option(metavar="λ,λ,…", help="Several λ in one go: read once, write OUT/scale-λ for each."),
@@ -68,6 +69,8 @@ def inject(
     as_json: JsonOption = False,
 ) -> None:
     """Write target + scale · skill as a new checkpoint that keeps the target's config and tokenizer."""
+    if scale is not None and scales is not None:
+        raise RecipeError(f"--scale {scale:g} and --scales {scales} were given; expected one of them")
     numbers = None if scales is None else _numbers(scales)
     from skillgraft import arithmetic
 
@@ -79,7 +82,8 @@ def inject(
     }
     with _progress("injecting", as_json) as progress:
         if numbers is None:
-            reports = {str(out): arithmetic.inject(target, skill, out, scale=scale, progress=progress, **options)}
+            one = 1.0 if scale is None else scale
+            reports = {str(out): arithmetic.inject(target, skill, out, scale=one, progress=progress, **options)}
         else:
             made = arithmetic.inject_scales(target, skill, out, numbers, progress=progress, **options)
             reports = {str(out / name): report for name, report in made.items()}
@@ -125,6 +129,8 @@ def merge(
 ) -> None:
     """Merge checkpoints, skills and adapters by a recipe or by flags; killed, it goes on where it stopped."""
     parsed = _merge_recipe(recipe, method, base, model, parameter, dtype, allow)
+    if out is not None and os.path.lexists(out):  # at once: the plan reads every input for its fingerprint
+        raise OutputExistsError(f"{out} exists already and nothing is overwritten; choose another output or delete it")
     if dry_run:
         _show_merge_plan(parsed, as_json)
         return
@@ -224,12 +230,14 @@ def _merge_recipe(
             "no merge was described; expected a recipe file, or --method, --base and --model, "
             "as in: skillgraft merge --method ties --base base --model one --model two=0.5 -o merged"
         )
-    if parameters:
-        data["parameters"] = {**(data.get("parameters") or {}), **dict(_pair(text) for text in parameters)}
+    stated = data.get("parameters") or {}
+    if parameters and isinstance(stated, dict):  # anything else is refused with the rest of the recipe
+        data["parameters"] = stated | dict(_pair(text) for text in parameters)
     if dtype:
         data["dtype"] = dtype
-    if allow:
-        data["allow"] = [*data.get("allow", []), *allow]
+    stated = data.get("allow") or []
+    if allow and isinstance(stated, list):
+        data["allow"] = stated + allow
     return parse_merge_recipe(data, str(recipe or "merge"), folder)
 
 
@@ -240,16 +248,21 @@ def _operand(text: str) -> dict[str, Any]:
     try:
         return {"model": path, "weight": float(weight)}
     except ValueError as error:
-        raise RecipeError(f"--model {text}: {weight!r} is no number; expected DIR or DIR=WEIGHT") from error
+        raise RecipeError(
+            f"--model {text}: {weight!r} is no number; expected DIR or DIR=WEIGHT (a name with = needs its weight)"
+        ) from error
 
 
 def _pair(text: str) -> tuple[str, Any]:
     import yaml
 
     name, equals, value = text.partition("=")
-    if not equals:
+    if not name or not equals:
         raise RecipeError(f"--parameter {text}: expected NAME=VALUE, such as density=0.2")
-    return name, yaml.safe_load(value)
+    try:
+        return name, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"--parameter {text}: {value!r} is no YAML value; expected one such as 0.2") from error
 
 
 def _numbers(text: str) -> list[float]:

@@ -16,7 +16,7 @@ from skillgraft.checkpoint.fingerprint import fingerprint_checkpoint, fingerprin
 from skillgraft.domains.knowledge import check_questions, read_documents, read_questions
 from skillgraft.errors import MissingPathError
 
-VERSIONS: dict[str, int] = {"sft": 2, "rl": 1, "extract": 1, "random_vector": 1, "inject": 1, "eval": 1}
+VERSIONS: dict[str, int] = {"sft": 2, "rl": 1, "extract": 2, "random_vector": 1, "inject": 2, "eval": 1}
 """Raised when a kind's code or one of its defaults changes what it makes: finished stages of it then run again."""
 
 BESIDE_WEIGHTS = (

@@ -21,7 +21,13 @@ KILLS = int(os.environ.get("SKILLGRAFT_KILLS", "12"))
 FORKED = """
 import os, sys
 sys.path.insert(0, {tests!r})
+import skillgraft.checkpoint.fingerprint as fingerprint
 from skillgraft.arithmetic import merge
+
+whole = fingerprint.blake3
+fingerprint.blake3 = lambda *data, **_: whole(*data)  # its threads would not be there after a fork
+fingerprint.blake3.AUTO = whole.AUTO
+merge({recipe!r}, {warm!r}, threads=1)  # loads the kernels; its thread has ended when the forks come
 print("ready", flush=True)
 for line in sys.stdin:
     pid = os.fork()
@@ -43,8 +49,8 @@ def server(tmp_path):
     """A process with the engine loaded that forks a merge for each line it is sent."""
     base = split_into_shards(tiny_checkpoint(tmp_path / "one-file", hidden_size=64), tmp_path / "base", shards=6)
     tiny_finetune(tmp_path / "one-file", tmp_path / "other")
-    recipe = {"method": "ties", "base": str(base), "operands": [{"model": str(tmp_path / "other")}]}
-    code = FORKED.format(recipe=recipe, out=str(tmp_path / "out"), tests=os.getcwd())
+    recipe = {"method": "task_arithmetic", "base": str(base), "operands": [{"model": str(tmp_path / "other")}]}
+    code = FORKED.format(recipe=recipe, out=str(tmp_path / "out"), tests=os.getcwd(), warm=str(tmp_path / "warm"))
     process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "ready\n"
     merge(recipe, tmp_path / "expected")

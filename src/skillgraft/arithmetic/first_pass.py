@@ -27,7 +27,7 @@ LARGEST_KEY = 0x7F7FFFFF
 
 BINS = 1 << 20
 SAMPLE = 1 << 15
-SAMPLE_RUN = 512
+SAMPLE_RUN = 2048
 """Elements of a sample, and how many of them lie side by side."""
 
 

@@ -181,14 +181,15 @@ def merge_tile(  # type: ignore[no-untyped-def]
             _value(wide, firsts[j], firsts[j + 1], terms, signs, size, values[j])
             if method == ELECT:  # an election would pass over NaN in silence
                 finite = finite and all_finite(values[j, :size])
+            row = values[j]
             if len(masks) > 0:
+                kept = masks[j, start : start + size]
                 for k in range(size):
-                    values[j, k] = values[j, k] * masks[j, start + k] / density
+                    row[k] = row[k] * kept[k] / density
             if len(thresholds) > 0:
                 least = np.float32(thresholds[j])
                 for k in range(size):
-                    if not np.float32(abs(values[j, k])) >= least:
-                        values[j, k] = 0.0
+                    row[k] = row[k] if np.float32(abs(row[k])) >= least else 0.0
         if method == WEIGHTED_SUM:
             _weighted_sum(values, weights, size, divisor, made)
         else:
@@ -255,26 +256,30 @@ def _weighted_sum(values, weights, size, divisor, out):  # type: ignore[no-untyp
 @_exact
 def _elect(values, weights, size, normalize, out):  # type: ignore[no-untyped-def]
     sign, share = np.empty(size), np.zeros(size)
-    for j in range(len(weights)):
-        for k in range(size):
-            values[j, k] *= weights[j]
+    row, weight = values[0], weights[0]
     for k in range(size):
-        out[k] = values[0, k]
+        row[k] *= weight
+        out[k] = row[k]
     for j in range(1, len(weights)):
+        row, weight = values[j], weights[j]
         for k in range(size):
-            out[k] += values[j, k]
+            row[k] *= weight
+            out[k] += row[k]
     for k in range(size):
         sign[k] = 1.0 if out[k] >= 0.0 else -1.0
         out[k] = 0.0
     for j in range(len(weights)):
+        row, weight = values[j], weights[j]
         for k in range(size):
-            agreeing = values[j, k] * sign[k]
+            agreeing = row[k] * sign[k]
             out[k] += agreeing if agreeing > 0.0 else 0.0
-            share[k] += weights[j] if agreeing > 0.0 else 0.0
-    for k in range(size):
-        out[k] *= sign[k]
-        if normalize and abs(share[k]) >= 1e-8:
-            out[k] /= share[k]
+            share[k] += weight if agreeing > 0.0 else 0.0
+    if normalize:
+        for k in range(size):
+            out[k] = out[k] * sign[k] / (share[k] if abs(share[k]) >= 1e-8 else 1.0)
+    else:
+        for k in range(size):
+            out[k] *= sign[k]
 
 
 @_exact
