@@ -1,4 +1,4 @@
-"""Turn SQuAD-like passages into Skillgraft's documents and questions: one part to learn the skill, one for choices, one to report.
+"""Turn SQuAD-like passages into Skillgraft's documents and questions: to learn a skill, to choose, and to report.
 
     python examples/squad/prepare.py --source seal/train_iter0_train.json --source seal/train_iter1_train.json \
         --target squad/passages.json --out data/squad
@@ -6,10 +6,10 @@
 Input: JSON lists of {"title", "context", "questions": [{"question", "answer"}]}, as in the SEAL repository
 (Continual-Intelligence/SEAL; its training slices are SQuAD train passages) or made from `rajpurkar/squad`.
 
-The target's articles are dealt to `source` (beside the passages given as such), `choice` and `report` by a hash of their
-title, so that no article stands in two of them: lambda, checkpoint and settings are chosen on `choice` alone, and
-`report` is read once. `read` holds the passages that a first report has shown already: kept to make it again, and left
-out of `report`. Every tenth source question is held out of RL (`heldout.jsonl`), to see whether the skill or the
+The target's articles are dealt to `source` (beside the passages given as such), `choice` and `report` by a hash of
+their title, so that no article stands in two of them: lambda, checkpoint and settings are chosen on `choice` alone,
+and `report` is read once. `read` holds the passages that a first report has shown already: kept to make it again, and
+left out of `report`. Every tenth source question is held out of RL (`heldout.jsonl`), to see whether the skill or the
 answers were learnt.
 """
 

@@ -295,10 +295,14 @@ def _remarks(report: dict[str, Any]) -> None:
 
 def _survival(report: dict[str, Any]) -> None:
     worst = report.get("worst")
-    where = f" (worst tensor {worst['name']}: {worst['survived_rounding']:.1%})" if worst else ""
-    _say(f"skill survived rounding: {report['survived_rounding']:.1%}{where}")
+    where = f" (worst tensor {worst['name']}: {_percent(worst['survived_rounding'])})" if worst else ""
+    _say(f"skill survived rounding: {_percent(report['survived_rounding'])}{where}")
     if report["survived_rounding"] < 0.9:
         _say("more of it survives with --dtype float32")
+
+
+def _percent(share: float) -> str:
+    return f"{share if abs(share) >= 5e-4 else 0.0:.1%}"  # no -0.0% where sums of squares differ in their last digit
 
 
 def _say(text: str) -> None:

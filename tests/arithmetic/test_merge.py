@@ -336,9 +336,13 @@ def test_a_sweep_is_the_single_runs(family, tmp_path):
             assert (swept / file).read_bytes() == (tmp_path / f"single{scale}" / file).read_bytes()
         assert reports[swept.name]["survived_rounding"] == single["survived_rounding"]
     assert sorted(path.name for path in (tmp_path / "sweep").iterdir()) == sorted(reports)
-    with pytest.raises(OutputExistsError, match="scale-1 exists already"):
+    with pytest.raises(OutputExistsError, match="sweep exists already"):
         inject_scales(family / "c", skill, tmp_path / "sweep", [2, 1])
-    assert not (tmp_path / "sweep/scale-2").exists()
+    assert list(inject_scales(family / "c", skill, tmp_path / "close", [0.1234567, 0.1234568, -0.0])) == [
+        "scale-0.1234567",
+        "scale-0.1234568",
+        "scale-0",
+    ]
     with pytest.raises(RecipeError, match="name one λ twice"):
         inject_scales(family / "c", skill, tmp_path / "x", [1, 1.0])
 

@@ -8,11 +8,12 @@ from typing import Any
 
 from skillgraft.arithmetic.plan import Plan
 from skillgraft.checkpoint.json_file import write_json
-from skillgraft.checkpoint.layout import CONFIG_FILE, PICKLE_SUFFIXES, Layout
+from skillgraft.checkpoint.layout import ADAPTER_CONFIG_FILE, CONFIG_FILE, PICKLE_SUFFIXES, Layout
 from skillgraft.checkpoint.provenance import PROVENANCE_FILE
 from skillgraft.checkpoint.tensor_io import TORCH_NAMES
 
 _WEIGHT_SUFFIXES = PICKLE_SUFFIXES | {".safetensors", ".gguf", ".onnx", ".msgpack", ".h5"}
+_LEFT_OUT = (PROVENANCE_FILE, ADAPTER_CONFIG_FILE)
 _COPIED_FOLDERS = ("additional_chat_templates",)
 
 
@@ -23,7 +24,7 @@ def copy_companions(layout: Layout, directory: Path, dtype: str | None) -> None:
     """
     for entry in sorted(layout.path.iterdir()):
         skipped = entry.suffix in _WEIGHT_SUFFIXES or entry.name.endswith(".index.json") or entry.name.startswith(".")
-        if entry.is_file() and not skipped and entry.name != PROVENANCE_FILE:
+        if entry.is_file() and not skipped and entry.name not in _LEFT_OUT:
             shutil.copyfile(entry, directory / entry.name)
         elif entry.is_dir() and entry.name in _COPIED_FOLDERS:
             shutil.copytree(entry, directory / entry.name, dirs_exist_ok=True)

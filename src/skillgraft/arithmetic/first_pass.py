@@ -21,9 +21,10 @@ from skillgraft.arithmetic.plan import Operand, Plan, TensorPlan
 from skillgraft.arithmetic.scratch import Files, Scratch
 from skillgraft.arithmetic.stream import Machine, Progress, not_finite
 from skillgraft.arithmetic.tiles import TILE_ELEMENTS, Tile, cut, each_tile
+from skillgraft.errors import CompatibilityError
 
-LARGEST_KEY = 0x7F7FFFFF
-"""The bits of the largest finite fp32 number, as an integer."""
+LARGEST_KEY = 0x7F800000
+"""The bits of fp32 infinity as an integer: what fp64 magnitudes beyond its range are counted as."""
 
 BINS = 1 << 20
 SAMPLE = 1 << 15
@@ -58,6 +59,8 @@ def _gram(tensors: Sequence[TensorPlan], machine: Machine, progress: Progress | 
 
         def visit(tensor: TensorPlan, tile: Tile, scratch: Scratch) -> None:
             present, values = _values(tensor, tile, scratch, files)
+            if len(present) < len(tensor.operands):
+                return  # rows that not every operand has take no part
             products = scratch.empty("products", (len(present), len(present)))
             kernels.gram_tile(values, products)
             places = [tensor.operands.index(operand) for operand in present]
@@ -69,6 +72,12 @@ def _gram(tensors: Sequence[TensorPlan], machine: Machine, progress: Progress | 
 
         tiles = ((tensor, tile) for tensor in tensors for tile in _cut(tensor))
         each_tile(tiles, visit, threads=machine.threads, scratches=machine.scratches())
+    for (name, _, _), parts in sums.items():
+        if not math.isfinite(math.fsum(parts)):
+            raise CompatibilityError(
+                f"tensor {name!r}: the squares of its elements overflow fp64; expected smaller weights: no angle can "
+                "be computed"
+            )
     return {
         tensor.spec.name: [
             [math.fsum(sums[tensor.spec.name, min(i, j), max(i, j)]) for j in range(len(tensor.operands))]

@@ -17,7 +17,19 @@ from skillgraft.arithmetic.matching import check_adapter_fits
 from skillgraft.arithmetic.merge_recipe import TaskArithmetic
 from skillgraft.arithmetic.merging import write
 from skillgraft.arithmetic.methods import METHODS
-from skillgraft.arithmetic.plan import OUTPUT_DTYPES, Lookup, Operand, Plan, TensorPlan, Term, of_adapter, of_skill
+from skillgraft.arithmetic.plan import (
+    OUTPUT_DTYPES,
+    Lookup,
+    Operand,
+    Plan,
+    TensorPlan,
+    Term,
+    adapter_fingerprint,
+    check_tie,
+    of_adapter,
+    of_skill,
+    versions_of,
+)
 from skillgraft.arithmetic.stream import Progress
 from skillgraft.checkpoint.fingerprint import fingerprint_checkpoint, fingerprint_file
 from skillgraft.checkpoint.header import TensorSpec
@@ -61,7 +73,7 @@ def inject(
     `OutputExistsError`, `StorageError`, and `RecipeError` for a scale or dtype that makes no sense.
     Source: arXiv 2601.11258.
     """
-    (report,) = _inject(target, skill, {Path(out): scale}, allow_other_base, dtype, threads, device, progress)
+    (report,) = _inject(target, skill, Path(out), {"": scale}, allow_other_base, dtype, threads, device, progress)
     return report
 
 
@@ -77,23 +89,24 @@ def inject_scales(
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Write one checkpoint per λ into `out`/`scale-<λ>`, reading target and skill once; return the reports by folder.
+    """Write one checkpoint per λ into the new directory `out` as `scale-<λ>`, reading target and skill once.
 
-    A λ whose folder is there already is refused before anything is written. Else as `inject`.
+    Returns the reports by folder. All λ appear together; a killed sweep goes on. Else as `inject`.
     """
     if not scales:
         raise RecipeError("scales is empty, expected numbers such as 0,0.25,0.5,1")
-    named = {Path(out) / f"scale-{_checked(scale):g}": scale for scale in scales}
+    named = {f"scale-{_short(_checked(scale))}": scale for scale in scales}
     if len(named) != len(scales):
         raise RecipeError(f"scales {list(scales)} name one λ twice; expected each once")
-    reports = _inject(target, skill, named, allow_other_base, dtype, threads, device, progress)
-    return {path.name: report for path, report in zip(named, reports, strict=True)}
+    reports = _inject(target, skill, Path(out), named, allow_other_base, dtype, threads, device, progress)
+    return dict(zip(named, reports, strict=True))
 
 
 def _inject(
     target: str | os.PathLike[str],
     skill: Skill | str | os.PathLike[str],
-    outputs: dict[Path, float],
+    out: Path,
+    outputs: dict[str, float],
     allow_other_base: bool,
     dtype: str | None,
     threads: int | None,
@@ -109,14 +122,27 @@ def _inject(
         adapter = read_adapter(skill)
         check_adapter_fits(adapter, layout)
         remarks = ["the skill is a PEFT adapter, which does not say on which weights it was trained"]
-        plan = _plan(layout, of_adapter(adapter), remarks, fingerprint_file(adapter.weights_file), dtype)
-        return write(plan, outputs, "inject", threads, device, progress=progress)
+        plan = _plan(layout, of_adapter(adapter), remarks, adapter_fingerprint(adapter), dtype)
+        return write(plan, out, outputs, "inject", threads, device, progress=progress)
     loaded = skill if isinstance(skill, Skill) else load_skill(skill)
     remarks = check_compatibility(layout, loaded, allow_other_base)
     plan = _plan(layout, of_skill(loaded), remarks, fingerprint_file(loaded.weights_file), dtype, allow_other_base)
     return write(
-        plan, outputs, "inject", threads, device, progress=progress, base=_base(layout, loaded), check=_norms(loaded)
+        plan,
+        out,
+        outputs,
+        "inject",
+        threads,
+        device,
+        progress=progress,
+        base=_base(layout, loaded),
+        check=_norms(loaded),
     )
+
+
+def _short(scale: float) -> str:
+    """Return the shortest text that is this number: 1, 0.25, 0."""
+    return f"{scale:g}" if float(f"{scale:g}") == scale and scale != 0 else repr(scale) if scale else "0"
 
 
 def _checked(scale: Any) -> float:
@@ -137,12 +163,15 @@ def _plan(
     tensors = []
     for name, info in layout.tensors.items():
         leaf = lookup(name)
-        operands = (Operand(0, 1.0, (Term(1, leaf),)),) if leaf is not None else ()
+        operands = (Operand(0, 1.0, (Term(1, leaf),)),) if leaf is not None and info.elements else ()
         tensors.append(TensorPlan(TensorSpec(name, dtypes[name], info.shape), Stored(info), operands))
+    check_tie(layout, tensors)
     inputs = {"target": fingerprint_checkpoint(layout.path), "skill": fingerprint}
     settings = {"dtype": dtype, "allow_other_base": allow_other_base}
     method = METHODS["task_arithmetic"]
-    return Plan(layout, method, TaskArithmetic(), tuple(tensors), inputs, settings, tuple(remarks), dtype)
+    return Plan(
+        layout, method, TaskArithmetic(), tuple(tensors), inputs, settings, tuple(remarks), dtype, versions_of(tensors)
+    )
 
 
 def _norms(skill: Skill) -> Any:

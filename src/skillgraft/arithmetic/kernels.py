@@ -19,8 +19,21 @@ WEIGHTED_SUM, ELECT = 0, 1
 HALF_VALUES = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
 """Every fp16 number by its bits: exact, and quicker than taking the bits apart."""
 
-_exact: Any = njit(cache=True, nogil=True, error_model="numpy")
-_loose: Any = njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "nsz", "contract"})
+
+def _compiled(**options: Any) -> Any:
+    """Return the decorator that compiles, kept on the disk where some place for that can be written."""
+
+    def compile_one(function: Any) -> Any:
+        try:
+            return njit(cache=True, nogil=True, error_model="numpy", **options)(function)
+        except RuntimeError:  # neither the package's folder nor the user's cache can be written
+            return njit(nogil=True, error_model="numpy", **options)(function)
+
+    return compile_one
+
+
+_exact = _compiled()
+_loose = _compiled(fastmath={"reassoc", "nsz", "contract"})
 
 
 @_loose
@@ -203,14 +216,13 @@ def merge_tile(  # type: ignore[no-untyped-def]
                 scale, base = scales[number], wide[target]
                 for k in range(size):
                     exact[k] = made[k] * scale + base[k]
-                _store(exact, out_code, start, size, bits, outs[number], back)
-                sums[1 + number] += _squared_distance(back, exact, size)
             else:
-                _store(made, out_code, start, size, bits, outs[number], back)
-                sums[1 + number] += _squared_distance(back, made, size)
-            if not np.isfinite(_sum(back, size)):
                 for k in range(size):
-                    finite = finite and np.isfinite(back[k])
+                    exact[k] = made[k]
+            _store(exact, out_code, start, size, bits, outs[number], back)
+            sums[1 + number] += _squared_distance(back, exact, size)
+            # Both: what is stored may overflow, and rounding a NaN on its bits may make a number of it.
+            finite = finite and all_finite(exact[:size]) and all_finite(back[:size])
         sums[-1] += _dot(back, back, size)
     return finite
 
@@ -273,7 +285,7 @@ def _elect(values, weights, size, normalize, out):  # type: ignore[no-untyped-de
         for k in range(size):
             agreeing = row[k] * sign[k]
             out[k] += agreeing if agreeing > 0.0 else 0.0
-            share[k] += weight if agreeing > 0.0 else 0.0
+            share[k] += abs(weight) if agreeing > 0.0 else 0.0
     if normalize:
         for k in range(size):
             out[k] = out[k] * sign[k] / (share[k] if abs(share[k]) >= 1e-8 else 1.0)

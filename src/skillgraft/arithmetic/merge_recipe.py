@@ -127,7 +127,7 @@ def load_merge_data(file: Path) -> dict[str, Any]:
         raise MissingPathError(f"merge recipe: {file} {what}; expected a YAML file")
     try:
         data = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise RecipeError(f"merge recipe: {file} is not YAML: {error}") from error
     if not isinstance(data, dict):
         raise RecipeError(
@@ -165,7 +165,14 @@ def parse_merge_recipe(data: dict[str, Any], where: str = "merge recipe", folder
 
 
 def _under(folder: Path, path: Path | None) -> Path | None:
-    return None if path is None else folder / path.expanduser()
+    if path is None:
+        return None
+    if "\0" in str(path):
+        raise RecipeError(f"path {str(path)!r} holds a NUL byte; expected the path of a directory")
+    try:
+        return folder / path.expanduser()
+    except RuntimeError as error:  # ~nobody
+        raise RecipeError(f"path {path}: {error}; write it out") from error
 
 
 _FORMS: dict[str, type[_Strict]] = {"operands": OperandSpec}

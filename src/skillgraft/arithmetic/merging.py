@@ -7,7 +7,6 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +49,7 @@ def merge(
     `StorageError`, each naming the tensor or file and what to do.
     """
     plan = plan_merge(as_recipe(recipe))
-    reports = write(plan, {Path(out): 1.0}, "merge", threads, device, durable, progress)
+    reports = write(plan, Path(out), {"": 1.0}, "merge", threads, device, durable, progress)
     return reports[0]
 
 
@@ -63,7 +62,8 @@ def as_recipe(recipe: MergeRecipe | Mapping[str, Any] | str | os.PathLike[str]) 
 
 def write(
     plan: Plan,
-    outputs: Mapping[Path, float],
+    out: Path,
+    outputs: Mapping[str, float],
     kind: str,
     threads: int | None = None,
     device: str = "cpu",
@@ -72,37 +72,36 @@ def write(
     base: Mapping[str, str | None] | None = None,
     check: Callable[[str, float], None] | None = None,
 ) -> list[dict[str, Any]]:
-    """Execute a plan: write one checkpoint per λ in `outputs` and return their reports in that order.
+    """Execute a plan: write one checkpoint per λ and return their reports in that order.
+
+    `outputs` gives λ by folder under `out`; "" is `out` itself. All appear together or not at all.
 
     `base` is what the provenance says of the pre-trained model, by default what the target's says. `check` is called
     with the name of each changed tensor and the Frobenius norm of its change at λ = 1; it may raise.
     """
+    if threads is not None and threads < 1:
+        raise RecipeError(f"threads is {threads}, expected a positive number")
     machine = Machine(threads or default_threads(), compute_on(device))
     began = time.monotonic()
     stated = dict(base or base_of(plan.target.path) or {"id": None, "fingerprint": None})
     metadata = {"skillgraft_inputs": json.dumps(dict(plan.inputs), sort_keys=True)}
-    with ExitStack() as held:
-        made = [
-            Output(
-                held.enter_context(
-                    resumable_directory(
-                        out, work_key(plan, kind, scale), needed_bytes=plan.bytes_written, durable=durable
-                    )
-                ),
-                scale,
-                metadata,
-            )
-            for out, scale in outputs.items()
-        ]
+    key = work_key(plan, kind, list(outputs.values()))
+    needed = plan.bytes_written * len(outputs)
+    with resumable_directory(out, key, needed_bytes=needed, durable=durable) as partial:
+        made = []
+        for folder, scale in outputs.items():
+            (partial / folder).mkdir(exist_ok=True)
+            made.append(Output(partial / folder, scale, metadata))
         changed = any(tensor.operands for tensor in plan.tensors) and any(output.scale for output in made)
         facts = gather_facts(plan, machine, progress) if changed else {}
         sums = stream(plan, facts, made, machine, progress)
+        dtype, remark = stated_dtype(plan)
         reports = []
         for output, losses in zip(made, sums, strict=True):
+            in_order = {t.spec.name: losses[t.spec.name] for t in plan.tensors if t.spec.name in losses}
             if check is not None and output.scale:
-                for name, (_, squared) in losses.items():
-                    check(name, squared**0.5 / abs(output.scale))
-            dtype, remark = stated_dtype(plan)
+                for name, (_, squared) in in_order.items():
+                    check(name, squared**0.5)
             report: dict[str, Any] = {
                 "scale": output.scale,
                 "dtype": plan.dtype,
@@ -111,7 +110,7 @@ def write(
                 "bytes_written": plan.bytes_written,
                 "threads": machine.threads,
                 "seconds": time.monotonic() - began,
-                **(survival(losses) if plan.method.of == "vectors" else {}),
+                **(survival(in_order, output.scale) if plan.method.of == "vectors" else {}),
             }
             copy_companions(plan.target, output.directory, dtype)
             made_by = {"stage": kind, **plan.settings, "scale": output.scale}
@@ -122,10 +121,10 @@ def write(
     return reports
 
 
-def work_key(plan: Plan, kind: str, scale: float) -> str:
-    """Return the hash of all that decides an output's bytes: the inputs' fingerprints, the settings, the engine."""
+def work_key(plan: Plan, kind: str, scales: list[float]) -> str:
+    """Return the hash of all that decides the outputs' bytes: the inputs' fingerprints, the settings, the engine."""
     header = [(t.spec, str(t.target.info.file.name), len(t.operands)) for t in plan.tensors]
-    text = json.dumps([ENGINE_VERSION, TILE_ELEMENTS, kind, scale, dict(plan.inputs), dict(plan.settings), header])
+    text = json.dumps([ENGINE_VERSION, TILE_ELEMENTS, kind, scales, dict(plan.inputs), dict(plan.settings), header])
     return blake3(text.encode()).hexdigest()
 
 
@@ -133,6 +132,8 @@ def compute_on(device: str) -> Compute:
     """Return the function that computes tiles on `device`; `RecipeError` when there is none. Only a GPU needs torch."""
     if device == "cpu":
         return compute_on_cpu
+    if device.partition(":")[0] not in ("cuda", "mps", "xpu", "cpu"):
+        raise RecipeError(f"device {device!r} can't compute; expected cpu, or cuda where a GPU is")
     import torch
 
     from skillgraft.arithmetic.torch_tiles import on_device
@@ -145,12 +146,13 @@ def compute_on(device: str) -> Compute:
     return on_device(found)
 
 
-def survival(losses: Sums) -> dict[str, Any]:
-    """Return the rounding part of a report from (squared loss, squared norm of the change) per tensor.
+def survival(losses: Sums, scale: float) -> dict[str, Any]:
+    """Return the rounding part of a report from (squared loss, squared norm of the change at λ = 1) per tensor.
 
     `survived_rounding` = 1 − ‖stored − exact‖ / ‖change‖ over all tensors, `worst` the tensor with the least, and
     `tensors` with `norm` and `survived_rounding` of each.
     """
+    losses = {name: (lost, squared * scale * scale) for name, (lost, squared) in losses.items()}
     rows = {
         name: {"norm": wanted**0.5, "survived_rounding": _survived(lost, wanted)}
         for name, (lost, wanted) in losses.items()

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from blake3 import blake3
 
 from skillgraft.arithmetic.leaves import Leaf, Product, Stored
 from skillgraft.arithmetic.matching import check_adapter_fits, check_models, rows_of_vocabulary
 from skillgraft.arithmetic.merge_recipe import MergeRecipe, OperandSpec
 from skillgraft.arithmetic.methods import METHODS, Method
+from skillgraft.arithmetic.scratch import FileVersion, file_version
 from skillgraft.checkpoint.fingerprint import fingerprint_checkpoint, fingerprint_file
 from skillgraft.checkpoint.header import TensorSpec
-from skillgraft.checkpoint.layout import Layout, read_layout
+from skillgraft.checkpoint.layout import ADAPTER_CONFIG_FILE, Layout, read_layout
 from skillgraft.checkpoint.weights import planned_dtypes
-from skillgraft.errors import RecipeError
+from skillgraft.errors import CompatibilityError, RecipeError
+from skillgraft.skills.architecture import LM_HEAD, architecture_facts
 from skillgraft.skills.compatibility import check_compatibility
 from skillgraft.skills.forms import LOWRANK, stored_names
 from skillgraft.skills.peft_adapter import Adapter, read_adapter
@@ -74,6 +78,7 @@ class Plan:
     settings: Mapping[str, Any]
     remarks: tuple[str, ...]
     dtype: str | None = None
+    versions: Mapping[Path, FileVersion] = field(default_factory=dict)
 
     @property
     def bytes_read(self) -> int:
@@ -118,7 +123,7 @@ def plan_merge(recipe: MergeRecipe) -> Plan:
             adapter = read_adapter(operand.adapter)
             check_adapter_fits(adapter, target)
             terms.append((1, of_adapter(adapter)))
-            inputs[f"operand{number}.adapter"] = fingerprint_file(adapter.weights_file)
+            inputs[f"operand{number}.adapter"] = adapter_fingerprint(adapter)
         if operand.skill is not None:
             skill = load_skill(operand.skill)
             remarks += check_compatibility(target, skill, "base" in recipe.allow)
@@ -137,16 +142,30 @@ def plan_merge(recipe: MergeRecipe) -> Plan:
         TensorPlan(
             TensorSpec(name, dtypes[name], info.shape),
             Stored(info),
-            _operands(recipe.operands, lookups, name) if info.is_float else (),
+            _operands(recipe.operands, lookups, name, method) if info.is_float and info.elements else (),
         )
         for name, info in target.tensors.items()
     )
+    check_tie(target, tensors)
     padded = [tensor.spec.name for tensor in tensors if any(b < tensor.target.elements for b in tensor.breaks)]
     remarks += [f"{name}: {rows_of_vocabulary(target, name)}" for name in padded]
     settings = _settings(recipe)
-    return Plan(
-        target, method, recipe.parameters, tensors, inputs, settings, tuple(dict.fromkeys(remarks)), recipe.dtype
-    )
+    said = tuple(dict.fromkeys(remarks))
+    versions = versions_of(tensors)
+    return Plan(target, method, recipe.parameters, tensors, inputs, settings, said, recipe.dtype, versions)
+
+
+def versions_of(tensors: Iterable[TensorPlan]) -> dict[Path, FileVersion]:
+    """Return the version of every file that the tensors are read from."""
+    leaves = (leaf for t in tensors for leaf in (t.target, *(term.leaf for o in t.operands for term in o.terms)))
+    paths = dict.fromkeys(info.file for leaf in leaves for info in leaf.files)
+    return {path: file_version(path.stat()) for path in paths}
+
+
+def adapter_fingerprint(adapter: Adapter) -> str:
+    """Return one hash of an adapter's factors and of the config, which holds their scaling."""
+    both = [fingerprint_file(adapter.weights_file), fingerprint_file(adapter.path / ADAPTER_CONFIG_FILE)]
+    return "blake3:" + blake3(" ".join(both).encode()).hexdigest()
 
 
 def of_adapter(adapter: Adapter) -> Lookup:
@@ -177,18 +196,25 @@ def _of_model(layout: Layout) -> Lookup:
 
 
 def _operands(
-    given: Sequence[OperandSpec], lookups: Sequence[Sequence[tuple[int, Lookup]]], name: str
+    given: Sequence[OperandSpec], lookups: Sequence[Sequence[tuple[int, Lookup]]], name: str, method: Method
 ) -> tuple[Operand, ...]:
-    """Return the operands that say something about the tensor `name`; a weight of 0 says nothing."""
+    """Return the operands that say something about the tensor `name`; a weight of 0 says nothing.
+
+    A method of angles needs all of its operands, the base itself among them: without one the tensor is the target's.
+    """
     found = []
     for number, (operand, terms) in enumerate(zip(given, lookups, strict=True)):
         leaves = [(sign, lookup(name)) for sign, lookup in terms]
-        # A model that lacks the tensor (allowed explicitly) has no difference from another one either.
-        whole = operand.model is None or leaves[0][1] is not None
-        present = _cancelled([Term(sign, leaf) for sign, leaf in leaves if leaf is not None])
+        # A model that lacks the tensor (allowed explicitly) has no difference from another one either, nor has one
+        # from a model that lacks it.
+        needed = [leaves[0][1], *(leaf for sign, leaf in leaves if sign < 0)] if operand.model is not None else []
+        whole = all(leaf is not None for leaf in needed)
+        present = tuple(Term(sign, leaf) for sign, leaf in leaves if leaf is not None)
+        if method.first_pass != "gram":
+            present = _cancelled(present)
         if operand.weight != 0 and present and whole:
             found.append(Operand(number, operand.weight, present))
-    return tuple(found)
+    return () if method.first_pass == "gram" and len(found) < len(given) else tuple(found)
 
 
 def _cancelled(terms: Sequence[Term]) -> tuple[Term, ...]:
@@ -200,6 +226,21 @@ def _cancelled(terms: Sequence[Term]) -> tuple[Term, ...]:
             left.remove(term)
             left.remove(opposite)
     return tuple(left)
+
+
+def check_tie(target: Layout, tensors: Sequence[TensorPlan]) -> None:
+    """Refuse to change one copy of a tied pair that the target stores twice: loaders would take them for two."""
+    if not architecture_facts(target).tie_word_embeddings or LM_HEAD not in target.tensors:
+        return
+    changed = {tensor.spec.name: bool(tensor.operands) for tensor in tensors}
+    shape = target.tensors[LM_HEAD].shape
+    for name, info in target.tensors.items():
+        if name.endswith("embed_tokens.weight") and info.shape == shape and changed[name] != changed[LM_HEAD]:
+            one, other = (name, LM_HEAD) if changed[name] else (LM_HEAD, name)
+            raise CompatibilityError(
+                f"{target.path} ties {name!r} and {LM_HEAD!r} but stores both, and only {one!r} would change: "
+                f"{other!r} would keep its old values; save the target again with save_pretrained, which stores one"
+            )
 
 
 def _check_number(recipe: MergeRecipe, method: Method) -> None:
@@ -214,6 +255,8 @@ def _check_number(recipe: MergeRecipe, method: Method) -> None:
         raise RecipeError(
             f"operands: {recipe.method} takes models, not differences; leave `minus` out, or use task_arithmetic"
         )
+    if method.of == "models" and not any(weights):
+        raise RecipeError(f"operands: the weights {weights} are all 0; expected one at least that is not")
     if recipe.method == "linear" and recipe.parameters.normalize and abs(sum(weights)) < 1e-8:
         raise RecipeError(f"operands: the weights {weights} sum to 0; set parameters.normalize to false")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from threading import RLock
 from typing import Any
@@ -15,7 +15,7 @@ from skillgraft.checkpoint.header import TensorInfo
 from skillgraft.checkpoint.regular_file import read_error
 from skillgraft.errors import CheckpointError
 
-KEPT = 8
+KEPT_BYTES = 1 << 27
 
 
 class Scratch:
@@ -42,15 +42,25 @@ class Scratch:
         return buffer[:size].reshape(shape)
 
 
+FileVersion = tuple[int, int, int, int]
+
+
+def file_version(status: os.stat_result) -> FileVersion:
+    """Return what tells a file from one that took its place: device, inode, size and time of the last change."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
 class Files:
     """Files opened once for reading, shared by all threads (`pread` moves no position).
 
-    `kept` holds the few whole tensors that tiles need again and again (low-rank factors), the last ones asked for.
+    `kept` holds whole arrays that tiles need again and again (low-rank factors), the last ones asked for. `versions`
+    are those of the files when they were planned with: one that was replaced or changed since is refused.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, versions: Mapping[Path, FileVersion] | None = None) -> None:
+        self._versions = versions or {}
         self._handles: dict[Path, int] = {}
-        self._kept: OrderedDict[Hashable, Any] = OrderedDict()
+        self._kept: OrderedDict[Hashable, tuple[np.ndarray, ...]] = OrderedDict()
         self._lock = RLock()  # what `kept` makes reads files
 
     def __enter__(self) -> Files:
@@ -61,12 +71,12 @@ class Files:
             os.close(handle)
         self._handles.clear()
 
-    def kept(self, key: Hashable, make: Callable[[], Any]) -> Any:
+    def kept(self, key: Hashable, make: Callable[[], tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
         """Return what `make` gave for `key`, made anew when it is not among the last few."""
         with self._lock:
             if key not in self._kept:
                 self._kept[key] = make()
-                while len(self._kept) > KEPT:
+                while len(self._kept) > 2 and sum(a.nbytes for kept in self._kept.values() for a in kept) > KEPT_BYTES:
                     self._kept.popitem(last=False)
             self._kept.move_to_end(key)
             return self._kept[key]
@@ -89,6 +99,15 @@ class Files:
                 )
             done += count
 
+    def check_unchanged(self) -> None:
+        """Raise `CheckpointError` when a file that was read has changed since it was planned with."""
+        for path, handle in self._handles.items():
+            self._check(path, os.fstat(handle))
+
+    def _check(self, path: Path, status: os.stat_result) -> None:
+        if path in self._versions and file_version(status) != self._versions[path]:
+            raise CheckpointError(f"{path}: replaced or changed since its header was read; run the same command again")
+
     def _open(self, path: Path) -> int:
         with self._lock:
             if path not in self._handles:
@@ -96,4 +115,5 @@ class Files:
                     self._handles[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
                 except OSError as error:
                     raise read_error(path, error) from error
+                self._check(path, os.fstat(self._handles[path]))
             return self._handles[path]

@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ Progress = Callable[[str, int, int], None]
 """Called after each tile with the tensor's name, the bytes read and written so far, and all that will be."""
 
 Sums = dict[str, tuple[float, float]]
-"""Per tensor (‖stored − exact‖², ‖change‖²), in fp64."""
+"""Per tensor (‖stored − exact‖², ‖change‖² at λ = 1), in fp64."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,11 @@ def stream(
     for tensor in plan.tensors:
         by_file[tensor.target.info.file].append(tensor)
     sums: list[Sums] = [{} for _ in outputs]
+    for output in outputs:
+        _remove_strangers(output.directory, {file.name for file in by_file})
     done = _Count(progress, plan.bytes_read + plan.bytes_written * len(outputs))
     scratches = machine.scratches()
-    with Files() as files:
+    with Files(plan.versions) as files:
         for file, tensors in by_file.items():
             left = [(number, output) for number, output in enumerate(outputs)]
             for number, output in list(left):
@@ -95,6 +98,7 @@ def stream(
             for (number, output), shard_sums in zip(left, found, strict=True):
                 _finish(output.directory, file.name, shard_sums)
                 sums[number] |= shard_sums
+        files.check_unchanged()
     for output in outputs:
         if plan.target.index is not None:
             write_index(output.directory, plan.target, plan.bytes_written)
@@ -134,7 +138,8 @@ def _write_shard(
         def visit(tensor: TensorPlan, tile: Tile, scratch: Scratch) -> None:
             scales = [output.scale for output in outputs]
             operands = [operand for operand in tensor.operands if tile.stop <= operand.elements]
-            if plan.method.of == "models" and len(operands) < len(tensor.operands):
+            whole = len(operands) == len(tensor.operands)
+            if not whole and (plan.method.of == "models" or plan.method.first_pass == "gram"):
                 operands = []  # rows that not every model has are the target's
             if not operands or not any(scales):
                 _copy(tensor, tile, shards, machine.compute, plan, scratch, files)
@@ -179,7 +184,7 @@ def _combine(
     scratch: Scratch,
     files: Files,
 ) -> list[tuple[float, float]]:
-    """Compute one tile for every λ and write it; return (squared loss, squared norm of λ·change) for each."""
+    """Compute one tile for every λ and write it; return (squared loss, squared norm of the change) for each."""
     vectors = plan.method.of == "vectors"
     made = [number for number, scale in enumerate(scales) if scale != 0 or not vectors]
     done = compute(plan, tensor, operands, tile, facts.get(tensor.spec.name), [scales[n] for n in made], scratch, files)
@@ -189,7 +194,7 @@ def _combine(
     for row, number in enumerate(made):
         shards[number].write(tensor.spec.name, tile.start * DTYPE_BYTES[tensor.spec.dtype], done.stored[row])
         if vectors:
-            losses[number] = (done.squared_losses[row], done.squared_norm * scales[number] ** 2)
+            losses[number] = (done.squared_losses[row], done.squared_norm)
     if len(made) < len(scales):
         rest = [shard for number, shard in enumerate(shards) if number not in made]
         _copy(tensor, tile, rest, compute, plan, scratch, files)
@@ -258,6 +263,14 @@ _BOOT_FILE = Path("/proc/sys/kernel/random/boot_id")
 def _boot() -> str:
     """Return what changes when the machine restarts: what was written before may not have reached the disk."""
     return _BOOT_FILE.read_text().strip() if _BOOT_FILE.is_file() else "unknown"
+
+
+def _remove_strangers(directory: Path, shards: Collection[str]) -> None:
+    """Remove all but shards and their records: small files of a killed run are written anew from what is there now."""
+    known = {*shards, *(f"{name}{_RECORD}" for name in shards)}
+    for entry in directory.iterdir():
+        if entry.name not in known:
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
 def _finish(directory: Path, name: str, sums: Sums) -> None:

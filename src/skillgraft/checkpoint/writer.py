@@ -7,16 +7,15 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 from skillgraft.errors import OutputExistsError, SkillgraftError, StorageError
 
-LOCK_FILE = ".lock"
 _RESUMABLE = "partial-of-"
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-_FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+_FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.EINVAL})
 # Libraries wrap the system's error in exceptions of their own; only the text is left of it.
 _FULL_TEXTS = ("no space left on device", "os error 28", "disk quota exceeded")
 
@@ -143,10 +142,11 @@ def resumable_directory(
     """Yield a temporary sibling of `out` as `atomic_directory` does, one that a killed process left for the same work.
 
     `key` is a hash of everything that decides the content: only a sibling with the same key is gone on with; others
-    for `out` that no process holds are removed. After an exception nothing stays; after a kill the sibling does. With
-    `durable` all is synchronised to the disk before the rename, which guards against a power failure too.
+    for `out` are removed. After an exception nothing stays; after a kill the sibling does. With `durable` all is
+    synchronised to the disk before the rename, which guards against a power failure too. One process at a time works
+    for an output: it holds the lock of `.<name>.lock` until `out` is there.
 
-    Raises as `atomic_directory`, and `StorageError` when another process is writing the same output.
+    Raises as `atomic_directory`, and `BusyOutputError` when another process is writing the same output.
     """
     out = Path(os.path.abspath(out))
     if os.path.lexists(out):
@@ -154,20 +154,22 @@ def resumable_directory(
     temporary = out.parent / f".{out.name}.{_RESUMABLE}{key[:16]}"
     try:
         _make_parent(out)
-        with ExitStack() as held:
-            lock = held.enter_context(_claimed(temporary, out))
-            _remove_stale(out)
-            _remove_other_work(out, temporary)
-            present = sum(entry.stat().st_size for entry in temporary.iterdir() if entry.is_file())
-            check_free_space(out, max(0, needed_bytes - present))
-            yield temporary
-            lock.unlink()
-            if durable:
-                _synchronise(temporary)
-            _rename(temporary, out)
+        with _locked(out):
+            try:
+                if os.path.lexists(out):
+                    raise _exists_error(out)
+                _remove_stale(out)
+                _remove_other_work(out, temporary)
+                temporary.mkdir(exist_ok=True)
+                check_free_space(out, max(0, needed_bytes - _size(temporary)))
+                yield temporary
+                if durable:
+                    _synchronise(temporary)
+                _rename(temporary, out)
+            except BaseException:
+                shutil.rmtree(temporary, ignore_errors=True)
+                raise
     except BaseException as error:
-        if not isinstance(error, BusyOutputError):
-            shutil.rmtree(temporary, ignore_errors=True)
         wrapped = storage_error(error, out, needed_bytes)
         if wrapped is not None:
             raise wrapped from error
@@ -175,31 +177,36 @@ def resumable_directory(
 
 
 @contextmanager
-def _claimed(temporary: Path, out: Path) -> Iterator[Path]:
-    """Make `temporary` and hold its lock file; the system lets go of it when the process dies."""
-    temporary.mkdir(exist_ok=True)
-    path = temporary / LOCK_FILE
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BusyOutputError(
-                f"{out}: another process is writing it; wait for it, or choose another output"
-            ) from error
-        if os.path.lexists(out):
-            raise _exists_error(out)
-        yield path
+def _locked(out: Path) -> Iterator[None]:
+    """Hold the lock file of `out`; the system lets go of it when the process dies."""
+    path = out.parent / f".{out.name}.lock"
+    while True:
+        with path.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise BusyOutputError(
+                    f"{out}: another process is writing it; wait for it, or choose another output"
+                ) from error
+            try:
+                ours = os.path.samestat(os.fstat(file.fileno()), path.stat())
+            except FileNotFoundError:
+                ours = False
+            if ours:  # else its last holder has removed it: what was locked is no longer what others will open
+                try:
+                    yield
+                finally:
+                    path.unlink(missing_ok=True)
+                return
+
+
+def _size(directory: Path) -> int:
+    return sum(entry.stat().st_size for entry in directory.rglob("*") if entry.is_file())
 
 
 def _remove_other_work(out: Path, own: Path) -> None:
-    """Remove what killed processes left behind of other work for the same output."""
+    """Remove what killed processes left behind of other work for the same output, whose lock is held."""
     prefix = f".{out.name}.{_RESUMABLE}"
     for entry in out.parent.iterdir():
-        if not entry.name.startswith(prefix) or entry == own:
-            continue
-        try:
-            with (entry / LOCK_FILE).open("w") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            continue
-        shutil.rmtree(entry, ignore_errors=True)
+        if entry.name.startswith(prefix) and entry != own:
+            shutil.rmtree(entry, ignore_errors=True)

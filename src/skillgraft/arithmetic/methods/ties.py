@@ -20,8 +20,8 @@ def elect_and_average(
 ) -> Float[Tensor, " n"]:
     """Return the sum of the weighted vectors' elements that have the elected sign; may overwrite `vectors`.
 
-    The sign is that of Σ wᵢ·τᵢ (+ for a sum of exactly 0). With `normalize` the sum is divided by the weights of
-    those that agree (the paper's disjoint mean), by 1 where these cancel.
+    The sign is that of Σ wᵢ·τᵢ (+ for a sum of exactly 0). With `normalize` the sum is divided by the sum of |wᵢ| of
+    those that agree (the paper's disjoint mean; the paper has no weights, and a negative one must stay negative).
     """
     import torch
 
@@ -35,7 +35,7 @@ def elect_and_average(
         agreeing = vector.mul_(sign).clamp_min_(0)  # magnitudes, 0 where the sign is not the elected one
         if normalize:
             share = torch.sign(agreeing)
-            share = share if weight == 1 else share.mul_(weight)
+            share = share if weight == 1 else share.mul_(abs(weight))
             divisor = share if divisor is None else divisor.add_(share)
         total = agreeing if number == 0 else total.add_(agreeing)
     total.mul_(sign)
