@@ -127,6 +127,8 @@ def load_merge_data(file: Path) -> dict[str, Any]:
         raise MissingPathError(f"merge recipe: {file} {what}; expected a YAML file")
     try:
         data = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"merge recipe: {file} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise RecipeError(f"merge recipe: {file} is not YAML: {error}") from error
     if not isinstance(data, dict):

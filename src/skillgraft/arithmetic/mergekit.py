@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from skillgraft.arithmetic.merge_recipe import MergeRecipe, OperandSpec
+from skillgraft.arithmetic.plan import check_number
 from skillgraft.checkpoint.layout import read_layout
 from skillgraft.checkpoint.tensor_io import TORCH_NAMES
 from skillgraft.errors import RecipeError
@@ -33,6 +34,7 @@ def mergekit_yaml(recipe: MergeRecipe) -> str:
     mergekit keeps as many as fill up the density, Skillgraft all. An adapter is merged into its model first, in the
     model's dtype unless mergekit is started with `--lora-merge-dtype float32`.
     """
+    check_number(recipe)
     parameters = recipe.parameters.model_dump()
     if recipe.method == "ties" and parameters["scope"] == "model":
         raise RecipeError(

@@ -103,6 +103,7 @@ def write(
                 for name, (_, squared) in in_order.items():
                     check(name, squared**0.5)
             report: dict[str, Any] = {
+                "method": plan.method.name,
                 "scale": output.scale,
                 "dtype": plan.dtype,
                 "remarks": [*plan.remarks, *remark],
@@ -182,7 +183,7 @@ def estimate(plan: Plan, outputs: int = 1) -> dict[str, Any]:
         "bytes_read": plan.bytes_read * passes,
         "bytes_written": plan.bytes_written * outputs,
         "seconds": _START_SECONDS + moved / _BYTES_PER_SECOND[plan.method.first_pass] / max(1, threads),
-        "memory_bytes": _LOADED_BYTES + threads * TILE_ELEMENTS * 8 * (6 + 2 * most),
+        "memory_bytes": int(_LOADED_BYTES + threads * TILE_ELEMENTS * 8 * (6 + 2 * most)),
     }
 
 

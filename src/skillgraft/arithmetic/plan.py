@@ -101,7 +101,7 @@ def plan_merge(recipe: MergeRecipe) -> Plan:
     """
     method = METHODS[recipe.method]
     target = read_layout(recipe.base)
-    _check_number(recipe, method)
+    check_number(recipe)
     layouts: dict[Path, Layout] = {recipe.base: target}
     remarks: list[str] = []
     inputs = {"base": fingerprint_checkpoint(recipe.base)}
@@ -243,7 +243,9 @@ def check_tie(target: Layout, tensors: Sequence[TensorPlan]) -> None:
             )
 
 
-def _check_number(recipe: MergeRecipe, method: Method) -> None:
+def check_number(recipe: MergeRecipe) -> None:
+    """Raise `RecipeError` when a method cannot take these operands: their number, weights or `minus`."""
+    method = METHODS[recipe.method]
     number = len(recipe.operands)
     if number < method.least or (method.most is not None and number > method.most):
         expected = f"{method.least}" if method.most == method.least else f"at least {method.least}"

@@ -105,9 +105,12 @@ def count_not_finite(info: TensorInfo, buffer: memoryview) -> tuple[int, int]:
     return nan, infinite
 
 
+_NUMPY_FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
+
+
 def read_elements(info: TensorInfo, positions: Sequence[int]) -> list[float]:
     """Return the elements at flat `positions` of a float tensor, without reading the rest of it."""
-    import torch
+    import numpy as np  # not torch: a merge that reads a skill's sketch needs nothing else of it
 
     width = DTYPE_BYTES[info.dtype]
     buffer = bytearray()
@@ -116,7 +119,9 @@ def read_elements(info: TensorInfo, positions: Sequence[int]) -> list[float]:
             buffer += os.pread(file.fileno(), width, info.begin + position * width)
     if len(buffer) != width * len(positions):
         raise CheckpointError(f"{info.file}: ended while tensor {info.name!r} was read: it changed meanwhile")
-    return torch.frombuffer(buffer, dtype=torch_dtype(info.dtype)).double().tolist() if positions else []
+    if info.dtype == "BF16":
+        return (np.frombuffer(buffer, np.uint16).astype(np.uint32) << 16).view(np.float32).astype(float).tolist()
+    return np.frombuffer(buffer, _NUMPY_FLOATS[info.dtype]).astype(float).tolist()
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
