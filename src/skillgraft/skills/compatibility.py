@@ -53,8 +53,8 @@ def check_compatibility(target_layout: Layout, skill: Skill, allow_other_base: b
     if not allow_other_base:
         raise CompatibilityError(
             f"{target_layout.path} does not fit the skill {skill.path}: {match.reason}; a skill vector is meaningful "
-            "on fine-tunes of its own base: use one, or allow another base explicitly (inject: allow_other_base, --allow-other-base; "
-            "merge: --allow base)"
+            "on fine-tunes of its own base: use one, or allow another base explicitly (inject: allow_other_base or "
+            "--allow-other-base; merge: --allow base)"
         )
     return [f"{match.reason}: allowed explicitly"]
 
