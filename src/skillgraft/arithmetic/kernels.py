@@ -357,10 +357,11 @@ def product_tile(a, b, start, stop, out):  # type: ignore[no-untyped-def]
         end = min(stop, (row + 1) * columns)
         left = position - row * columns
         line = out[position - start : end - start]
+        factor, part = b[row, 0], a[0, left : left + len(line)]
         for k in range(len(line)):
-            line[k] = b[row, 0] * a[0, left + k]
+            line[k] = factor * part[k]
         for r in range(1, a.shape[0]):
-            scale = b[row, r]
+            factor, part = b[row, r], a[r, left : left + len(line)]
             for k in range(len(line)):
-                line[k] += scale * a[r, left + k]
+                line[k] += factor * part[k]
         position, row = end, row + 1
