@@ -102,7 +102,12 @@ def test_an_interrupted_process_leaves_nothing(tmp_path):
         f"with atomic_directory({str(tmp_path / 'out')!r}) as partial:\n"
         "    print('ready', flush=True)\n    time.sleep(60)\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )
     assert process.stdout.readline() == b"ready\n"
     time.sleep(0.05)
     process.send_signal(signal.SIGINT)
