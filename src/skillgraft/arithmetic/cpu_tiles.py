@@ -9,7 +9,6 @@ import numpy as np
 
 from skillgraft.arithmetic import kernels
 from skillgraft.arithmetic.leaves import Leaf
-from skillgraft.arithmetic.methods import Part
 from skillgraft.arithmetic.methods.dare import keep_mask
 from skillgraft.arithmetic.methods.model_stock import stock_ratio
 from skillgraft.arithmetic.methods.slerp import slerp_weights
@@ -166,10 +165,9 @@ def _settings(plan: Plan, tensor: TensorPlan, operands: Sequence[Operand], tile:
             method=kernels.ELECT, thresholds=kept, normalize=parameters.normalize, factor=parameters.scale
         )
     if name in ("dare", "dare_ties"):
-        part = Part(tensor.spec.name, tile.start, [o.number for o in operands], weights.tolist(), None, parameters)
-        count = tile.stop - tile.start
+        tensor_name, count = tensor.spec.name, tile.stop - tile.start
         masks = np.stack(
-            [keep_mask(parameters.seed, n, part.name, tile.start, count, parameters.density) for n in part.numbers]
+            [keep_mask(parameters.seed, o.number, tensor_name, tile.start, count, parameters.density) for o in operands]
         )
         dropped = plain._replace(masks=masks, density=parameters.density)
         if name == "dare_ties":

@@ -19,8 +19,8 @@ from skillgraft.arithmetic import kernels
 from skillgraft.arithmetic.cpu_tiles import operand_values
 from skillgraft.arithmetic.plan import Operand, Plan, TensorPlan
 from skillgraft.arithmetic.scratch import Files, Scratch
-from skillgraft.arithmetic.stream import Machine, Progress, not_finite
-from skillgraft.arithmetic.tiles import TILE_ELEMENTS, Tile, cut, each_tile
+from skillgraft.arithmetic.stream import Machine, not_finite, tiles_of
+from skillgraft.arithmetic.tiles import TILE_ELEMENTS, Tile, each_tile
 from skillgraft.errors import CompatibilityError
 
 LARGEST_KEY = 0x7F800000
@@ -32,13 +32,13 @@ SAMPLE_RUN = 2048
 """Elements of a sample, and how many of them lie side by side."""
 
 
-def gather_facts(plan: Plan, machine: Machine, progress: Progress | None = None) -> dict[str, Any]:
+def gather_facts(plan: Plan, machine: Machine) -> dict[str, Any]:
     """Return what the plan's method must know of each changed tensor, by name; nothing for most methods."""
     tensors = [tensor for tensor in plan.tensors if tensor.operands]
     if plan.method.first_pass == "gram":
-        return _gram(tensors, machine, progress)
+        return _gram(tensors, machine)
     if plan.method.first_pass == "thresholds":
-        return _thresholds(plan, tensors, machine, progress)
+        return _thresholds(plan, tensors, machine)
     return {}
 
 
@@ -52,7 +52,7 @@ def _values(tensor: TensorPlan, tile: Tile, scratch: Scratch, files: Files) -> t
     return present, values
 
 
-def _gram(tensors: Sequence[TensorPlan], machine: Machine, progress: Progress | None) -> dict[str, list[list[float]]]:
+def _gram(tensors: Sequence[TensorPlan], machine: Machine) -> dict[str, list[list[float]]]:
     """Return the matrix of dot products of the operands of each tensor."""
     sums: dict[tuple[str, int, int], list[float]] = defaultdict(list)
     with Files() as files:
@@ -67,11 +67,8 @@ def _gram(tensors: Sequence[TensorPlan], machine: Machine, progress: Progress | 
             for row, i in enumerate(places):
                 for column, j in enumerate(places[row:], start=row):
                     sums[tensor.spec.name, i, j].append(float(products[row, column]))
-            if progress is not None:
-                progress(tensor.spec.name, 0, 0)
 
-        tiles = ((tensor, tile) for tensor in tensors for tile in _cut(tensor))
-        each_tile(tiles, visit, threads=machine.threads, scratches=machine.scratches())
+        each_tile(tiles_of(tensors), visit, threads=machine.threads, scratches=machine.scratches())
     for (name, _, _), parts in sums.items():
         if not math.isfinite(math.fsum(parts)):
             raise CompatibilityError(
@@ -85,10 +82,6 @@ def _gram(tensors: Sequence[TensorPlan], machine: Machine, progress: Progress | 
         ]
         for tensor in tensors
     }
-
-
-def _cut(tensor: TensorPlan) -> Iterator[Tile]:
-    return cut(tensor.target.elements, tensor.breaks)
 
 
 @dataclass
@@ -174,9 +167,7 @@ def narrow_by_sample(count: Count, keys: np.ndarray, elements: int) -> None:
     count.low = int(order[bottom]) if bottom < len(order) else 0
 
 
-def _thresholds(
-    plan: Plan, tensors: Sequence[TensorPlan], machine: Machine, progress: Progress | None
-) -> dict[str, list[float]]:
+def _thresholds(plan: Plan, tensors: Sequence[TensorPlan], machine: Machine) -> dict[str, list[float]]:
     """Return per tensor the magnitude (an fp32 number) of the smallest element to be kept of each of its operands.
 
     The k = max(1, ⌊density · n⌋) largest are kept, and what ties with the last of them: of each tensor, or, with
@@ -192,7 +183,7 @@ def _thresholds(
                     for tensor in group
                     for place in range(len(tensor.operands))
                 }
-                counts = _select(group, places, density, scratches, files, progress)
+                counts = _select(group, places, density, scratches, files)
                 for tensor in group:
                     found[tensor.spec.name] = [counts[tensor.spec.name, place] for place in range(len(tensor.operands))]
             return found
@@ -200,7 +191,7 @@ def _thresholds(
         for tensor in tensors:
             for place, operand in enumerate(tensor.operands):
                 by_operand[operand.number].append((tensor, place))
-        counts = _select(tensors, by_operand, density, scratches, files, progress)
+        counts = _select(tensors, by_operand, density, scratches, files)
         return {tensor.spec.name: [counts[operand.number] for operand in tensor.operands] for tensor in tensors}
 
 
@@ -227,7 +218,6 @@ def _select(
     density: float,
     scratches: list[Scratch],
     files: Files,
-    progress: Progress | None,
 ) -> dict[Any, float]:
     """Return the threshold of each population in `places`: (tensor, position of the operand) pairs."""
     population = {(tensor.spec.name, place): key for key, members in places.items() for tensor, place in members}
@@ -250,8 +240,6 @@ def _select(
         for operand, row in zip(present, values, strict=True):
             count = counts[population[tensor.spec.name, tensor.operands.index(operand)]]
             count.add(row, scratch.empty("keys", (len(row),), np.int32))
-        if progress is not None:
-            progress(tensor.spec.name, 0, 0)
 
     least = min(share.values(), default=1.0)
     each_tile(_runs(tensors, least), look, threads=len(scratches), scratches=scratches)
@@ -260,8 +248,8 @@ def _select(
             narrow_by_sample(count, np.concatenate(samples[key]), sizes[key])
     while any(count.key is None for count in counts.values()):
         open_names = {name for (name, _), key in population.items() if counts[key].key is None}
-        tiles = ((tensor, tile) for tensor in tensors if tensor.spec.name in open_names for tile in _cut(tensor))
-        each_tile(tiles, visit, threads=len(scratches), scratches=scratches)
+        unsettled = (tensor for tensor in tensors if tensor.spec.name in open_names)
+        each_tile(tiles_of(unsettled), visit, threads=len(scratches), scratches=scratches)
         for count in counts.values():
             count.close_round()
     return {key: _magnitude(count.key) for key, count in counts.items() if count.key is not None}

@@ -93,7 +93,7 @@ def write(
             (partial / folder).mkdir(exist_ok=True)
             made.append(Output(partial / folder, scale, metadata))
         changed = any(tensor.operands for tensor in plan.tensors) and any(output.scale for output in made)
-        facts = gather_facts(plan, machine, progress) if changed else {}
+        facts = gather_facts(plan, machine) if changed else {}
         sums = stream(plan, facts, made, machine, progress)
         dtype, remark = stated_dtype(plan)
         reports = []

@@ -67,7 +67,7 @@ class TensorPlan:
 class Plan:
     """A checked merge: `tensors` in the target's order; `inputs` are fingerprints by name; `settings` what it was told.
 
-    `vector_norms` are the Frobenius norms that a skill's manifest gives, by tensor name, for a later check.
+    `versions` tell the files that were planned with from any that take their place.
     """
 
     target: Layout

@@ -11,7 +11,7 @@ import math
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -152,7 +152,7 @@ def _write_shard(
             written = DTYPE_BYTES[tensor.spec.dtype] * len(outputs)
             done.add(tensor.spec.name, round((tile.stop - tile.start) * (width + written)))
 
-        each_tile(_tiles(tensors), visit, threads=len(scratches), scratches=scratches)
+        each_tile(tiles_of(tensors), visit, threads=len(scratches), scratches=scratches)
     finally:
         for shard in shards:
             shard.close()
@@ -166,7 +166,8 @@ def _write_shard(
     ]
 
 
-def _tiles(tensors: Sequence[TensorPlan]) -> Iterator[tuple[TensorPlan, Tile]]:
+def tiles_of(tensors: Iterable[TensorPlan]) -> Iterator[tuple[TensorPlan, Tile]]:
+    """Yield every tile of every tensor, each cut where some operand ends."""
     for tensor in tensors:
         for tile in cut(tensor.target.elements, tensor.breaks):
             yield tensor, tile
