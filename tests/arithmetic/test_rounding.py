@@ -56,7 +56,12 @@ def by_kernel(values, dtype):
     return stored
 
 
-@pytest.mark.parametrize("rounding", [round_once, by_kernel])
+def one_by_one(values, dtype):
+    """As `by_kernel`, each value in a tile of its own: a hard neighbour must not decide which way it is rounded."""
+    return torch.cat([by_kernel(value.reshape(1), dtype) for value in values])
+
+
+@pytest.mark.parametrize("rounding", [round_once, by_kernel, one_by_one])
 @pytest.mark.parametrize("dtype", BITS)
 def test_one_rounding_at_every_kind_of_tie(dtype, rounding):
     values = hard_cases(dtype)

@@ -27,6 +27,8 @@ LARGEST_KEY = 0x7F800000
 """The bits of fp32 infinity as an integer: what fp64 magnitudes beyond its range are counted as."""
 
 BINS = 1 << 20
+GUESSES = 2
+_NO_KEYS = np.empty(0, dtype=np.int64)
 SAMPLE = 1 << 15
 SAMPLE_RUN = 2048
 """Elements of a sample, and how many of them lie side by side."""
@@ -89,13 +91,18 @@ class Count:
     """The search for the `wanted`-th largest of many keys, known to lie in `low` … `high` (inclusive).
 
     One round holds those in the range, or counts them in `bins` of 2^`shift` keys each where they are too many, and
-    counts in `above` those beyond it. `key` is the result, None as long as it is not certain.
+    counts in `above` those beyond it. Where many keys are equal, as differences of bf16 numbers are, a round only
+    counts against `guesses`, one of which is likely the result: `more` above each and the `same`. `key` is the result,
+    None as long as it is not certain.
     """
 
     wanted: int
     key: int | None = None
     low: int = 0
     high: int = LARGEST_KEY
+    guesses: np.ndarray = field(default_factory=lambda: _NO_KEYS)
+    more: np.ndarray = field(default_factory=lambda: _NO_KEYS)
+    same: np.ndarray = field(default_factory=lambda: _NO_KEYS)
     above: int = 0
     bins: np.ndarray | None = None
     pending: list[np.ndarray] = field(default_factory=list)
@@ -110,6 +117,12 @@ class Count:
         """Count the values of one tile (fp64); `room` (int32) is as long."""
         if self.key is not None:
             return
+        if len(self.guesses):
+            counted = np.zeros((2, len(self.guesses)), dtype=np.int64)
+            kernels.count_against(values, self.guesses, counted[0], counted[1])
+            with self.lock:
+                self.more, self.same = self.more + counted[0], self.same + counted[1]
+            return
         found, beyond = kernels.keys_between(values, self.low, self.high, room)
         with self.lock:
             self.above += beyond
@@ -120,6 +133,9 @@ class Count:
     def close_round(self) -> None:
         """Narrow the range to the bin that holds the wanted key, or to the side of the range on which it lies."""
         if self.key is not None:
+            return
+        if len(self.guesses):
+            self._close_guesses()
             return
         low, high = self.low, self.high
         inside = int(self.bins.sum()) if self.bins is not None else 0
@@ -141,6 +157,23 @@ class Count:
             self.key = low if low == high else None
         self.low, self.high, self.above, self.bins = low, high, 0, None
         self.pending.clear()
+
+    def guess(self, keys: np.ndarray) -> None:
+        """Count against `keys` (sorted) in the next round instead of holding those in the range."""
+        self.guesses = keys.astype(np.int64)
+        self.more, self.same = np.zeros((2, len(keys)), dtype=np.int64)
+
+    def _close_guesses(self) -> None:
+        """Take the guess that is right, or go on between two of them."""
+        for guess, more, same in zip(*(row.tolist() for row in (self.guesses, self.more, self.same)), strict=True):
+            if more < self.wanted <= more + same:
+                self.key = guess
+            elif more >= self.wanted:
+                self.low, self.high = guess + 1, self.high if guess < self.high else LARGEST_KEY
+            else:
+                self.low, self.high = self.low if self.low < guess else 0, guess - 1
+                break  # the guesses above are too high as well
+        self.guesses = _NO_KEYS
 
     def _flush(self) -> None:
         if not self.pending:
@@ -165,6 +198,11 @@ def narrow_by_sample(count: Count, keys: np.ndarray, elements: int) -> None:
     top, bottom = math.floor(rank - slack), math.ceil(rank + slack)
     count.high = int(order[top]) if top >= 0 else LARGEST_KEY
     count.low = int(order[bottom]) if bottom < len(order) else 0
+    likely, often = np.unique(order[max(top, 0) : bottom + 1], return_counts=True)
+    if len(likely) <= 16 * GUESSES and often.max() > 1 and count.low < count.high:
+        # The nearest to the wanted rank among values that repeat.
+        distance = np.abs(np.searchsorted(-order, -likely) + often / 2 - rank)
+        count.guess(np.sort(likely[np.argsort(distance, kind="stable")[:GUESSES]]))
 
 
 def _thresholds(plan: Plan, tensors: Sequence[TensorPlan], machine: Machine) -> dict[str, list[float]]:

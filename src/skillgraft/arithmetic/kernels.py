@@ -1,6 +1,6 @@
 """The inner loops on the CPU, compiled by Numba: a tile is read, combined in fp64 and rounded once in a single pass.
 
-Work goes by blocks that stay in the first-level cache. The definitions are those of `methods` and `rounding`, and the
+Work goes by blocks that stay in a core's cache. The definitions are those of `methods` and `rounding`, and the
 tests hold both to the same bits: no floating-point contraction or reordering is allowed except in `_sum` and `_dot`,
 which serve reports and angles and give the same result on every run of one machine.
 """
@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-BLOCK = 1024
+BLOCK = 8192
+"""Elements that are worked on together: few enough for the cache, enough that a block's own cost does not show."""
 F64, F32, F16, BF16 = 0, 1, 2, 3
 CODES = {"F64": F64, "F32": F32, "F16": F16, "BF16": BF16}
 WEIGHTED_SUM, ELECT = 0, 1
@@ -53,18 +54,27 @@ def _dot(one, other, count):  # type: ignore[no-untyped-def]
 
 
 @_loose
-def _squared_distance(one, other, count):  # type: ignore[no-untyped-def]
-    total = 0.0
+def _squares(made, exact, stored, count):  # type: ignore[no-untyped-def]
+    """Return ‖made‖², ‖stored − exact‖² and ‖stored‖²."""
+    change = lost = kept = 0.0
     for k in range(count):
-        step = one[k] - other[k]
-        total += step * step
-    return total
+        step = stored[k] - exact[k]
+        change += made[k] * made[k]
+        lost += step * step
+        kept += stored[k] * stored[k]
+    return change, lost, kept
 
 
 @_exact
 def _as_float(bits):  # type: ignore[no-untyped-def]
     """Return the fp32 number with these bits, in fp64."""
     return np.float64(np.uint32(bits).view(np.float32))
+
+
+@_exact
+def _brain(bits):  # type: ignore[no-untyped-def]
+    """Return the bf16 number with these bits, in fp64."""
+    return _as_float(np.uint32(bits) << np.uint32(16))
 
 
 @_exact
@@ -84,7 +94,7 @@ def _load(raw, code, start, count, halves, out):  # type: ignore[no-untyped-def]
     if code == BF16:
         short = raw[2 * start : 2 * (start + count)].view(np.uint16)
         for k in range(count):
-            out[k] = _as_float(np.uint32(short[k]) << np.uint32(16))
+            out[k] = _brain(short[k])
     elif code == F32:
         stored = raw[4 * start : 4 * (start + count)].view(np.float32)
         for k in range(count):
@@ -100,22 +110,12 @@ def _load(raw, code, start, count, halves, out):  # type: ignore[no-untyped-def]
 
 
 @_exact
-def _store(exact, code, start, count, bits, raw, back):  # type: ignore[no-untyped-def]
+def _store(exact, code, start, count, raw, back):  # type: ignore[no-untyped-def]
     """Round `exact` once, to nearest and ties to even, into `raw`; `back` gets what was stored, in fp64."""
     if code == BF16:
         short = raw[2 * start : 2 * (start + count)].view(np.uint16)
-        ties = np.uint32(0)
-        for k in range(count):
-            found = np.float32(exact[k]).view(np.uint32)
-            bits[k] = found
-            ties |= np.uint32((found & np.uint32(0xFFFF)) == np.uint32(0x8000))
-        if ties:
-            _leave_ties(exact, count, bits)
-        for k in range(count):
-            found = bits[k]
-            kept = np.uint32(found + np.uint32(0x7FFF) + ((found >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-            short[k] = np.uint16(kept)
-            back[k] = _as_float(kept << np.uint32(16))
+        if _store_brain(exact, count, short, back):
+            _store_brain_with_care(exact, count, short, back)
     elif code == F32:
         stored = raw[4 * start : 4 * (start + count)].view(np.float32)
         for k in range(count):
@@ -129,6 +129,69 @@ def _store(exact, code, start, count, bits, raw, back):  # type: ignore[no-untyp
             back[k] = exact[k]
     else:
         _store_half(exact, start, count, raw, back)
+
+
+@_exact
+def _cut(exact):  # type: ignore[no-untyped-def]
+    """Return `exact` rounded to the 8 significant bits of bf16, in fp64: to nearest, ties to even.
+
+    Done on the bits of fp64; what is left is a number of fp32 whose low half is empty, so that nothing rounds twice.
+    """
+    bits = np.float64(exact).view(np.uint64)
+    bits = np.uint64(bits + np.uint64((1 << 44) - 1) + ((bits >> np.uint64(45)) & np.uint64(1)))
+    return np.uint64(bits & np.uint64(0xFFFF_E000_0000_0000)).view(np.float64)
+
+
+@_exact
+def _outside(rounded, bits):  # type: ignore[no-untyped-def]
+    """Return whether a number that `_cut` made, with these bits in fp32, is no normal number of bf16 and not zero."""
+    exponent = (bits >> np.uint32(23)) & np.uint32(0xFF)
+    return np.uint32(exponent == np.uint32(0xFF)) | (np.uint32(exponent == np.uint32(0)) & np.uint32(rounded != 0.0))
+
+
+@_exact
+def _store_brain(exact, count, short, back):  # type: ignore[no-untyped-def]
+    """Round to bf16; return whether some element is not what `_cut` can round."""
+    outside = np.uint32(0)
+    for k in range(count):
+        rounded = _cut(exact[k])
+        bits = np.float32(rounded).view(np.uint32)
+        outside |= _outside(rounded, bits)
+        back[k] = rounded
+        short[k] = np.uint16(bits >> np.uint32(16))
+    return outside
+
+
+@_exact
+def _add_and_store_brain(made, scale, base, count, exact, short, back):  # type: ignore[no-untyped-def]
+    """Write base + scale · made to `exact`, base in bf16, and round it as `_store_brain` does, in one go."""
+    outside = np.uint32(0)
+    for k in range(count):
+        wanted = made[k] * scale + _brain(base[k])
+        exact[k] = wanted
+        rounded = _cut(wanted)
+        bits = np.float32(rounded).view(np.uint32)
+        outside |= _outside(rounded, bits)
+        back[k] = rounded
+        short[k] = np.uint16(bits >> np.uint32(16))
+    return outside
+
+
+@_exact
+def _store_brain_with_care(exact, count, short, back):  # type: ignore[no-untyped-def]
+    """Round to bf16 by way of fp32, for subnormal and very large numbers, infinity and NaN."""
+    bits = np.empty(count, dtype=np.uint32)
+    ties = np.uint32(0)
+    for k in range(count):
+        bits[k] = np.float32(exact[k]).view(np.uint32)
+        ties |= np.uint32((bits[k] & np.uint32(0xFFFF)) == np.uint32(0x8000))
+    if ties:
+        _leave_ties(exact, count, bits)
+    for k in range(count):
+        found = bits[k]
+        kept = np.uint32(found + np.uint32(0x7FFF) + ((found >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+        short[k] = np.uint16(kept)
+        back[k] = _brain(kept)
 
 
 @_exact
@@ -179,131 +242,174 @@ def merge_tile(  # type: ignore[no-untyped-def]
     WEIGHTED_SUM makes (Σ weights·operand) / divisor · factor, ELECT the disjoint mean. With `target` >= 0 the result
     is leaf `target` + λ·that. outs (λ, bytes); sums (1 + λ + 1): ‖made‖², each ‖stored − exact‖², the last ‖stored‖².
     """
-    leaves, operands = len(codes), len(weights)
-    wide = np.empty((leaves, BLOCK))
+    operands = len(weights)
+    wide, exact, back = np.empty(BLOCK), np.empty(BLOCK), np.empty(BLOCK)
+    total, elected, share = np.empty(BLOCK), np.empty(BLOCK), np.empty(BLOCK)
     values = np.empty((operands, BLOCK))
-    made, exact, back = np.empty(BLOCK), np.empty(BLOCK), np.empty(BLOCK)
-    bits = np.empty(BLOCK, dtype=np.uint32)
     finite = True
     sums[:] = 0.0
     for start in range(0, count, BLOCK):
         size = min(BLOCK, count - start)
-        for leaf in range(leaves):
-            _load(raws[leaf], codes[leaf], start, size, halves, wide[leaf])
-        for j in range(operands):
-            _value(wide, firsts[j], firsts[j + 1], terms, signs, size, values[j])
-            if method == ELECT:  # an election would pass over NaN in silence
-                finite = finite and all_finite(values[j, :size])
-            row = values[j]
-            if len(masks) > 0:
-                kept = masks[j, start : start + size]
-                for k in range(size):
-                    row[k] = row[k] * kept[k] / density
-            if len(thresholds) > 0:
-                least = np.float32(thresholds[j])
-                for k in range(size):
-                    row[k] = row[k] if np.float32(abs(row[k])) >= least else 0.0
-        if method == WEIGHTED_SUM:
-            _weighted_sum(values, weights, size, divisor, made)
+        if method == WEIGHTED_SUM and len(masks) == 0:
+            for j in range(operands):
+                first, last = firsts[j], firsts[j + 1]
+                _add(raws, codes, first, last, terms, signs, start, size, halves, wide, values[0], weights[j], j, total)
+            made = total
         else:
-            _elect(values, weights, size, normalize, made)
+            for j in range(operands):
+                row = values[j]
+                _value(raws, codes, firsts[j], firsts[j + 1], terms, signs, start, size, halves, wide, row)
+                if len(masks) > 0:
+                    kept = masks[j, start : start + size]
+                    for k in range(size):
+                        row[k] = row[k] * kept[k] / density
+                if method == ELECT:  # an election would pass over NaN in silence
+                    finite = finite and all_finite(row[:size])
+                _trim_and_add(row, thresholds[j] if len(thresholds) > 0 else 0.0, weights[j], size, j == 0, total)
+            if method == ELECT:
+                _elect(values, weights, size, normalize, share, total, elected)
+            made = elected if method == ELECT else total
+        if divisor != 1.0:
+            for k in range(size):
+                made[k] /= divisor
         if factor != 1.0:
             for k in range(size):
                 made[k] *= factor
-        sums[0] += _dot(made, made, size)
         for number in range(len(scales)):
-            if target >= 0:
-                scale, base = scales[number], wide[target]
-                for k in range(size):
-                    exact[k] = made[k] * scale + base[k]
+            if target < 0:
+                _store(made, out_code, start, size, outs[number], back)
+                change, lost, kept = _squares(made, made, back, size)
+            elif codes[target] == BF16 and out_code == BF16:
+                base, short = _shorts(raws[target], start, size), _shorts(outs[number], start, size)
+                if _add_and_store_brain(made, scales[number], base, size, exact, short, back):
+                    _store_brain_with_care(exact, size, short, back)
+                change, lost, kept = _squares(made, exact, back, size)
             else:
+                _load(raws[target], codes[target], start, size, halves, wide)
                 for k in range(size):
-                    exact[k] = made[k]
-            _store(exact, out_code, start, size, bits, outs[number], back)
-            sums[1 + number] += _squared_distance(back, exact, size)
-            # Both: what is stored may overflow, and rounding a NaN on its bits may make a number of it.
-            finite = finite and all_finite(exact[:size]) and all_finite(back[:size])
-        sums[-1] += _dot(back, back, size)
+                    exact[k] = made[k] * scales[number] + wide[k]
+                _store(exact, out_code, start, size, outs[number], back)
+                change, lost, kept = _squares(made, exact, back, size)
+            sums[1 + number] += lost
+            if number == 0:
+                sums[0] += change
+            if number == len(scales) - 1:
+                sums[-1] += kept
+            # Both at once: what is stored may overflow, and rounding a NaN on its bits may make a number of it.
+            if not np.isfinite(kept + lost):
+                finite = finite and all_finite(back[:size]) and all_finite((exact if target >= 0 else made)[:size])
     return finite
 
 
 @_exact
-def _value(wide, first, last, terms, signs, size, out):  # type: ignore[no-untyped-def]
-    one = wide[terms[first]]
-    if last - first == 2 and signs[first] > 0 and signs[first + 1] < 0:
-        two = wide[terms[first + 1]]
+def _difference(left, right, size, out):  # type: ignore[no-untyped-def]
+    for k in range(size):
+        out[k] = _brain(left[k]) - _brain(right[k])
+
+
+@_exact
+def _add_difference(left, right, size, weight, first, total):  # type: ignore[no-untyped-def]
+    if first:
         for k in range(size):
-            out[k] = one[k] - two[k]
-        return
-    if signs[first] > 0:
-        for k in range(size):
-            out[k] = one[k]
+            total[k] = (_brain(left[k]) - _brain(right[k])) * weight
     else:
         for k in range(size):
-            out[k] = -one[k]
+            total[k] += (_brain(left[k]) - _brain(right[k])) * weight
+
+
+@_exact
+def _trim_and_add(row, threshold, weight, size, first, total):  # type: ignore[no-untyped-def]
+    """Weigh `row`, without what lies below `threshold`, in place; add it to `total`, or begin that with it."""
+    least = np.float32(threshold)
+    if first:
+        for k in range(size):
+            row[k] = (0.0 if np.float32(abs(row[k])) < least else row[k]) * weight
+            total[k] = row[k]
+    else:
+        for k in range(size):
+            row[k] = (0.0 if np.float32(abs(row[k])) < least else row[k]) * weight
+            total[k] += row[k]
+
+
+@_exact
+def _value(raws, codes, first, last, terms, signs, start, size, halves, wide, out):  # type: ignore[no-untyped-def]
+    """Write an operand's values, Σ signs·leaf over terms[first : last], of one block into `out`."""
+    one = terms[first]
+    if last - first == 2 and signs[first] > 0 and signs[first + 1] < 0:
+        two = terms[first + 1]
+        if codes[one] == BF16 and codes[two] == BF16:
+            _difference(_shorts(raws[one], start, size), _shorts(raws[two], start, size), size, out)
+            return
+    _load(raws[one], codes[one], start, size, halves, out)
+    if signs[first] < 0:
+        for k in range(size):
+            out[k] = -out[k]
     for place in range(first + 1, last):
-        one = wide[terms[place]]
+        _load(raws[terms[place]], codes[terms[place]], start, size, halves, wide)
         if signs[place] > 0:
             for k in range(size):
-                out[k] += one[k]
+                out[k] += wide[k]
         else:
             for k in range(size):
-                out[k] -= one[k]
+                out[k] -= wide[k]
 
 
 @_exact
-def _weighted_sum(values, weights, size, divisor, out):  # type: ignore[no-untyped-def]
-    row, weight = values[0], weights[0]
-    for k in range(size):
-        out[k] = row[k] * weight
-    for j in range(1, len(weights)):
-        row, weight = values[j], weights[j]
+def _add(  # type: ignore[no-untyped-def]
+    raws, codes, first, last, terms, signs, start, size, halves, wide, row, weight, number, total
+):  # fmt: skip
+    """Add weight · an operand's values to `total`, or begin it with them where `number` is 0."""
+    one, two = terms[first], terms[last - 1]
+    if last - first == 2 and signs[first] > 0 and signs[last - 1] < 0 and codes[one] == BF16 and codes[two] == BF16:
+        _add_difference(
+            _shorts(raws[one], start, size), _shorts(raws[two], start, size), size, weight, number == 0, total
+        )
+        return
+    _value(raws, codes, first, last, terms, signs, start, size, halves, wide, row)
+    if number == 0:
         for k in range(size):
-            out[k] += row[k] * weight
-    if divisor != 1.0:
-        for k in range(size):
-            out[k] /= divisor
-
-
-@_exact
-def _elect(values, weights, size, normalize, out):  # type: ignore[no-untyped-def]
-    sign, share = np.empty(size), np.zeros(size)
-    row, weight = values[0], weights[0]
-    for k in range(size):
-        row[k] *= weight
-        out[k] = row[k]
-    for j in range(1, len(weights)):
-        row, weight = values[j], weights[j]
-        for k in range(size):
-            row[k] *= weight
-            out[k] += row[k]
-    for k in range(size):
-        sign[k] = 1.0 if out[k] >= 0.0 else -1.0
-        out[k] = 0.0
-    for j in range(len(weights)):
-        row, weight = values[j], weights[j]
-        for k in range(size):
-            agreeing = row[k] * sign[k]
-            out[k] += agreeing if agreeing > 0.0 else 0.0
-            share[k] += abs(weight) if agreeing > 0.0 else 0.0
-    if normalize:
-        for k in range(size):
-            out[k] = out[k] * sign[k] / (share[k] if abs(share[k]) >= 1e-8 else 1.0)
+            total[k] = row[k] * weight
     else:
         for k in range(size):
-            out[k] *= sign[k]
+            total[k] += row[k] * weight
+
+
+@_exact
+def _shorts(raw, start, size):  # type: ignore[no-untyped-def]
+    return raw[2 * start : 2 * (start + size)].view(np.uint16)
+
+
+@_exact
+def _elect(values, weights, size, normalize, share, total, out):  # type: ignore[no-untyped-def]
+    """Write the sum of the weighted `values` that have the sign of `total`, their sum, or its mean, into `out`."""
+    for j in range(len(weights)):
+        row, weight = values[j], abs(weights[j])
+        if j == 0:
+            for k in range(size):
+                agreeing = row[k] if total[k] >= 0.0 else -row[k]
+                out[k] = agreeing if agreeing > 0.0 else 0.0
+                share[k] = weight if agreeing > 0.0 else 0.0
+        else:
+            for k in range(size):
+                agreeing = row[k] if total[k] >= 0.0 else -row[k]
+                out[k] += agreeing if agreeing > 0.0 else 0.0
+                share[k] += weight if agreeing > 0.0 else 0.0
+    if normalize:
+        for k in range(size):
+            mean = out[k] / (share[k] if share[k] >= 1e-8 else 1.0)
+            out[k] = mean if total[k] >= 0.0 else -mean
+    else:
+        for k in range(size):
+            out[k] = out[k] if total[k] >= 0.0 else -out[k]
 
 
 @_exact
 def values_tile(raws, codes, count, first, last, terms, signs, halves, out):  # type: ignore[no-untyped-def]
     """Write one operand's values, Σ signs·leaf over terms[first : last], into `out` (count,) fp64."""
-    wide = np.empty((len(codes), BLOCK))
+    wide = np.empty(BLOCK)
     for start in range(0, count, BLOCK):
         size = min(BLOCK, count - start)
-        for place in range(first, last):
-            leaf = terms[place]
-            _load(raws[leaf], codes[leaf], start, size, halves, wide[leaf])
-        _value(wide, first, last, terms, signs, size, out[start : start + size])
+        _value(raws, codes, first, last, terms, signs, start, size, halves, wide, out[start : start + size])
 
 
 @_exact
@@ -337,6 +443,26 @@ def keys_between(values, low, high, out):  # type: ignore[no-untyped-def]
                         out[found] = bits[k]
                         found += 1
     return found, beyond
+
+
+@_exact
+def count_against(values, keys, more, same):  # type: ignore[no-untyped-def]
+    """Add to `more` and `same` how many of `values` have a magnitude key above each of `keys`, and equal to it."""
+    single = np.empty(BLOCK, dtype=np.float32)
+    bits = single.view(np.int32)
+    for start in range(0, len(values), BLOCK):
+        size = min(BLOCK, len(values) - start)
+        part = values[start : start + size]
+        for k in range(size):
+            single[k] = abs(part[k])
+        for place in range(len(keys)):
+            key = np.int32(keys[place])
+            over = equal = np.int32(0)
+            for k in range(size):
+                over += np.int32(bits[k] > key)
+                equal += np.int32(bits[k] == key)
+            more[place] += over
+            same[place] += equal
 
 
 @_exact
