@@ -137,6 +137,7 @@ def test_bad_files(tmp_path):
         ("a: [", "is not YAML"),
         ("- 1", "holds a list"),
         ("name: x\nbase: y\n", "'stages' is missing"),
+        ("name: x\nbase: y\nstages: {a: {kind: sft, kind: rl}}", "the key 'kind' stands twice, in lines 3 and 3"),
     ]:
         file.write_text(textwrap.dedent(text))
         with pytest.raises(RecipeError, match=message):

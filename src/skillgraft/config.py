@@ -21,7 +21,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from skillgraft.errors import MissingPathError, RecipeError, did_you_mean
+from skillgraft.errors import RecipeError, did_you_mean
+from skillgraft.yaml_file import read_yaml
 
 BASE = "base"
 """The name by which stages refer to the recipe's base model."""
@@ -154,15 +155,7 @@ def load_recipe(file: Path, overrides: Iterable[str] = ()) -> Recipe:
         MissingPathError: no such file.
         RecipeError: not YAML, an unknown or missing key, a wrong value, a reference to a missing stage, a cycle.
     """
-    if not file.is_file():
-        what = "is a directory" if file.is_dir() else "does not exist"
-        raise MissingPathError(f"recipe: {file} {what}; expected a YAML file")
-    try:
-        data = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"recipe: {file} is not YAML: {error}") from error
-    if not isinstance(data, dict):
-        raise RecipeError(f"recipe: {file} holds a {type(data).__name__}, expected a mapping with name, base, stages")
+    data = read_yaml(file, "recipe", "name, base, stages")
     for override in overrides:
         _apply_override(data, override)
     _check_kinds(data)

@@ -16,6 +16,7 @@ from skillgraft.arithmetic import extract, inject, inject_scales, merge, merging
 from skillgraft.arithmetic import tiles as tiles_module
 from skillgraft.arithmetic.methods import METHODS
 from skillgraft.arithmetic.methods.dare import keep_mask
+from skillgraft.arithmetic.methods.slerp import slerp_weights
 from skillgraft.arithmetic.rounding import round_once
 from skillgraft.arithmetic.torch_tiles import on_device
 from skillgraft.checkpoint import read_layout, read_provenance
@@ -81,7 +82,7 @@ def test_weights_of_zero_give_the_base_byte_for_byte(family, tmp_path):
 def reference_slerp(a, b, t):
     norm_a, norm_b = a.norm(), b.norm()
     cosine = (a * b).sum() / (norm_a * norm_b)
-    if abs(cosine) > 0.9995:
+    if cosine > 0.9995:
         return (1 - t) * a + t * b
     angle = torch.arccos(cosine)
     return torch.sin((1 - t) * angle) / torch.sin(angle) * a + torch.sin(t * angle) / torch.sin(angle) * b
@@ -101,6 +102,23 @@ def test_slerp(family, tmp_path, t):
         assert torch.equal(made[name].bfloat16(), rounded(expected)) or (made[name] - expected).abs().max() < 2e-4
     if t == 0:
         assert torch.equal(made[NORM], near[NORM])
+
+
+def test_slerp_keeps_the_length_halfway_between_almost_opposite_tensors():
+    a = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    b = torch.tensor([-1.0, 1e-3], dtype=torch.float64) / (1 + 1e-6) ** 0.5
+    one, other = slerp_weights(0.5, (a @ b).item(), 1.0, 1.0)
+    assert (one * a + other * b).norm().item() == pytest.approx(1.0, rel=1e-6)
+
+
+def test_slerp_between_opposite_tensors_is_refused(family, tmp_path):
+    shutil.copytree(family / "a", tmp_path / "minus")
+    negative = {name: -tensor for name, tensor in weights(tmp_path / "minus").items()}
+    save_file(negative, tmp_path / "minus" / "model.safetensors", metadata={"format": "pt"})
+    given = [{"model": family / "a"}, {"model": tmp_path / "minus"}]
+    with pytest.raises(CompatibilityError, match="are opposite, so that no path between them is the shortest"):
+        merge({"method": "slerp", "base": family / "a", "operands": given}, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def reference_ties(vectors, weights_, density, normalize, scale, population=None):

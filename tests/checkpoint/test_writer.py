@@ -9,6 +9,7 @@ import pytest
 from safetensors import SafetensorError
 
 from skillgraft.checkpoint import atomic_directory, check_free_space
+from skillgraft.checkpoint.writer import resumable_directory
 from skillgraft.errors import OutputExistsError, StorageError
 
 
@@ -137,6 +138,12 @@ def test_a_forbidden_path_is_a_storage_error(tmp_path):
     with pytest.raises(StorageError, match=r"/some/file: Permission denied while writing .*out"):
         write_and_raise(tmp_path / "out", error)
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("make", [atomic_directory, lambda out: resumable_directory(out, "0" * 64)])
+def test_a_folder_that_takes_no_files_is_a_storage_error(make):
+    with pytest.raises(StorageError, match="choose another output"), make("/proc/x"):
+        pass
 
 
 def test_a_parent_that_is_a_file_is_a_storage_error(tmp_path):

@@ -84,8 +84,12 @@ def test_neutral_initialisations_are_accepted(adapter):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"r": ...}, "r or lora_alpha is missing"),
-        ({"lora_alpha": "x"}, "r or lora_alpha is missing"),
+        ({"r": ...}, "r is None, expected a number"),
+        ({"lora_alpha": "x"}, "lora_alpha is 'x', expected a number"),
+        ({"alpha_pattern": {"q_proj": "x"}}, "q_proj is 'x', expected a number"),
+        ({"alpha_pattern": {"q_proj": [1]}}, "expected a number"),
+        ({"rank_pattern": {"q_proj": 2.5}}, "q_proj is 2.5, expected a number"),
+        ({"rank_pattern": 3}, "rank_pattern is 3, expected a mapping"),
         ({"r": 4}, r"lora_A \[2, 5\] and lora_B \[7, 2\], expected rank 4"),
         ({"alpha_pattern": {"(": 1}}, "is no regular expression"),
     ],

@@ -17,6 +17,7 @@ import numpy as np
 
 from skillgraft.arithmetic import kernels
 from skillgraft.arithmetic.cpu_tiles import operand_values
+from skillgraft.arithmetic.methods.slerp import slerp_weights
 from skillgraft.arithmetic.plan import Operand, Plan, TensorPlan
 from skillgraft.arithmetic.scratch import Files, Scratch
 from skillgraft.arithmetic.stream import Machine, not_finite, tiles_of
@@ -38,10 +39,21 @@ def gather_facts(plan: Plan, machine: Machine) -> dict[str, Any]:
     """Return what the plan's method must know of each changed tensor, by name; nothing for most methods."""
     tensors = [tensor for tensor in plan.tensors if tensor.operands]
     if plan.method.first_pass == "gram":
-        return _gram(tensors, machine)
+        grams = _gram(tensors, machine)
+        if plan.method.name == "slerp":
+            _check_angles(grams, plan.parameters.t)
+        return grams
     if plan.method.first_pass == "thresholds":
         return _thresholds(plan, tensors, machine)
     return {}
+
+
+def _check_angles(grams: dict[str, list[list[float]]], t: float) -> None:
+    for name, ((aa, ab), (_, bb)) in grams.items():
+        try:
+            slerp_weights(t, ab, aa**0.5, bb**0.5)
+        except ValueError as error:
+            raise CompatibilityError(f"tensor {name!r}: {error}; merge with linear, or leave one model out") from error
 
 
 def _values(tensor: TensorPlan, tile: Tile, scratch: Scratch, files: Files) -> tuple[list[Operand], np.ndarray]:

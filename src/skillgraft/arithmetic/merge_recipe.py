@@ -15,10 +15,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from skillgraft.errors import MissingPathError, RecipeError, did_you_mean
+from skillgraft.errors import RecipeError, did_you_mean
+from skillgraft.yaml_file import read_yaml
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Density = Annotated[float, Field(gt=0, le=1)]
@@ -122,20 +122,7 @@ def load_merge_recipe(file: Path) -> MergeRecipe:
 
 def load_merge_data(file: Path) -> dict[str, Any]:
     """Return the mapping in a YAML file, not yet checked."""
-    if not file.is_file():
-        what = "is a directory" if file.is_dir() else "does not exist"
-        raise MissingPathError(f"merge recipe: {file} {what}; expected a YAML file")
-    try:
-        data = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(f"merge recipe: {file} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise RecipeError(f"merge recipe: {file} is not YAML: {error}") from error
-    if not isinstance(data, dict):
-        raise RecipeError(
-            f"merge recipe: {file} holds a {type(data).__name__}, expected a mapping with method, base, operands"
-        )
-    return data
+    return read_yaml(file, "merge recipe", "method, base, operands")
 
 
 def parse_merge_recipe(data: dict[str, Any], where: str = "merge recipe", folder: Path | None = None) -> MergeRecipe:

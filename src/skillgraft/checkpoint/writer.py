@@ -130,7 +130,9 @@ def storage_error(error: BaseException, out: Path, needed_bytes: int = 0) -> Sto
     if code in _FULL or (code is None and any(text in str(error).lower() for text in _FULL_TEXTS)):
         needed = f"; {needed_bytes} bytes are needed" if needed_bytes else ""
         return StorageError(f"{out}: the disk is full ({error}){needed}; free some space or write to another disk")
-    if code in _FORBIDDEN and isinstance(error, OSError):
+    # A folder such as /proc says that the file to be made in it is not there.
+    ours = isinstance(error, OSError) and str(error.filename).startswith(str(out.parent / f".{out.name}."))
+    if isinstance(error, OSError) and (code in _FORBIDDEN or ours):
         return StorageError(f"{error.filename or out}: {error.strerror} while writing {out}; choose another output")
     return None
 

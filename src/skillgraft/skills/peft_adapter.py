@@ -128,8 +128,13 @@ def _check_kind(directory: Path, config: dict[str, Any]) -> None:
             f"{where}: init_lora_weights is {config['init_lora_weights']!r}, which rewrites the base's weights, so "
             f"that B @ A is not the difference; {remedy}"
         )
-    if not isinstance(config.get("r"), int) or not isinstance(config.get("lora_alpha"), int | float):
-        raise CheckpointError(f"{where}: r or lora_alpha is missing or no number; the file is damaged")
+    for key, pattern, kinds in (("r", "rank_pattern", int), ("lora_alpha", "alpha_pattern", int | float)):
+        patterns = config.get(pattern) or {}
+        if not isinstance(patterns, dict):
+            raise CheckpointError(f"{where}: {pattern} is {patterns!r}, expected a mapping; the file is damaged")
+        for name, value in {key: config.get(key), **patterns}.items():
+            if not isinstance(value, kinds) or isinstance(value, bool) or not math.isfinite(value):
+                raise CheckpointError(f"{where}: {name} is {value!r}, expected a number; the file is damaged")
 
 
 def _delta(file: Path, module: str, sides: dict[str, TensorInfo], config: dict[str, Any]) -> LowRankDelta:

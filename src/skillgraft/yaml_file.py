@@ -1,0 +1,50 @@
+"""Reading a YAML file that a user wrote: one error for whatever is wrong with it, a key that stands twice included."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from skillgraft.errors import MissingPathError, RecipeError
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader, without its silence about a key that overwrites an earlier one."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: dict[Any, Any] = {}
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge" or not isinstance(key_node, yaml.ScalarNode):
+                continue
+            key = self.construct_object(key_node)
+            if key in seen:
+                first = seen[key].line + 1
+                raise yaml.constructor.ConstructorError(
+                    None,
+                    None,
+                    f"the key {key!r} stands twice, in lines {first} and {key_node.start_mark.line + 1}; keep one",
+                )
+            seen[key] = key_node.start_mark
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(file: Path, what: str, keys: str) -> dict[str, Any]:
+    """Return the mapping in a YAML file; `what` names it in errors and `keys` what it should hold.
+
+    Raises `MissingPathError` for a file that is not there, and `RecipeError` for one that cannot be read, is no YAML,
+    holds a key twice in one mapping, or holds no mapping.
+    """
+    if not file.is_file():
+        found = "is a directory" if file.is_dir() else "does not exist"
+        raise MissingPathError(f"{what}: {file} {found}; expected a YAML file")
+    try:
+        data = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
+    except OSError as error:
+        raise RecipeError(f"{what}: {file} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise RecipeError(f"{what}: {file} is not YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise RecipeError(f"{what}: {file} holds a {type(data).__name__}, expected a mapping with {keys}")
+    return data
