@@ -7,6 +7,7 @@ Heavy libraries are imported when a stage runs.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from skillgraft.checkpoint.provenance import base_for_training, write_provenance
 from skillgraft.domains.knowledge import read_documents, read_questions
 
 Progress = Callable[[int, int, Mapping[str, float]], None]
+Stage = Callable[[Any, "Context"], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,20 @@ class Context:
     about: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
+def _in_one_precision(run: Stage) -> Stage:
+    """Let a stage that trains or generates go on in the precision in which it began."""
+
+    @functools.wraps(run)
+    def wrapped(stage: Any, context: Context) -> dict[str, Any]:
+        from skillgraft.train.precision import one_precision
+
+        with one_precision(context.work):
+            return run(stage, context)
+
+    return wrapped
+
+
+@_in_one_precision
 def run_sft(stage: config.SftStage, context: Context) -> dict[str, Any]:
     """Fine-tune on documents and, if given, on questions with their answers."""
     from skillgraft.train.precision import describe
@@ -73,6 +89,7 @@ def run_sft(stage: config.SftStage, context: Context) -> dict[str, Any]:
     }
 
 
+@_in_one_precision
 def run_rl(stage: config.RlStage, context: Context) -> dict[str, Any]:
     """Train with GRPO on closed-book questions."""
     from skillgraft.train.precision import describe
@@ -163,6 +180,7 @@ def run_inject(stage: config.InjectStage, context: Context) -> dict[str, Any]:
     return {"scale": stage.scale, **{k: v for k, v in report.items() if k != "tensors"}}
 
 
+@_in_one_precision
 def run_eval(stage: config.EvalStage, context: Context) -> dict[str, Any]:
     """Score every model on the same questions; a model that was scored before a kill is not scored again."""
     from skillgraft.evals import table
@@ -203,7 +221,7 @@ def run_eval(stage: config.EvalStage, context: Context) -> dict[str, Any]:
     return {"flops": sum(raw["flops"] for raw in raws.values())}
 
 
-STAGES: dict[str, Callable[[Any, Context], dict[str, Any]]] = {
+STAGES: dict[str, Stage] = {
     "sft": run_sft,
     "rl": run_rl,
     "extract": run_extract,

@@ -148,3 +148,36 @@ def test_a_second_round_goes_on_from_the_first(tmp_path):
     name = "model.layers.0.mlp.up_proj.weight"
     a, b = (last[f"base_model.model.{name.removesuffix('.weight')}.lora_{f}.weight"] for f in "AB")
     torch.testing.assert_close(load_model(out).state_dict()[name], model[name] + 8 * b @ a, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("stop", [4, 7])
+def test_a_stop_in_any_epoch_changes_nothing(tmp_path, stop):
+    """Four questions are an epoch of four steps: each later epoch has an order of its own, also when resumed."""
+    start = tiny_checkpoint(tmp_path / "start")
+    questions = [Question("d", f"When was harbour {name} built?", (str(1900 + i),)) for i, name in enumerate("ABCD")]
+
+    def train(name, progress=None):
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / f"{name}.work").mkdir(exist_ok=True)
+        train_rl(
+            start,
+            tmp_path / name,
+            tmp_path / f"{name}.work",
+            questions=questions,
+            reward={"tests.domains.own_reward.vowels": 1.0},
+            trainer={"max_steps": 8, "per_device_train_batch_size": 8, "max_completion_length": 6, "warmup_steps": 0},
+            checkpoint_seconds=0,
+            progress=progress,
+        )
+        return load_model(tmp_path / name).state_dict()
+
+    def cut_off(step, steps, metrics):
+        if step == stop + 1:  # the checkpoint of step `stop` is whole, and nothing of this step is
+            raise RuntimeError("killed")
+
+    expected = train("whole")
+    with pytest.raises(RuntimeError, match="killed"):
+        train("cut", cut_off)
+    assert (tmp_path / "cut.work" / "round-0" / f"checkpoint-{stop}").is_dir()
+    got = train("cut")
+    assert all(torch.equal(tensor, got[name]) for name, tensor in expected.items())

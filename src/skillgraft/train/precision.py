@@ -9,8 +9,14 @@ from __future__ import annotations
 import functools
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
 
 import torch
+
+_DECIDED: ContextVar[bool | None] = ContextVar("bf16", default=None)
 
 
 def device() -> torch.device:
@@ -18,12 +24,35 @@ def device() -> torch.device:
     return torch.accelerator.current_accelerator() or torch.device("cpu")
 
 
-@functools.cache
-def bf16_pays() -> bool:
-    """Return whether bf16 arithmetic is at least 1.3 times as fast as fp32 here (a 0.1 s probe on a CPU).
+@contextmanager
+def one_precision(work: Path) -> Iterator[None]:
+    """Decide once for all of a stage's work in the folder `work`, also for what goes on after a kill.
 
-    `SKILLGRAFT_PRECISION=bf16` or `fp32` decides instead of the probe.
+    Else a resumed run on a machine that is busy just then could probe another answer and go on in another arithmetic.
     """
+    file = work / "precision"
+    if not file.exists():
+        part = file.with_suffix(".part")
+        part.write_text("bf16" if bf16_pays() else "fp32")
+        part.rename(file)
+    token = _DECIDED.set(file.read_text() == "bf16")
+    try:
+        yield
+    finally:
+        _DECIDED.reset(token)
+
+
+def bf16_pays() -> bool:
+    """Return whether to compute in bf16: what `one_precision` decided, else what a probe says (0.1 s on a CPU).
+
+    bf16 must be at least 1.3 times as fast as fp32. `SKILLGRAFT_PRECISION=bf16` or `fp32` decides instead of the probe.
+    """
+    decided = _DECIDED.get()
+    return _probe() if decided is None else decided
+
+
+@functools.cache
+def _probe() -> bool:
     wish = os.environ.get("SKILLGRAFT_PRECISION")
     if wish in {"bf16", "fp32"}:
         return wish == "bf16"

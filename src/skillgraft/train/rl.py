@@ -20,9 +20,11 @@ from datasets import Dataset
 from peft import PeftModel, set_peft_model_state_dict
 from peft.helpers import disable_input_dtype_casting
 from safetensors.torch import load_file
+from torch.utils.data import Sampler
 from transformers import PreTrainedModel, PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer import utils as trl_utils
+from trl.trainer.utils import RepeatSampler
 
 from skillgraft.domains.knowledge import Question
 from skillgraft.domains.rewards import DEFAULT_MIX, Reward, get_reward
@@ -48,6 +50,37 @@ DEFAULTS: dict[str, Any] = {
     "scale_rewards": "batch",
 }
 LEARNING_RATE = {"lora": 3e-4, "full": 3e-5}
+
+
+class _EpochSampler(Sampler[int]):
+    """The order of TRL's sampler, as a function of the epoch.
+
+    TRL 1.16 draws each epoch's order from one generator that lives as long as the process, so that a run resumed after
+    its first epoch would begin with the first order again and learn something else than an uninterrupted one.
+    """
+
+    def __init__(self, sampler: RepeatSampler) -> None:
+        self.sampler, self.epoch = sampler, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch whose order the next iteration gives; the trainer calls it."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        if self.sampler.shuffle:
+            self.sampler.generator.manual_seed(self.sampler.seed)
+            for _ in range(self.epoch):
+                torch.randperm(self.sampler.num_samples, generator=self.sampler.generator)
+        yield from self.sampler
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+
+class _Trainer(GRPOTrainer):
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler[int]:
+        return _EpochSampler(super()._get_train_sampler(dataset))
+
 
 FINISHED = "finished"
 """Folder of a round's weights (LoRA: its factors), there once the round is done."""
@@ -118,7 +151,7 @@ def train_rl(
             model = load_model(
                 start if start and lora is None else model_dir, torch.bfloat16 if half else torch.float32
             )
-            grpo = GRPOTrainer(
+            grpo = _Trainer(
                 model=model,
                 reward_funcs=[_for_trl(name, get_reward(name)) for name in mix],
                 args=_for_round(args, round_steps, here),
