@@ -33,6 +33,7 @@ def extract(
     dtype: Annotated[str, typer.Option(help="float32, or bfloat16 for half the size.")] = "float32",
     domain: Annotated[str | None, typer.Option(help="What the skill was learnt on, for its manifest.")] = None,
     licence: Annotated[str | None, typer.Option(help="SPDX identifier for the manifest.")] = None,
+    language: Annotated[str | None, typer.Option(help="ISO 639 code of the domain's texts, such as en.")] = None,
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -41,7 +42,15 @@ def extract(
 
     with _progress("extracting", as_json, unit="elements") as progress:
         skill = arithmetic.extract(
-            rl, sft, out, dtype=dtype, domain=domain, licence=licence, threads=threads, progress=progress
+            rl,
+            sft,
+            out,
+            dtype=dtype,
+            domain=domain,
+            licence=licence,
+            language=language,
+            threads=threads,
+            progress=progress,
         )
     norm = sum(skill.norm(name) ** 2 for name in skill.names) ** 0.5
     facts = {"skill": str(out), "form": skill.form, "tensors": len(skill.names), "norm": norm}
@@ -53,7 +62,7 @@ def extract(
 
 def inject(
     target: Annotated[Path, typer.Option(help="The SFT checkpoint that is to receive the skill.")],
-    skill: Annotated[Path, typer.Option(help="Skill directory, or a PEFT LoRA adapter.")],
+    skill: Annotated[Path, typer.Option(help="Skill directory or name in the library, or a PEFT LoRA adapter.")],
     out: OutOption,
     scale: Annotated[float | None, typer.Option(help="λ in target + λ·v; default: 1.")] = None,
     scales: Annotated[

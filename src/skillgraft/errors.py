@@ -46,6 +46,10 @@ class StorageError(SkillgraftError, OSError):
     """The disk is full or a path cannot be written."""
 
 
+class HubError(SkillgraftError, OSError):
+    """A model hub cannot be reached, refuses, or sends what it should not."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return `; did you mean 'x'? available: a, b` for an unknown `name`, the closest known name first."""
     known = sorted(map(str, known))

@@ -70,6 +70,7 @@ def extract(
     recipe: str | None = None,
     seed: int | None = None,
     licence: str | None = None,
+    language: str | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Skill:
@@ -77,8 +78,8 @@ def extract(
 
     `rl` is a full checkpoint; a checkpoint with its LoRA adapter in `adapter/`, whose factors are then kept exactly
     (checked against the full weights); or a PEFT adapter directory. `dtype` is the storage: float32, or bfloat16 at
-    half the size with its `reconstruction_error` in the manifest. `domain`, `recipe`, `seed` and `licence` are
-    recorded. `progress` is called after each tensor with its name, the elements done and all of them. Memory holds a
+    half the size with its `reconstruction_error` in the manifest. `domain`, `recipe`, `seed`, `licence` and
+    `language` (ISO 639) are recorded. `progress` is called after each tensor with its name, the elements done and all of them. Memory holds a
     few tiles of each model.
 
     Raises `MissingPathError`, `CheckpointError`, `CompatibilityError` (operands that don't match, NaN or infinity, or
@@ -113,6 +114,7 @@ def extract(
             recipe=recipe,
             seed=seed,
             licence=licence,
+            language=language,
             reconstruction_error=(record.lost / record.exact) ** 0.5,
             tensors=record.entries,
             versions=software_versions(),

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from skillgraft.arithmetic.leaves import Stored
-from skillgraft.arithmetic.matching import check_adapter_fits
 from skillgraft.arithmetic.merge_recipe import TaskArithmetic
 from skillgraft.arithmetic.merging import write
 from skillgraft.arithmetic.methods import METHODS
@@ -37,7 +36,8 @@ from skillgraft.checkpoint.layout import Layout, read_layout
 from skillgraft.checkpoint.provenance import base_of
 from skillgraft.checkpoint.weights import planned_dtypes
 from skillgraft.errors import CheckpointError, RecipeError, did_you_mean
-from skillgraft.skills.compatibility import check_compatibility, match_base
+from skillgraft.skills.compatibility import adapter_findings, check_compatibility, match_base, raise_refusals
+from skillgraft.skills.library import resolve_skill
 from skillgraft.skills.peft_adapter import is_adapter, read_adapter
 from skillgraft.skills.skill import Skill, load_skill
 
@@ -58,10 +58,11 @@ def inject(
 ) -> dict[str, Any]:
     """Write θ = θ_target + λ·v as the new checkpoint `out` and return a report.
 
-    `skill` is a skill or a PEFT LoRA adapter directory (then v = B·A). λ is `scale` (any finite number; 0 keeps the
-    target bit for bit). `dtype` (float32, bfloat16, float16, float64) stores all float tensors and names itself in
-    the config; None keeps each tensor's own. Config, tokenizer, generation config, chat template, other small files
-    and every tensor that the skill does not name are the target's. Arithmetic is in fp64 with one rounding.
+    `skill` is a skill, its directory or name in the library, or a PEFT LoRA adapter directory (then v = B·A). λ is
+    `scale` (any finite number; 0 keeps the target bit for bit). `dtype` (float32, bfloat16, float16, float64) stores
+    all float tensors and names itself in the config; None keeps each tensor's own. Config, tokenizer, generation
+    config, chat template, other small files and every tensor that the skill does not name are the target's.
+    Arithmetic is in fp64 with one rounding.
 
     The report: `scale`, `dtype`, `remarks` (how the base was recognised), `survived_rounding` =
     1 − ‖stored − exact‖ / ‖λ·v‖ over all tensors (1.0 for λ = 0; below 0 where rounding an fp32 target to `dtype`
@@ -118,14 +119,19 @@ def _inject(
     if dtype is not None and dtype not in OUTPUT_DTYPES:
         raise RecipeError(f"dtype {dtype!r} can't store a checkpoint{did_you_mean(dtype, OUTPUT_DTYPES)}")
     layout = read_layout(target)
-    if not isinstance(skill, Skill) and Path(skill).is_dir() and is_adapter(Path(skill)):
+    said: list[str] = []
+    if not isinstance(skill, Skill):
+        skill, remark = resolve_skill(skill)
+        said = [remark] if remark else []
+    if not isinstance(skill, Skill) and is_adapter(skill):
         adapter = read_adapter(skill)
-        check_adapter_fits(adapter, layout)
-        remarks = ["the skill is a PEFT adapter, which does not say on which weights it was trained"]
+        findings = adapter_findings(layout, adapter)
+        raise_refusals(findings)
+        remarks = said + [finding.message for finding in findings if finding.level == "remark"]
         plan = _plan(layout, of_adapter(adapter), remarks, adapter_fingerprint(adapter), dtype)
         return write(plan, out, outputs, "inject", threads, device, progress=progress)
     loaded = skill if isinstance(skill, Skill) else load_skill(skill)
-    remarks = check_compatibility(layout, loaded, allow_other_base)
+    remarks = said + check_compatibility(layout, loaded, allow_other_base)
     plan = _plan(layout, of_skill(loaded), remarks, fingerprint_file(loaded.weights_file), dtype, allow_other_base)
     return write(
         plan,

@@ -8,9 +8,10 @@ from pathlib import Path
 from skillgraft.checkpoint.fingerprint import fingerprint_file
 from skillgraft.checkpoint.header import TensorInfo
 from skillgraft.checkpoint.layout import Layout
-from skillgraft.checkpoint.tokenizer import TOKENIZER_FILE, read_token_map, tokenizer_identity
+from skillgraft.checkpoint.tokenizer import TOKENIZER_FILE, rows_needed, tokenizer_identity
 from skillgraft.errors import CompatibilityError
 from skillgraft.skills.architecture import LM_HEAD, architecture_differences, architecture_facts
+from skillgraft.skills.compatibility import adapter_tensor_findings, raise_refusals
 from skillgraft.skills.peft_adapter import Adapter
 
 
@@ -62,19 +63,7 @@ def check_pair(rl: Layout, sft: Layout) -> None:
 
 def check_adapter_fits(adapter: Adapter, target: Layout) -> None:
     """Raise `CompatibilityError` unless `target` stores every tensor that the adapter changes, in its shape."""
-    for name, delta in adapter.deltas.items():
-        info = target.tensors.get(name)
-        if info is None:
-            tied = " (tied to the embedding)" if name == LM_HEAD else ""
-            raise CompatibilityError(
-                f"{adapter.path} adapts {name!r}{tied}, which {target.path} does not store; expected an adapter on "
-                "this model"
-            )
-        if info.shape != delta.shape or not info.is_float:
-            raise CompatibilityError(
-                f"{adapter.path}: the delta of {name!r} has shape {list(delta.shape)}, expected {list(info.shape)} "
-                f"as in {target.path} ({info.dtype}); take the model that the adapter was trained on"
-            )
+    raise_refusals(adapter_tensor_findings(target, adapter))
 
 
 def check_tokenizers(one: Path, other: Path) -> None:
@@ -89,14 +78,9 @@ def check_tokenizers(one: Path, other: Path) -> None:
 def rows_of_vocabulary(target: Layout, name: str) -> str:
     """Return the remark on a tensor whose padded vocabulary rows some operand does not have."""
     return (
-        f"vocabulary padded to other numbers of rows; the tokenizer has {_tokens(target.path)} tokens, and the "
+        f"vocabulary padded to other numbers of rows; the tokenizer has {rows_needed(target.path)} tokens, and the "
         f"target keeps its own {target.tensors[name].shape[0]} rows"
     )
-
-
-def _tokens(directory: Path) -> int:
-    """Return the number of rows that a tokenizer's ids need."""
-    return 1 + max((number for _, number in read_token_map(directory)[0]), default=-1)
 
 
 def _identities(one: Path, other: Path, allow: Collection[str]) -> tuple[str, str] | None:
@@ -145,4 +129,4 @@ def _is_padding(target: Layout, other: Layout, wanted: TensorInfo, got: TensorIn
     sizes = [(architecture_facts(layout).vocab_size, info) for layout, info in ((target, wanted), (other, got))]
     if any(size != info.shape[0] for size, info in sizes):
         return False
-    return min(got.shape[0], wanted.shape[0]) >= max(_tokens(target.path), _tokens(other.path))
+    return min(got.shape[0], wanted.shape[0]) >= max(rows_needed(target.path), rows_needed(other.path))

@@ -5,13 +5,14 @@ base: my-sft-model                          # the target: config, tokenizer and 
 operands:
   - {model: chat-model, minus: base-model, weight: 0.5}     # λ·(B − C); without `minus`, B − base
   - {adapter: my-lora, weight: 1.0}                         # λ·B·A of a PEFT adapter
-  - {skill: skills/squad-recall, weight: 1.0}               # λ·v
+  - {skill: skills/squad-recall, weight: 1.0}               # λ·v; a directory, or a name in the library
 parameters: {}
 dtype: bfloat16
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -144,13 +145,24 @@ def parse_merge_recipe(data: dict[str, Any], where: str = "merge recipe", folder
     folder = folder or Path()
     operands = [
         operand.model_copy(
-            update={key: _under(folder, getattr(operand, key)) for key in ("model", "adapter", "skill", "minus")}
+            update={
+                **{key: _under(folder, getattr(operand, key)) for key in ("model", "adapter", "minus")},
+                "skill": _skill(folder, operand.skill),
+            }
         )
         for operand in recipe.operands
     ]
     return recipe.model_copy(
         update={"parameters": parameters, "operands": operands, "base": _under(folder, recipe.base)}
     )
+
+
+def _skill(folder: Path, path: Path | None) -> Path | None:
+    """Return a skill's path under `folder`, or a bare name as it is where nothing there has it: the library may."""
+    under = _under(folder, path)
+    if path is None or under is None or os.path.lexists(under) or len(path.parts) != 1:
+        return under
+    return path
 
 
 def _under(folder: Path, path: Path | None) -> Path | None:

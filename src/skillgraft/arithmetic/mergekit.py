@@ -95,7 +95,10 @@ def _parameters(recipe: MergeRecipe, parameters: dict[str, Any]) -> dict[str, An
 def _name(operand: OperandSpec, number: int, base: str) -> str:
     where = f"operands.{number}"
     if operand.skill is not None:
-        raise RecipeError(f"{where}: a skill has no mergekit equivalent; mergekit takes checkpoints and LoRA adapters")
+        raise RecipeError(
+            f"{where}: a skill has no mergekit equivalent; mergekit takes checkpoints and LoRA adapters: make one of "
+            "it with skillgraft convert --to peft, and name that as adapter"
+        )
     if operand.minus is not None and _path(operand.minus, where) != base:
         raise RecipeError(
             f"{where}: minus {operand.minus} has no mergekit equivalent; mergekit subtracts the base from every model"

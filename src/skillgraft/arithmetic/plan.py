@@ -19,9 +19,9 @@ from skillgraft.checkpoint.header import TensorSpec
 from skillgraft.checkpoint.layout import ADAPTER_CONFIG_FILE, Layout, read_layout
 from skillgraft.checkpoint.weights import planned_dtypes
 from skillgraft.errors import CompatibilityError, RecipeError
-from skillgraft.skills.architecture import LM_HEAD, architecture_facts
-from skillgraft.skills.compatibility import check_compatibility
+from skillgraft.skills.compatibility import check_compatibility, tie_problem
 from skillgraft.skills.forms import LOWRANK, stored_names
+from skillgraft.skills.library import resolve_skill
 from skillgraft.skills.peft_adapter import Adapter, read_adapter
 from skillgraft.skills.skill import Skill, load_skill
 
@@ -125,7 +125,9 @@ def plan_merge(recipe: MergeRecipe) -> Plan:
             terms.append((1, of_adapter(adapter)))
             inputs[f"operand{number}.adapter"] = adapter_fingerprint(adapter)
         if operand.skill is not None:
-            skill = load_skill(operand.skill)
+            place, remark = resolve_skill(operand.skill)
+            remarks += [remark] if remark else []
+            skill = load_skill(place)
             remarks += check_compatibility(target, skill, "base" in recipe.allow)
             terms.append((1, of_skill(skill)))
             inputs[f"operand{number}.skill"] = fingerprint_file(skill.weights_file)
@@ -230,17 +232,8 @@ def _cancelled(terms: Sequence[Term]) -> tuple[Term, ...]:
 
 def check_tie(target: Layout, tensors: Sequence[TensorPlan]) -> None:
     """Refuse to change one copy of a tied pair that the target stores twice: loaders would take them for two."""
-    if not architecture_facts(target).tie_word_embeddings or LM_HEAD not in target.tensors:
-        return
-    changed = {tensor.spec.name: bool(tensor.operands) for tensor in tensors}
-    shape = target.tensors[LM_HEAD].shape
-    for name, info in target.tensors.items():
-        if name.endswith("embed_tokens.weight") and info.shape == shape and changed[name] != changed[LM_HEAD]:
-            one, other = (name, LM_HEAD) if changed[name] else (LM_HEAD, name)
-            raise CompatibilityError(
-                f"{target.path} ties {name!r} and {LM_HEAD!r} but stores both, and only {one!r} would change: "
-                f"{other!r} would keep its old values; save the target again with save_pretrained, which stores one"
-            )
+    if problem := tie_problem(target, {tensor.spec.name for tensor in tensors if tensor.operands}):
+        raise CompatibilityError(problem)
 
 
 def check_number(recipe: MergeRecipe) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 from pathlib import Path
@@ -61,6 +62,7 @@ def random_vector(skill: Skill | str | os.PathLike[str], out: str | os.PathLike[
             update={
                 "formula": RANDOM_FORMULA,
                 "created": timestamp(),
+                "skillgraft_version": importlib.metadata.version("skillgraft"),
                 "seed": seed,
                 "reconstruction_error": 0.0,
                 "tensors": entries,

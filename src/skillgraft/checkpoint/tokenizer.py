@@ -74,6 +74,11 @@ def read_token_map(directory: str | os.PathLike[str]) -> tuple[set[tuple[str, in
     return ids, merges
 
 
+def rows_needed(directory: str | os.PathLike[str]) -> int:
+    """Return how many rows of an embedding the tokenizer's ids need; raises as `tokenizer_identity`."""
+    return 1 + max((number for _, number in read_token_map(directory)[0]), default=-1)
+
+
 def _vocabulary(vocab: Any) -> set[tuple[str, int]]:
     if isinstance(vocab, dict):
         return {_pair(token, number) for token, number in vocab.items()}

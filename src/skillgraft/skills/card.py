@@ -1,72 +1,161 @@
-"""The card of a skill: `README.md` with front matter that model hubs read."""
+"""The cards of a skill and of an adapter made of one: `README.md` with front matter that model hubs read.
+
+Whatever a manifest says is untrusted text: it stands in one line, with control and bidirectional characters made
+visible and everything escaped that Markdown or HTML would read as more than text.
+"""
 
 from __future__ import annotations
 
-import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import yaml
 
-from skillgraft.skills.manifest import Manifest
+from skillgraft.report.visible import visible_line
+from skillgraft.skills.manifest import SKILL_FORMULA, Manifest
+from skillgraft.skills.modules import kind_rows
+
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
+_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9.:+-]{0,127}")
+_HUB_LICENCE = re.compile(r"[a-z0-9][a-z0-9.-]{1,31}")
+_LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z]{2,8})?")
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]|~#^$!])")
+_MARKS = re.compile("[\u061c\u200b\u200e\u200f]")
 
 
 def card_text(manifest: Manifest) -> str:
-    """Return the README of a skill: YAML front matter (base_model, tags, license), facts, use and scores."""
-    front: dict[str, object] = {"tags": ["skillgraft", "skill-vector", "task-arithmetic"]}
-    if manifest.base.id:
-        front["base_model"] = manifest.base.id
-    if manifest.licence:
-        front["license"] = manifest.licence
-    norm = math.sqrt(math.fsum(entry.norm**2 for entry in manifest.tensors.values()))
-    lowrank = sum(entry.form == "lowrank" for entry in manifest.tensors.values())
-    base = manifest.base.id or "unknown id" if manifest.base_is_known else "not recorded; recognised by its weights"
-    facts = {
-        "formula": manifest.formula,
-        "domain": manifest.domain or "not stated",
-        "base": f"{base} (`{manifest.base.fingerprint}`)",
-        "SFT model": f"`{manifest.sft.fingerprint}`",
-        "RL model": f"`{manifest.rl.fingerprint}`",
-        "tensors": f"{len(manifest.tensors)}, {lowrank} of them low rank",
-        "Frobenius norm": f"{norm:.6g}",
-        "reconstruction error": f"{manifest.reconstruction_error:.3g} (relative Frobenius)",
-        "recipe": manifest.recipe or "not stated",
-        "seed": "not stated" if manifest.seed is None else str(manifest.seed),
-        "licence": manifest.licence or "not stated",
-        "made": f"{manifest.created} with Skillgraft {manifest.skillgraft_version}",
-    }
+    """Return the README of a skill: front matter, facts, use, norms by kind of module, scores and limits."""
+    is_skill = manifest.formula == SKILL_FORMULA
+    what = (
+        "A skill vector: what reinforcement learning changed in a model's weights, kept as a difference that can be\n"
+        "added to another fine-tune of the same base (Parametric Skill Transfer, arXiv 2601.11258)."
+        if is_skill
+        else "A control made from a skill: a difference of weights that has the skill's size and not its content."
+    )
     lines = [
-        "---",
-        yaml.safe_dump(front, sort_keys=True, allow_unicode=True).strip(),
-        "---",
+        _front_matter(manifest, library="skillgraft", tags=("skillgraft", "skill-vector", "task-arithmetic")),
+        f"# {'Skill' if is_skill else 'Control'}: {escaped(manifest.domain or 'unnamed domain')}",
         "",
-        f"# Skill: {manifest.domain or 'unnamed domain'}",
+        what + " These are weights,\nnot a prompt file of the kind that is called an agent skill.",
         "",
-        "A skill vector: what reinforcement learning changed in a model's weights, kept as a difference that can be",
-        "added to another fine-tune of the same base (Parametric Skill Transfer, arXiv 2601.11258). These are weights,",
-        "not a prompt file of the kind that is called an agent skill.",
-        "",
-        "| | |",
-        "|---|---|",
-        *(f"| {key} | {_cell(value)} |" for key, value in facts.items()),
-        "",
+        *_table(("", ""), _facts(manifest).items()),
         "## Use",
         "",
         "```sh",
+        "skillgraft check YOUR-FINE-TUNE-OF-THE-BASE THIS-DIRECTORY",
         "skillgraft inject --target YOUR-FINE-TUNE-OF-THE-BASE --skill THIS-DIRECTORY --scale 1.0 -o grafted",
         "```",
         "",
+        "## Modules",
+        "",
+        *_table(("kind", "tensors", "parameters", "Frobenius norm", "share of its square"), _module_rows(manifest)),
         *_score_lines(manifest),
+        "## Limits",
+        "",
+        "It fits fine-tunes of its own base only, with the same tokenizer and shapes; `skillgraft check` tells. Scores",
+        "are those of the models and data that they name and say nothing of others: what the skill does to a target",
+        "is to be measured there. A target in bfloat16 rounds a part of it away.",
+        "",
     ]
     return "\n".join(lines)
+
+
+def adapter_card_text(manifest: Manifest, report: Mapping[str, Any]) -> str:
+    """Return the README of a PEFT adapter that was made of a skill, with what the conversion cost."""
+    exact = "exact" if report["exact"] else f"{report['error']:.3g} (relative Frobenius)"
+    facts = {
+        "domain": escaped(manifest.domain or "not stated"),
+        "scale (in the weights)": f"{report['scale']:g}",
+        "modules": str(report["modules"]),
+        "largest rank": str(report["rank"]),
+        "difference to the skill": exact,
+        "left out": f"{len(report['dropped'])} tensors",
+        "RL model": code(manifest.rl.fingerprint),
+        "SFT model": code(manifest.sft.fingerprint),
+    }
+    lines = [
+        _front_matter(manifest, library="peft", tags=("lora", "skillgraft", "skill-vector")),
+        f"# LoRA adapter of the skill: {escaped(manifest.domain or 'unnamed domain')}",
+        "",
+        "A skill vector (arXiv 2601.11258) as a LoRA adapter, converted with `skillgraft convert --to peft`. Put it on",
+        "a fine-tune of the skill's base.",
+        "",
+        *_table(("", ""), facts.items()),
+    ]
+    return "\n".join(lines)
+
+
+def escaped(text: object) -> str:
+    """Return untrusted text for one place in Markdown: one line, harmful characters visible, markup escaped."""
+    line = _MARKS.sub(lambda match: f"⟨U+{ord(match.group()):04X}⟩", visible_line(str(text)))
+    line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return _MARKDOWN.sub(r"\\\1", line)
+
+
+def code(text: str) -> str:
+    """Return a fingerprint as code, anything else as escaped text."""
+    return f"`{text}`" if _PLAIN.fullmatch(text) else escaped(text)
+
+
+def _facts(manifest: Manifest) -> dict[str, str]:
+    forms = Counter(str(entry.form) for entry in manifest.tensors.values())
+    base = escaped(manifest.base.id or "unknown id")
+    if not manifest.base_is_known:
+        base = "not recorded; recognised by its weights"
+    return {
+        "formula": escaped(manifest.formula),
+        "domain": escaped(manifest.domain or "not stated"),
+        "base": f"{base} ({code(manifest.base.fingerprint)})",
+        "SFT model": code(manifest.sft.fingerprint),
+        "RL model": code(manifest.rl.fingerprint),
+        "tokenizer": code(manifest.tokenizer),
+        "tensors": f"{len(manifest.tensors)} ({', '.join(f'{count} {form}' for form, count in forms.items())})",
+        "Frobenius norm": f"{manifest.norm:.6g}",
+        "reconstruction error": f"{manifest.reconstruction_error:.3g} (relative Frobenius)",
+        "recipe": escaped(manifest.recipe or "not stated"),
+        "seed": "not stated" if manifest.seed is None else str(manifest.seed),
+        "licence": escaped(manifest.licence or "not stated"),
+        "made": f"{escaped(manifest.created)} with Skillgraft {escaped(manifest.skillgraft_version)}",
+    }
+
+
+def _front_matter(manifest: Manifest, library: str, tags: tuple[str, ...]) -> str:
+    """Return the YAML block; only values of the form that the hub expects go into it."""
+    front: dict[str, object] = {"library_name": library, "pipeline_tag": "text-generation", "tags": list(tags)}
+    if manifest.base.id and _REPOSITORY.fullmatch(manifest.base.id):
+        front |= {"base_model": manifest.base.id, "base_model_relation": "adapter"}
+    if manifest.licence:
+        hubs = manifest.licence.lower()
+        if _HUB_LICENCE.fullmatch(hubs):
+            front["license"] = hubs
+        else:
+            front |= {"license": "other", "license_name": visible_line(manifest.licence, 80)}
+    if manifest.language and _LANGUAGE.fullmatch(manifest.language):
+        front["language"] = manifest.language
+    return f"---\n{yaml.safe_dump(front, sort_keys=True)}---\n"
+
+
+def _module_rows(manifest: Manifest) -> list[tuple[str, ...]]:
+    return [
+        (row.kind, str(row.tensors), f"{row.parameters:,}", f"{row.norm:.4g}", f"{row.share:.1%}")
+        for row in kind_rows(manifest.sizes)
+    ]
 
 
 def _score_lines(manifest: Manifest) -> list[str]:
     if not manifest.scores:
         return []
     columns = list(dict.fromkeys(key for row in manifest.scores for key in row))
-    rows = ["| " + " | ".join(_cell(row.get(column, "")) for column in columns) + " |" for row in manifest.scores]
-    head = "| " + " | ".join(map(_cell, columns)) + " |"
-    return ["## Scores", "", head, "|" + "---|" * len(columns), *rows, ""]
+    rows = [tuple(escaped(row.get(column, "")) for column in columns) for row in manifest.scores]
+    return ["## Scores", "", *_table(tuple(map(escaped, columns)), rows)]
 
 
-def _cell(value: object) -> str:
-    return " ".join(str(value).split()).replace("|", "\\|")
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
+    lines = [" | ".join(row) for row in rows]
+    return [_row(head), "|" + "---|" * len(head), *(f"| {line} |" for line in lines), ""]
+
+
+def _row(cells: tuple[str, ...]) -> str:
+    return "| " + " | ".join(cells) + " |" if any(cells) else "|" + " |" * len(cells)

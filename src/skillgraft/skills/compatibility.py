@@ -1,62 +1,151 @@
-"""Whether a skill fits a target: names, shapes, tokenizer, architecture and base, all before any arithmetic."""
+"""Whether a skill or an adapter fits a target: names, shapes, tokenizer, architecture, ties and base."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from skillgraft.checkpoint.fingerprint import fingerprint_checkpoint
+from skillgraft.checkpoint.header import TensorInfo
 from skillgraft.checkpoint.layout import Layout
 from skillgraft.checkpoint.provenance import base_of
-from skillgraft.checkpoint.tokenizer import tokenizer_identity
+from skillgraft.checkpoint.tokenizer import rows_needed, tokenizer_identity
 from skillgraft.errors import CompatibilityError
 from skillgraft.skills.architecture import LM_HEAD, architecture_differences, architecture_facts
+from skillgraft.skills.peft_adapter import Adapter, adapter_base
 from skillgraft.skills.sketch import sketch_correlation
 from skillgraft.skills.skill import Skill
 
 SAME_BASE_CORRELATION = 0.5
 SAME_COPY_CORRELATION = 0.95
 
+Level = Literal["fits", "remark", "refused"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at: `about` is tensors, vocabulary, ties, architecture, tokenizer, base or rounding."""
+
+    level: Level
+    about: str
+    message: str
+
 
 @dataclass(frozen=True)
 class BaseMatch:
-    """Whether a target has the skill's base, and the sentence that says how that is known."""
+    """Whether a target has the skill's base, the sentence that says how that is known, and whether it is certain."""
 
     same: bool
     reason: str
+    certain: bool = False
+
+
+def verdict(findings: Sequence[Finding]) -> str:
+    """Return `refused`, `fits with remarks` or `fits`."""
+    levels = {finding.level for finding in findings}
+    return "refused" if "refused" in levels else "fits with remarks" if "remark" in levels else "fits"
 
 
 def check_compatibility(target_layout: Layout, skill: Skill, allow_other_base: bool = False) -> list[str]:
-    """Return remarks on how the target was found to fit the skill; raise when it does not.
+    """Return remarks on how the target was found to fit the skill; raise where `skill_findings` refuses it.
 
-    Raises `CompatibilityError` when the target lacks a tensor that the skill changes, has it in another shape or in a
-    dtype without arithmetic, has another token map, states another head count, RoPE setting or tie, or has another
-    base: by its provenance, or, without one, by the correlation of its weights with the skill's sketch (below 0.5).
-    Another copy of the same base (same id, other file bytes) fits where that correlation is at least 0.95.
+    Raises `CompatibilityError` with every reason.
+    """
+    findings = skill_findings(target_layout, skill, allow_other_base)
+    raise_refusals(findings)
+    return [finding.message for finding in findings if finding.level == "remark" or finding.about == "base"]
+
+
+def raise_refusals(findings: Sequence[Finding]) -> None:
+    """Raise one `CompatibilityError` that gives the reason of every refusal, if there is one."""
+    reasons = [finding.message for finding in findings if finding.level == "refused"]
+    if len(reasons) == 1:
+        raise CompatibilityError(reasons[0])
+    if reasons:
+        raise CompatibilityError(
+            f"{len(reasons)} reasons against it:" + "".join(f"\n({n}) {text}" for n, text in enumerate(reasons, 1))
+        )
+
+
+def skill_findings(target_layout: Layout, skill: Skill, allow_other_base: bool = False) -> list[Finding]:
+    """Return everything that headers, configs, tokenizer and a few weights say of a skill on a target.
+
+    Refused: the target lacks a tensor that the skill changes, has it in another shape or in a dtype without
+    arithmetic, has another token map, states another head count, RoPE setting or tie, stores a tied pair twice of
+    which the skill changes one, or has another base: by its provenance, or, without one, by the correlation of its
+    weights with the skill's sketch (below 0.5). Another copy of the same base (same id, other file bytes) fits where
+    that correlation is at least 0.95. A vocabulary that the target pads to more rows fits: the skill's rows count.
     `allow_other_base` turns only the refusal of another base into a remark.
     """
-    _check_tensors(target_layout, skill)
-    facts = architecture_facts(target_layout)
-    if differences := architecture_differences(facts, skill.manifest.architecture):
-        raise CompatibilityError(
-            f"{target_layout.path} does not fit the skill {skill.path}: {'; '.join(differences)}; expected another "
-            "fine-tune of the skill's base, with the same config"
+    findings = _tensor_findings(target_layout, skill)
+    if tie := tie_problem(target_layout, skill.names):
+        findings.append(Finding("refused", "ties", tie))
+    findings.append(_architecture_finding(target_layout, skill))
+    findings.append(_tokenizer_finding(target_layout, skill))
+    findings.append(_base_finding(target_layout, skill, allow_other_base))
+    return findings
+
+
+def adapter_findings(target_layout: Layout, adapter: Adapter) -> list[Finding]:
+    """Return what headers say of a PEFT adapter on a target; its base cannot be known from it, which is a remark."""
+    findings = adapter_tensor_findings(target_layout, adapter)
+    if tie := tie_problem(target_layout, tuple(adapter.deltas)):
+        findings.append(Finding("refused", "ties", tie))
+    stated = adapter_base(adapter.path)
+    findings.append(
+        Finding(
+            "remark",
+            "base",
+            "the skill is a PEFT adapter, which does not say on which weights it was trained"
+            + (f" (it names {stated})" if stated else ""),
         )
-    identity = tokenizer_identity(target_layout.path)
-    if identity != skill.manifest.tokenizer:
-        raise CompatibilityError(
-            f"{target_layout.path} has another tokenizer than the skill {skill.path}: token map {identity}, expected "
-            f"{skill.manifest.tokenizer}; use a target whose tokens and ids are the skill's"
+    )
+    return findings
+
+
+def adapter_tensor_findings(target_layout: Layout, adapter: Adapter) -> list[Finding]:
+    """Return whether `target_layout` stores every tensor that the adapter changes, in its shape."""
+    absent, wrong = [], []
+    for name, delta in adapter.deltas.items():
+        info = target_layout.tensors.get(name)
+        if info is None:
+            absent.append(name)
+        elif info.shape != delta.shape or not info.is_float:
+            wrong.append(
+                f"{adapter.path}: the delta of {name!r} has shape {list(delta.shape)}, expected {list(info.shape)} "
+                f"as in {target_layout.path} ({info.dtype})"
+            )
+    findings = []
+    if absent:
+        tied = " (tied to the embedding)" if absent[0] == LM_HEAD else ""
+        findings.append(
+            Finding(
+                "refused",
+                "tensors",
+                f"{adapter.path} adapts {absent[0]!r}{tied}, which {target_layout.path} does not store"
+                f"{_and_more(absent)}; expected an adapter on this model",
+            )
         )
-    match = match_base(target_layout, skill)
-    if match.same:
-        return [match.reason]
-    if not allow_other_base:
-        raise CompatibilityError(
-            f"{target_layout.path} does not fit the skill {skill.path}: {match.reason}; a skill vector is meaningful "
-            "on fine-tunes of its own base: use one, or allow another base explicitly (inject: allow_other_base or "
-            "--allow-other-base; merge: --allow base)"
-        )
-    return [f"{match.reason}: allowed explicitly"]
+    if wrong:
+        message = f"{wrong[0]}{_and_more(wrong)}; take the model that the adapter was trained on"
+        findings.append(Finding("refused", "tensors", message))
+    return findings or [Finding("fits", "tensors", f"all {len(adapter.deltas)} tensors are there, in their shapes")]
+
+
+def tie_problem(layout: Layout, changed: Collection[str]) -> str | None:
+    """Return why changing only `changed` would break a tied pair that the target stores twice; None if it does not."""
+    if not architecture_facts(layout).tie_word_embeddings or LM_HEAD not in layout.tensors:
+        return None
+    shape = layout.tensors[LM_HEAD].shape
+    for name, info in layout.tensors.items():
+        if name.endswith("embed_tokens.weight") and info.shape == shape and (name in changed) != (LM_HEAD in changed):
+            one, other = (name, LM_HEAD) if name in changed else (LM_HEAD, name)
+            return (
+                f"{layout.path} ties {name!r} and {LM_HEAD!r} but stores both, and only {one!r} would change: "
+                f"{other!r} would keep its old values; save the target again with save_pretrained, which stores one"
+            )
+    return None
 
 
 def match_base(target_layout: Layout, skill: Skill) -> BaseMatch:
@@ -64,7 +153,7 @@ def match_base(target_layout: Layout, skill: Skill) -> BaseMatch:
     expected = skill.manifest.base
     stated = base_of(target_layout.path)
     if stated is not None and stated["fingerprint"] == expected.fingerprint:
-        return BaseMatch(True, f"same base by provenance: {expected.id or expected.fingerprint}")
+        return BaseMatch(True, f"same base by provenance: {expected.id or expected.fingerprint}", certain=True)
     correlation = sketch_correlation(target_layout, skill.manifest.sketch)
     measured = "unknown" if correlation is None else f"{correlation:.3f}"
     if stated is not None and skill.manifest.base_is_known:
@@ -81,7 +170,8 @@ def match_base(target_layout: Layout, skill: Skill) -> BaseMatch:
         )
     lacking = "target has no provenance" if stated is None else "the skill's base is not recorded"
     if fingerprint_checkpoint(target_layout.path) in (expected.fingerprint, skill.manifest.sft.fingerprint):
-        return BaseMatch(True, f"{lacking}: the target is the skill's own base or SFT model, by fingerprint")
+        reason = f"{lacking}: the target is the skill's own base or SFT model, by fingerprint"
+        return BaseMatch(True, reason, certain=True)
     if correlation is None:
         return BaseMatch(False, f"{lacking}, and no matrix could be compared with the skill's sketch")
     if correlation < SAME_BASE_CORRELATION:
@@ -89,22 +179,104 @@ def match_base(target_layout: Layout, skill: Skill) -> BaseMatch:
     return BaseMatch(True, f"{lacking}: base recognised by weights sketch, correlation {measured}")
 
 
-def _check_tensors(layout: Layout, skill: Skill) -> None:
+def _base_finding(layout: Layout, skill: Skill, allowed: bool) -> Finding:
+    match = match_base(layout, skill)
+    if match.same:
+        return Finding("fits" if match.certain else "remark", "base", match.reason)
+    if allowed:
+        return Finding("remark", "base", f"{match.reason}: allowed explicitly")
+    return Finding(
+        "refused",
+        "base",
+        f"{layout.path} does not fit the skill {skill.path}: {match.reason}; a skill vector is meaningful "
+        "on fine-tunes of its own base: use one, or allow another base explicitly (inject: allow_other_base or "
+        "--allow-other-base; merge: --allow base)",
+    )
+
+
+def _architecture_finding(layout: Layout, skill: Skill) -> Finding:
+    differences = architecture_differences(architecture_facts(layout), skill.manifest.architecture)
+    if not differences:
+        return Finding("fits", "architecture", "head counts, RoPE settings and ties are the skill's")
+    return Finding(
+        "refused",
+        "architecture",
+        f"{layout.path} does not fit the skill {skill.path}: {'; '.join(differences)}; expected another "
+        "fine-tune of the skill's base, with the same config",
+    )
+
+
+def _tokenizer_finding(layout: Layout, skill: Skill) -> Finding:
+    identity = tokenizer_identity(layout.path)
+    if identity == skill.manifest.tokenizer:
+        return Finding("fits", "tokenizer", "same tokens with the same ids")
+    return Finding(
+        "refused",
+        "tokenizer",
+        f"{layout.path} has another tokenizer than the skill {skill.path}: token map {identity}, expected "
+        f"{skill.manifest.tokenizer}; use a target whose tokens and ids are the skill's",
+    )
+
+
+def _tensor_findings(layout: Layout, skill: Skill) -> list[Finding]:
+    """Compare names, shapes and dtypes; of many tensors with one fault the first is named and the others counted."""
+    absent: list[str] = []
+    shapes: list[str] = []
+    integers: list[str] = []
+    padded: list[str] = []
     for name in skill.names:
         info = layout.tensors.get(name)
         if info is None:
-            tied = " (it is tied to the embedding there)" if name == LM_HEAD else ""
-            raise CompatibilityError(
-                f"{layout.path} has no tensor {name!r}{tied}, which the skill {skill.path} changes; expected a "
-                "checkpoint of the skill's architecture"
-            )
-        if info.shape != skill.shape(name):
-            raise CompatibilityError(
-                f"{layout.path}: tensor {name!r} has shape {list(info.shape)}, expected {list(skill.shape(name))} "
-                f"as in the skill {skill.path}; use a target of the same size and vocabulary"
-            )
-        if not info.is_float:
-            raise CompatibilityError(
-                f"{layout.path}: tensor {name!r} is stored as {info.dtype}, expected a float dtype; use the "
-                "checkpoint's bfloat16, float16 or float32 version"
-            )
+            absent.append(name)
+        elif info.shape != skill.shape(name):
+            (padded if _is_padding(layout, skill, info) else shapes).append(name)
+        elif not info.is_float:
+            integers.append(name)
+    findings = []
+    if absent:
+        tied = " (it is tied to the embedding there)" if absent[0] == LM_HEAD else ""
+        message = (
+            f"{layout.path} has no tensor {absent[0]!r}{tied}, which the skill {skill.path} changes"
+            f"{_and_more(absent)}; expected a checkpoint of the skill's architecture"
+        )
+        findings.append(Finding("refused", "tensors", message))
+    if shapes:
+        name = shapes[0]
+        message = (
+            f"{layout.path}: tensor {name!r} has shape {list(layout.tensors[name].shape)}, expected "
+            f"{list(skill.shape(name))} as in the skill {skill.path}{_and_more(shapes)}; use a target of the same "
+            "size and vocabulary"
+        )
+        findings.append(Finding("refused", "tensors", message))
+    if integers:
+        name = integers[0]
+        message = (
+            f"{layout.path}: tensor {name!r} is stored as {layout.tensors[name].dtype}, expected a float dtype"
+            f"{_and_more(integers)}; use the checkpoint's bfloat16, float16 or float32 version"
+        )
+        findings.append(Finding("refused", "tensors", message))
+    findings += [
+        Finding(
+            "remark",
+            "vocabulary",
+            f"the target pads its vocabulary: {name!r} has {layout.tensors[name].shape[0]} rows, the skill "
+            f"{skill.shape(name)[0]}; the rows past the skill's keep the target's values",
+        )
+        for name in padded
+    ]
+    if findings and findings[0].level == "refused":
+        return findings
+    return [Finding("fits", "tensors", f"all {len(skill.names)} tensors are there, in their shapes"), *findings]
+
+
+def _is_padding(layout: Layout, skill: Skill, info: TensorInfo) -> bool:
+    """Return whether the target's tensor is the skill's vocabulary with further rows, none of which has a token."""
+    shape = skill.shape(info.name)
+    if len(shape) != 2 or info.shape[1:] != shape[1:] or not info.is_float or info.shape[0] < shape[0]:
+        return False
+    sizes = (architecture_facts(layout).vocab_size, skill.manifest.architecture.vocab_size)
+    return sizes == (info.shape[0], shape[0]) and shape[0] >= rows_needed(layout.path)
+
+
+def _and_more(names: Sequence[str]) -> str:
+    return f" (and {len(names) - 1} more such)" if len(names) > 1 else ""

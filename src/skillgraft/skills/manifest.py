@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -76,6 +77,7 @@ class Manifest(_Record):
 
     `reconstruction_error` is ‖stored − exact‖_F / ‖exact‖_F over all tensors, 0.0 for an exact form. `sketch` holds
     a few elements of θ_SFT by parameter name, to recognise the base by its weights. `scores` are free-form rows.
+    `language` is the ISO 639 code of the domain's texts.
     """
 
     format_version: Literal[1] = FORMAT_VERSION
@@ -91,6 +93,7 @@ class Manifest(_Record):
     recipe: str | None = None
     seed: int | None = None
     licence: str | None = None
+    language: str | None = None
     reconstruction_error: Annotated[Finite, Field(ge=0)]
     tensors: dict[str, TensorEntry] = Field(min_length=1)
     scores: list[dict[str, Any]] = Field(default_factory=list)
@@ -101,6 +104,16 @@ class Manifest(_Record):
     def base_is_known(self) -> bool:
         """Whether `base` came from provenance; otherwise the SFT model's own fingerprint stands there."""
         return self.base.fingerprint != self.sft.fingerprint
+
+    @property
+    def norm(self) -> float:
+        """The Frobenius norm of the whole skill."""
+        return math.sqrt(math.fsum(entry.norm**2 for entry in self.tensors.values()))
+
+    @property
+    def sizes(self) -> dict[str, tuple[tuple[int, ...], float]]:
+        """Shape and Frobenius norm of each delta by name."""
+        return {name: (entry.shape, entry.norm) for name, entry in self.tensors.items()}
 
 
 def read_manifest(path: Path) -> Manifest:

@@ -1,0 +1,226 @@
+"""The local library of skills: one folder of skill directories by name, read anew each time.
+
+An entry holds a skill's own files and, where it was pulled from a hub, `origin.json`. There is no index beside the
+manifests that could disagree with them: listing reads those.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+import sys
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from skillgraft.checkpoint.fingerprint import fingerprint_checkpoint, fingerprint_file
+from skillgraft.checkpoint.json_file import read_json_object, write_json
+from skillgraft.checkpoint.provenance import base_of
+from skillgraft.checkpoint.writer import atomic_directory, storage_error
+from skillgraft.errors import (
+    CheckpointError,
+    MissingPathError,
+    OutputExistsError,
+    SkillgraftError,
+    StorageError,
+    did_you_mean,
+)
+from skillgraft.skills.manifest import MANIFEST_FILE, Manifest
+from skillgraft.skills.skill import CARD_FILE, WEIGHTS_FILE, load_skill
+
+SKILL_FILES = (MANIFEST_FILE, WEIGHTS_FILE, CARD_FILE)
+ORIGIN_FILE = "origin.json"
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A skill in the library; `problem` says why one can't be used, and then the rest is not known."""
+
+    name: str
+    path: Path
+    problem: str | None = None
+    manifest: Manifest | None = None
+    form: str | None = None
+    fingerprint: str | None = None
+    size_bytes: int = 0
+    origin: dict[str, Any] | None = None
+
+
+class Resolved(NamedTuple):
+    """The directory that a text names, and what is to be said of the choice."""
+
+    path: Path
+    remark: str | None = None
+
+
+def library_home() -> Path:
+    """Return the library's folder: `$SKILLGRAFT_LIBRARY`, else `skillgraft/skills` in the user's data directory."""
+    configured = os.environ.get("SKILLGRAFT_LIBRARY")
+    if configured:
+        return Path(configured).expanduser()
+    if sys.platform == "darwin":
+        data = Path.home() / "Library" / "Application Support"
+    elif os.name == "nt":
+        data = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    else:
+        data = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
+    return data / "skillgraft" / "skills"
+
+
+def list_skills(base: str | None = None, domain: str | None = None) -> list[Entry]:
+    """Return the library's entries by name, damaged ones with their problem.
+
+    `base` keeps the skills of one base: its fingerprint or the beginning of it, its id, or a checkpoint's directory
+    (its own fingerprint, or its base's by provenance). `domain` keeps those whose domain contains it, in any case.
+    With a filter, damaged entries are left out.
+    """
+    entries = [read_entry(name) for name in _names()]
+    if base is not None:
+        wanted = _bases(base)
+        entries = [entry for entry in entries if entry.manifest and _has_base(entry.manifest, wanted)]
+    if domain is not None:
+        text = domain.casefold()
+        entries = [e for e in entries if e.manifest and text in (e.manifest.domain or "").casefold()]
+    return entries
+
+
+def read_entry(name: str) -> Entry:
+    """Return what is known of one entry; a damaged one is returned with its problem, not raised."""
+    path = library_home() / name
+    try:
+        skill = load_skill(path)
+        origin = read_json_object(path / ORIGIN_FILE) if (path / ORIGIN_FILE).is_file() else None
+        fingerprint = fingerprint_file(skill.weights_file)
+    except SkillgraftError as error:
+        return Entry(name, path, problem=str(error))
+    except OSError as error:
+        return Entry(name, path, problem=f"{path}: {error.strerror or error}")
+    size = sum((path / file).stat().st_size for file in SKILL_FILES if (path / file).is_file())
+    return Entry(name, path, None, skill.manifest, skill.form, fingerprint, size, origin)
+
+
+def add_skill(skill: str | os.PathLike[str], name: str | None = None, origin: Mapping[str, Any] | None = None) -> Entry:
+    """Copy the skill directory `skill` into the library as `name` (default: the directory's name) and return it.
+
+    Exactly the skill's own files are copied, and `origin` is kept beside them; the entry appears whole or not at all.
+    Raises as `load_skill`, `OutputExistsError` when the name is taken or a skill with the same tensors is there
+    already, and `CheckpointError` for a name that is none.
+    """
+    source = load_skill(skill)
+    name = checked_name(name if name is not None else source.path.resolve().name)
+    home = library_home()
+    with _locked(home):
+        if os.path.lexists(home / name):
+            raise OutputExistsError(
+                f"the library {home} has a skill {name!r} already; give another name, or remove it first: "
+                f"skillgraft remove {name}"
+            )
+        with atomic_directory(home / name, needed_bytes=source.weights_file.stat().st_size) as partial:
+            for file in SKILL_FILES:
+                if (source.path / file).is_file():
+                    shutil.copyfile(source.path / file, partial / file)
+            _refuse_duplicate(fingerprint_file(load_skill(partial).weights_file))
+            if origin is not None:
+                write_json(partial / ORIGIN_FILE, dict(origin))
+    return read_entry(name)
+
+
+def remove_skill(name: str) -> Path:
+    """Take an entry, whole or damaged, out of the library and return where it was; `MissingPathError` for none."""
+    names = _names()
+    path = library_home() / name
+    if name not in names:
+        raise MissingPathError(f"the library {library_home()} has no skill {name!r}{did_you_mean(name, names)}")
+    doomed = path.parent / f".removed-{name}-{os.getpid()}"
+    os.rename(path, doomed)  # gone at once for whoever lists; deleting takes its time
+    if doomed.is_symlink():
+        doomed.unlink()
+    else:
+        shutil.rmtree(doomed)
+    return path
+
+
+def resolve_skill(text: str | os.PathLike[str]) -> Resolved:
+    """Return the directory that `text` means: a path that exists, else the library's skill of that name.
+
+    The path wins, and the remark says so where the library has that name too. Raises `MissingPathError` when there is
+    neither.
+    """
+    path, name = Path(text), str(text)
+    known = _NAME.fullmatch(name) is not None and name in _names()
+    if os.path.lexists(path):
+        both = known and path.resolve() != (library_home() / name).resolve()
+        remark = f"{name!r} is a directory here and a skill of the library; the directory was taken" if both else None
+        return Resolved(path, remark)
+    if known:
+        return Resolved(library_home() / name)
+    raise MissingPathError(
+        f"{name}: neither a directory nor a skill of the library {library_home()}; expected a skill "
+        f"({MANIFEST_FILE}, {WEIGHTS_FILE}), a PEFT adapter, or one of the names that `skillgraft ls` shows"
+        + (did_you_mean(name, _names()) if _NAME.fullmatch(name) and _names() else "")
+    )
+
+
+def checked_name(name: str) -> str:
+    """Return a name that can be a folder's everywhere; `CheckpointError` for any other."""
+    if not _NAME.fullmatch(name) or name.endswith("."):
+        raise CheckpointError(
+            f"{name!r} is no name for a skill; expected letters, digits, '.', '_' and '-', beginning with a letter or "
+            "digit, at most 96 of them: give one, as in skillgraft add my-skill recall"
+        )
+    return name
+
+
+def _names() -> list[str]:
+    home = library_home()
+    if not home.is_dir():
+        return []
+    return sorted(entry.name for entry in home.iterdir() if not entry.name.startswith(".") and entry.is_dir())
+
+
+def _bases(text: str) -> tuple[str, ...]:
+    """Return what a skill's base may be called when `text` names it."""
+    path = Path(text)
+    if not path.is_dir():
+        return (text,)
+    stated = base_of(path)
+    return (fingerprint_checkpoint(path), *((stated["fingerprint"] or "",) if stated else ()))
+
+
+def _has_base(manifest: Manifest, wanted: Collection[str]) -> bool:
+    stated = manifest.base
+    for text in filter(None, wanted):
+        prefix = text if text.startswith("blake3:") else f"blake3:{text}"
+        if text == stated.id or (len(prefix) > len("blake3:") + 3 and stated.fingerprint.startswith(prefix)):
+            return True
+    return False
+
+
+def _refuse_duplicate(fingerprint: str) -> None:
+    for other in list_skills():
+        if other.fingerprint == fingerprint:
+            raise OutputExistsError(
+                f"the library has this skill already, as {other.name!r} (the same tensors, {fingerprint}); use that "
+                f"name, or remove it first: skillgraft remove {other.name}"
+            )
+
+
+@contextmanager
+def _locked(home: Path) -> Iterator[None]:
+    """Hold the library's lock, waiting for it; the system lets go of it when the process dies."""
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        file = (home / ".lock").open("w")
+    except OSError as error:
+        raise storage_error(error, home) or StorageError(
+            f"{home}: the library can't be written ({error.strerror}); set SKILLGRAFT_LIBRARY to another folder"
+        ) from error
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
