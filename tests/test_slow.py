@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from skillgraft import load_skill, run
+from skillgraft import inject, load_skill, run
 
 ROOT = Path(__file__).parents[1]
 
@@ -64,3 +64,32 @@ def test_the_quickstart_validates_against_the_default_model(tmp_path):
     _, base, stages = prepare(ROOT / "recipes" / "quickstart.yaml", (), tmp_path / "runs", print)
     assert (base / "model.safetensors").exists()
     assert {stage.stage.kind for stage in stages} >= {"sft", "inject", "eval"}
+
+
+def test_the_shipped_skill_as_an_adapter_gives_the_injected_logits(tmp_path):
+    """In fp32; the logits of this model reach 30, and the sums run in another order."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from skillgraft.checkpoint.default_model import resolve_base
+    from skillgraft.skills.to_peft import convert_to_peft
+
+    base, skill = resolve_base("HuggingFaceTB/SmolLM2-135M-Instruct"), ROOT / "skills" / "squad-recall"
+    assert convert_to_peft(skill, tmp_path / "adapter")["exact"]
+    inject(base, skill, tmp_path / "grafted", dtype="float32")
+    tokens = AutoTokenizer.from_pretrained(base)("Who built the lighthouse, and when?", return_tensors="pt")
+
+    def logits(model):
+        with torch.no_grad():
+            return model.eval()(**tokens).logits
+
+    def target():
+        return AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+
+    expected = logits(AutoModelForCausalLM.from_pretrained(tmp_path / "grafted", dtype=torch.float32))
+    assert (logits(target()) - expected).abs().max() > 0.1
+    assert (logits(PeftModel.from_pretrained(target(), tmp_path / "adapter")) - expected).abs().max() < 1e-3
+    loaded = target()
+    loaded.load_adapter(str(tmp_path / "adapter"))
+    assert (logits(loaded) - expected).abs().max() < 1e-3

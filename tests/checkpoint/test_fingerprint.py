@@ -122,3 +122,16 @@ def test_missing_files_are_named(tmp_path):
         fingerprint_file(tmp_path)
     with pytest.raises(MissingPathError, match="nothing: no such directory"):
         fingerprint_checkpoint(tmp_path / "nothing")
+
+
+def test_what_the_hub_recorded_is_read_from_its_cache(tmp_path):
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "0"
+    blobs.mkdir()
+    snapshot.mkdir(parents=True)
+    for name, blob in (("large.safetensors", "ab" * 32), ("small.json", "cd" * 20)):
+        (blobs / blob).write_text(name)
+        (snapshot / name).symlink_to(f"../../blobs/{blob}")
+    (snapshot / "plain").write_text("x")
+    files = sorted(snapshot.iterdir())
+    assert fingerprint.recorded_sha256(files) == {"large.safetensors": "ab" * 32}
+    assert fingerprint.recorded_sha256([snapshot / "plain"]) is None

@@ -7,7 +7,9 @@ from safetensors.torch import save_file
 from skillgraft.arithmetic import extract
 from skillgraft.checkpoint import fingerprint_checkpoint, read_layout, write_provenance
 from skillgraft.errors import CompatibilityError
-from skillgraft.skills import check_compatibility
+from skillgraft.skills import check_compatibility, load_skill
+from skillgraft.skills.compatibility import skill_findings, tie_problem, verdict
+from skillgraft.skills.rounding import rounding_finding, rounding_loss
 from tests.tiny import edit_json, tiny_checkpoint, tiny_finetune, weights
 
 BASE = {"id": "some/base", "fingerprint": "blake3:0b"}
@@ -170,3 +172,99 @@ def test_another_tokenizer(skills, target):
     path.write_text(json.dumps(content))
     with pytest.raises(CompatibilityError, match=r"target has another tokenizer than the skill .*: token map blake3:"):
         check(target, skills["known"], allow_other_base=True)
+
+
+def test_findings_without_a_refusal(skills, target):
+    write_provenance(target, kind="sft", base=BASE)
+    findings = skill_findings(read_layout(target), skills["known"])
+    assert [(finding.level, finding.about) for finding in findings] == [
+        ("fits", "tensors"),
+        ("fits", "architecture"),
+        ("fits", "tokenizer"),
+        ("fits", "base"),
+    ]
+    assert verdict(findings) == "fits"
+    (target / "skillgraft.json").unlink()
+    findings = skill_findings(read_layout(target), skills["known"])
+    assert (findings[-1].level, findings[-1].about) == ("remark", "base")
+    assert verdict(findings) == "fits with remarks"
+
+
+def test_every_reason_is_given(skills, tmp_path):
+    other = tiny_checkpoint(tmp_path / "other", seed=9)
+    replace_tensors(other, **{"model.norm.weight": None, "model.layers.0.mlp.up_proj.weight": torch.zeros(63, 32)})
+    edit_json(other / "config.json", num_attention_heads=8)
+    content = json.loads((other / "tokenizer.json").read_text())
+    vocab = content["model"]["vocab"]
+    vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
+    (other / "tokenizer.json").write_text(json.dumps(content))
+    findings = skill_findings(read_layout(other), skills["known"])
+    refused = [finding.about for finding in findings if finding.level == "refused"]
+    assert refused == ["tensors", "tensors", "architecture", "tokenizer", "base"]
+    assert verdict(findings) == "refused"
+    with pytest.raises(CompatibilityError, match="5 reasons against it:") as caught:
+        check(other, skills["known"])
+    for reason in ("no tensor 'model.norm.weight'", "[63, 32]", "heads is 8", "another tokenizer", "another base"):
+        assert reason in str(caught.value)
+    allowed = skill_findings(read_layout(other), skills["known"], allow_other_base=True)
+    assert (allowed[-1].level, allowed[-1].about) == ("remark", "base")
+
+
+def test_many_tensors_with_one_fault_are_one_reason(skills, target):
+    replace_tensors(target, **{f"model.layers.1.mlp.{part}_proj.weight": None for part in ("up", "down", "gate")})
+    with pytest.raises(CompatibilityError, match=r"no tensor 'model\.layers\.1\.mlp\..*\(and 2 more such\)"):
+        check(target, skills["known"], allow_other_base=True)
+
+
+def test_a_vocabulary_padded_in_the_target(tiny, skills, target, tmp_path):
+    """320 rows of tokens in the skill, 384 in the target: the skill's rows are added, the others stay."""
+    from skillgraft.arithmetic import inject
+
+    name = "model.embed_tokens.weight"
+    before = weights(target)[name]
+    padding = torch.randn(64, 32)
+    replace_tensors(target, **{name: torch.cat([before, padding])})
+    edit_json(target / "config.json", vocab_size=384)
+    remarks = check(target, skills["unknown"], allow_other_base=True)
+    assert any("pads its vocabulary: 'model.embed_tokens.weight' has 384 rows, the skill 320" in r for r in remarks)
+    inject(target, skills["unknown"], tmp_path / "out", allow_other_base=True)
+    found = weights(tmp_path / "out")[name]
+    assert torch.equal(found[320:], padding)
+    exact = before.double() + skills["unknown"].delta(name).double()
+    assert torch.equal(found[:320], exact.float())
+
+
+def test_a_padded_skill_on_a_target_without_its_rows(skills, target):
+    """The other way round rows of the skill would be dropped."""
+    name = "model.embed_tokens.weight"
+    replace_tensors(target, **{name: weights(target)[name][:310]})
+    edit_json(target / "config.json", vocab_size=310)
+    with pytest.raises(CompatibilityError, match=r"has shape \[310, 32\], expected \[320, 32\]"):
+        check(target, skills["known"], allow_other_base=True)
+
+
+def test_a_tied_pair_that_is_stored_twice(target):
+    embedding = weights(target)["model.embed_tokens.weight"]
+    replace_tensors(target, **{"lm_head.weight": embedding.clone()})
+    layout = read_layout(target)
+    assert tie_problem(layout, ["model.norm.weight"]) is None
+    assert tie_problem(layout, ["model.embed_tokens.weight", "lm_head.weight"]) is None
+    assert "only 'model.embed_tokens.weight' would change" in tie_problem(layout, ["model.embed_tokens.weight"])
+
+
+def test_the_loss_to_rounding_is_what_injection_reports(tiny, skills, target, tmp_path):
+    """All tensors of this skill are of few elements, but only 8 of them are sampled."""
+    from skillgraft.arithmetic import inject
+
+    half = tiny_finetune(tiny, tmp_path / "half", seed=3)
+    for name, tensor in (kept := weights(half)).items():
+        kept[name] = tensor.bfloat16()
+    save_file(kept, half / "model.safetensors", metadata={"format": "pt"})
+    report = inject(half, skills["unknown"], tmp_path / "out", allow_other_base=True)
+    skill = load_skill(skills["unknown"].path)
+    estimated = rounding_loss(read_layout(half), skill)
+    assert estimated == pytest.approx(1 - report["survived_rounding"], rel=0.2)
+    finding = rounding_finding(read_layout(half), skill)
+    assert (finding.level, finding.about) == ("remark", "rounding")
+    assert f"about {estimated:.0%} of the skill is lost to rounding in BF16" in finding.message
+    assert rounding_finding(read_layout(target), skill) is None

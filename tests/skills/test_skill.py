@@ -156,8 +156,7 @@ def test_the_card(skill):
     text = (skill / "README.md").read_text()
     manifest = read_manifest(skill / "skill.json")
     assert text == card_text(manifest)
-    _, front, body = text.split("---\n", 2)
-    assert yaml.safe_load(front) == {"tags": ["skillgraft", "skill-vector", "task-arithmetic"], "license": "apache-2.0"}
+    body = text.split("---\n", 2)[2]
     assert "# Skill: almanac" in body
     assert "| formula | v = θ_RL − θ_SFT |" in body
     assert "## Scores" not in body

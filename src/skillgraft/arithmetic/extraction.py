@@ -35,6 +35,7 @@ from skillgraft.arithmetic.plan import Operand, TensorPlan, Term
 from skillgraft.arithmetic.scratch import Files, Scratch
 from skillgraft.arithmetic.stream import Progress
 from skillgraft.arithmetic.tiles import Tile, cut, default_threads, each_tile
+from skillgraft.checkpoint.fingerprint import recorded_sha256
 from skillgraft.checkpoint.header import DTYPE_BYTES, TensorSpec
 from skillgraft.checkpoint.provenance import software_versions
 from skillgraft.checkpoint.tensor_io import torch_dtype
@@ -78,9 +79,9 @@ def extract(
 
     `rl` is a full checkpoint; a checkpoint with its LoRA adapter in `adapter/`, whose factors are then kept exactly
     (checked against the full weights); or a PEFT adapter directory. `dtype` is the storage: float32, or bfloat16 at
-    half the size with its `reconstruction_error` in the manifest. `domain`, `recipe`, `seed`, `licence` and
-    `language` (ISO 639) are recorded. `progress` is called after each tensor with its name, the elements done and all of them. Memory holds a
-    few tiles of each model.
+    half the size with its `reconstruction_error` in the manifest. `domain`, `recipe`, `seed`, `licence` and `language`
+    (ISO 639) are recorded. `progress` is called after each tensor with its name, the elements done and all of them.
+    Memory holds a few tiles of each model.
 
     Raises `MissingPathError`, `CheckpointError`, `CompatibilityError` (operands that don't match, NaN or infinity, or
     no difference at all), `OutputExistsError`, `StorageError`, and `RecipeError` for an unknown dtype.
@@ -106,8 +107,11 @@ def extract(
             created=timestamp(),
             skillgraft_version=importlib.metadata.version("skillgraft"),
             base=base_reference(operands),
-            sft=CheckpointReference(fingerprint=operands.sft_fingerprint),
-            rl=CheckpointReference(fingerprint=operands.rl_fingerprint),
+            sft=CheckpointReference(fingerprint=operands.sft_fingerprint, sha256=recorded_sha256(operands.sft.files)),
+            rl=CheckpointReference(
+                fingerprint=operands.rl_fingerprint,
+                sha256=recorded_sha256(operands.rl.files if operands.rl is not None else ()),
+            ),
             tokenizer=tokenizer_identity(operands.sft.path),
             architecture=architecture_facts(operands.sft),
             domain=domain,

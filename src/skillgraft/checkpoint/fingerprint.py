@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -25,6 +26,8 @@ PREFIX = "blake3:"
 BUFFER_BYTES = 4 << 20  # as fast as mapping the file: it stays in the processor's cache between reading and hashing
 # A file that changed within one tick of the file system's clock keeps its times: such a fresh one isn't cached.
 SETTLED_SECONDS = 2.0
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def fingerprint_checkpoint(directory: str | os.PathLike[str]) -> str:
@@ -64,6 +67,20 @@ def fingerprint_file(path: str | os.PathLike[str]) -> str:
     if _version(before) == _version(after) and time.time() - newest > SETTLED_SECONDS:
         _write_entry(entry, after, fingerprint)
     return fingerprint
+
+
+def recorded_sha256(files: Iterable[Path]) -> dict[str, str] | None:
+    """Return by file name the SHA-256 that a model hub recorded of files in its cache; None where it recorded none.
+
+    There a large file is a link to `blobs/<SHA-256>`; nothing is hashed here.
+    """
+    found = {}
+    for file in files:
+        if file.is_symlink():
+            blob = Path(os.readlink(file))
+            if blob.parent.name == "blobs" and _SHA256.fullmatch(blob.name):
+                found[file.name] = blob.name
+    return found or None
 
 
 def _hash(file: FileIO) -> str:

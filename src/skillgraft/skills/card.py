@@ -21,7 +21,7 @@ _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", 
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9.:+-]{0,127}")
 _HUB_LICENCE = re.compile(r"[a-z0-9][a-z0-9.-]{1,31}")
 _LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z]{2,8})?")
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]|~#^$!])")
+_MARKDOWN = re.compile(r"([\\`*{}\[\]|~#^$!]|_(?![^\W_])|(?<![^\W_])_)")  # an underscore within a word is one
 _MARKS = re.compile("[\u061c\u200b\u200e\u200f]")
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from skillgraft.checkpoint.fingerprint import fingerprint_file
+from skillgraft.checkpoint.writer import storage_error
 from skillgraft.errors import HubError, OutputExistsError, SkillgraftError
 from skillgraft.skills.library import SKILL_FILES, Entry, add_skill, checked_name, library_home
 from skillgraft.skills.manifest import MANIFEST_FILE
@@ -142,6 +143,8 @@ def _hub(repository: str) -> Iterator[HfApi]:
     except (errors.RepositoryNotFoundError, errors.HfHubHTTPError) as error:
         raise HubError(_explain(repository, api.endpoint, error.response.status_code)) from error
     except (errors.HTTPError, OSError, RuntimeError, ValueError) as error:
+        if (full := storage_error(error, Path(tempfile.gettempdir()))) is not None:
+            raise full from error
         raise HubError(
             f"{repository}: the exchange with {api.endpoint} failed ({_first_line(error)}); nothing was kept: check "
             "the network and HF_ENDPOINT, and try again"

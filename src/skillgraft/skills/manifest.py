@@ -36,9 +36,10 @@ class BaseReference(_Record):
 
 
 class CheckpointReference(_Record):
-    """A checkpoint by the fingerprint of its weights."""
+    """A checkpoint by the fingerprint of its weights; `sha256` by file name where the hub had recorded it."""
 
     fingerprint: str
+    sha256: dict[str, str] | None = None
 
 
 class Architecture(_Record):
