@@ -95,8 +95,8 @@ def test_check_and_its_exit_codes(folder, tmp_path):
     refused = invoke("check", other, folder / "skill", "--allow-other-base", "--json", code=1)
     levels = {finding["about"]: finding["level"] for finding in json.loads(refused.stdout)["findings"]}
     assert levels == {"tensors": "fits", "architecture": "refused", "tokenizer": "fits", "base": "remark"}
-    message = " ".join(invoke("check", folder / "target", tmp_path / "none", code=2).stderr.split())
-    assert "neither a directory nor a skill of the library" in message
+    message = " ".join(invoke("check", folder / "target", "none", code=2).stderr.split())
+    assert "none: no such directory, and no skill of that name in the library" in message
     invoke("check", tmp_path / "none", folder / "skill", code=2)
 
 

@@ -161,9 +161,11 @@ def test_names_are_resolved_and_a_directory_wins(made, tmp_path, monkeypatch):
     path, remark = resolve_skill("recall")
     assert path.resolve() == tmp_path / "recall"
     assert remark == "'recall' is a directory here and a skill of the library; the directory was taken"
-    with pytest.raises(MissingPathError, match=r"neither a directory nor a skill of the library .*; did you mean 'rec"):
+    with pytest.raises(
+        MissingPathError, match=r"no such directory, and no skill of that name in .*; did you mean 'rec"
+    ):
         resolve_skill("recal")
-    with pytest.raises(MissingPathError, match="neither a directory nor a skill of the library"):
+    with pytest.raises(MissingPathError, match=r"\.\./recall/x: no such directory; expected a skill"):
         resolve_skill("../recall/x")
 
 
@@ -180,7 +182,7 @@ def test_inject_and_merge_take_a_name(made, tmp_path):
     for other in ("by-name", "merged"):
         found = weights(tmp_path / other)
         assert all(found[name].equal(tensor) for name, tensor in expected.items()), other
-    with pytest.raises(MissingPathError, match="neither a directory nor a skill of the library"):
+    with pytest.raises(MissingPathError, match="no such directory, and no skill of that name in the library"):
         inject(made / "sft", "library-recal", tmp_path / "none")
 
 

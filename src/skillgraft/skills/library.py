@@ -160,10 +160,12 @@ def resolve_skill(text: str | os.PathLike[str]) -> Resolved:
         return Resolved(path, remark)
     if known:
         return Resolved(library_home() / name)
+    named = _NAME.fullmatch(name) is not None
+    where = f", and no skill of that name in the library {library_home()}" if named else ""
+    hint = did_you_mean(name, _names()) if named and _names() else ""
     raise MissingPathError(
-        f"{name}: neither a directory nor a skill of the library {library_home()}; expected a skill "
-        f"({MANIFEST_FILE}, {WEIGHTS_FILE}), a PEFT adapter, or one of the names that `skillgraft ls` shows"
-        + (did_you_mean(name, _names()) if _NAME.fullmatch(name) and _names() else "")
+        f"{name}: no such directory{where}; expected a skill ({MANIFEST_FILE}, {WEIGHTS_FILE}), a PEFT adapter, or a "
+        f"name that `skillgraft ls` shows{hint}"
     )
 
 
