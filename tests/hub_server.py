@@ -175,7 +175,17 @@ def info(self, repo, revision="main"):
         if "lfs" in entry:
             sibling["lfs"] = {"sha256": entry["lfs"]["oid"], "size": entry["size"], "pointerSize": 134}
         siblings.append(sibling)
-    self.answer(200, {"id": repo, "modelId": repo, "sha": state[0], "private": False, "siblings": siblings, "tags": []})
+    self.answer(
+        200,
+        {
+            "id": repo,
+            "modelId": repo,
+            "sha": state[0],
+            "private": repo in self.hub.private,
+            "siblings": siblings,
+            "tags": [],
+        },
+    )
 
 
 def tree(self, repo, revision):

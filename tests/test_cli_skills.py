@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 from typer.testing import CliRunner
@@ -98,6 +99,26 @@ def test_check_and_its_exit_codes(folder, tmp_path):
     message = " ".join(invoke("check", folder / "target", "none", code=2).stderr.split())
     assert "none: no such directory, and no skill of that name in the library" in message
     invoke("check", tmp_path / "none", folder / "skill", code=2)
+
+
+def test_a_hostile_manifest_cannot_speak_to_the_terminal(folder, tmp_path):
+    skill = shutil.copytree(folder / "skill", tmp_path / "skill")
+    text = "\x1b]0;title\x07\x1b[2J\u202e[bold]markup[/bold]\r"
+    edit_json(skill / "skill.json", base={"id": text, "fingerprint": "blake3:0c"}, recipe=text, licence=text)
+    other = tiny_checkpoint(tmp_path / "other", seed=9)
+    write_provenance(other, kind="sft", base=BASE)
+    invoke("add", skill, "hostile")
+    said = [
+        invoke("show", skill).output,
+        invoke("ls").output,
+        invoke("check", other, skill, code=1).output,
+        invoke("check", other, skill, "--allow-other-base").output,
+        invoke("inject", "--target", other, "--skill", skill, "-o", tmp_path / "out", code=2).output,
+        invoke("inject", "--target", other, "--skill", skill, "-o", tmp_path / "out", "--allow-other-base").output,
+    ]
+    for output in said:
+        assert not re.search("[\x00-\x08\x0b-\x1f\x7f\u202e]", output)
+    assert all("[bold]markup[/bold]" in " ".join(output.split()) for output in (said[0], said[2], said[4]))
 
 
 def test_check_says_what_inject_says(folder, tmp_path):

@@ -315,7 +315,9 @@ def _percent(share: float) -> str:
 
 
 def _say(text: str) -> None:
-    out_console.print(text, soft_wrap=True, highlight=False, markup=False)
+    from skillgraft.report.visible import visible  # what a manifest says may be in the text
+
+    out_console.print(visible(text, 20_000), soft_wrap=True, highlight=False, markup=False)
 
 
 @contextmanager

@@ -94,6 +94,13 @@ def test_pushing_again_makes_a_commit_and_a_revision_is_kept(hub, made):
         pull_skill("me/recall", "none", revision="f" * 40)
 
 
+def test_a_public_repository_gets_nothing_that_is_to_be_private(hub, made):
+    hub.commit("me/recall", {"README.md": b"public"})
+    with pytest.raises(HubError, match="me/recall exists and is public; with --private nothing was uploaded"):
+        push_skill(made, "me/recall", private=True)
+    assert [sorted(content) for _, content in hub.repositories["me/recall"]] == [["README.md"]]
+
+
 def test_only_the_skills_files_are_downloaded(hub, made):
     class Trap:
         def __reduce__(self):

@@ -6,7 +6,7 @@ import pytest
 
 from skillgraft.arithmetic import extract, inject, merge
 from skillgraft.checkpoint import write_provenance
-from skillgraft.errors import CheckpointError, MissingPathError, OutputExistsError
+from skillgraft.errors import CheckpointError, MissingPathError, OutputExistsError, StorageError
 from skillgraft.skills.library import add_skill, library_home, list_skills, remove_skill, resolve_skill
 from skillgraft.skills.skill import add_scores
 from tests.tiny import edit_json, tiny_finetune, weights
@@ -139,6 +139,15 @@ def test_remove(made):
 def test_names_that_are_none(made, name):
     with pytest.raises(CheckpointError, match="is no name for a skill"):
         add_skill(made / "recall", name)
+
+
+def test_a_library_that_is_a_file(made, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setenv("SKILLGRAFT_LIBRARY", str(tmp_path / "file"))
+    for act in (list_skills, lambda: add_skill(made / "recall"), lambda: remove_skill("recall")):
+        with pytest.raises(StorageError, match="set SKILLGRAFT_LIBRARY to another folder"):
+            act()
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_what_is_no_skill_is_not_added(tmp_path, made):

@@ -219,6 +219,28 @@ def test_a_model_with_transposed_weights(lora, tmp_path):
         edit_json(skill.path / "skill.json", architecture=architecture)
 
 
+@pytest.mark.parametrize(
+    ("name", "shape", "reason"),
+    [
+        ("model.layers.0.mlp.experts.3.up_proj.weight", [64, 32], "one of the experts that Transformers stacks"),
+        ("model.layers.0.mlp.experts.gate_up_proj", [4, 32, 64], "no linear module's weight"),
+        ("model.word_lookup.weight", [320, 32], "no linear module's weight"),
+        ("model.layers.0.self_attn.q_proj.bias", [64], "no linear module's weight"),
+        ("model.layers.0.conv.weight", [8, 1, 4], "no linear module's weight"),
+    ],
+)
+def test_what_no_lora_holds(full, tmp_path, name, shape, reason):
+    """Whatever a loader would skip in silence is refused here."""
+    from skillgraft.skills.skill import Skill
+    from skillgraft.skills.to_peft import _plan
+
+    entry = full.entry("model.norm.weight").model_copy(update={"shape": tuple(shape)})
+    manifest = full.manifest.model_copy(update={"tensors": {name: entry}})
+    modules, unfit = _plan(Skill(full.path, manifest, {}), 4)
+    assert modules == []
+    assert reason in unfit[name]
+
+
 def test_what_vllm_needs_is_said(lora, full, tmp_path):
     report = convert_to_peft(lora[0], tmp_path / "small")
     assert "vLLM needs --max-lora-rank 8 (its default is 16)" in report["remarks"]

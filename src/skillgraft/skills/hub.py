@@ -33,6 +33,7 @@ _BUFFER_BYTES = 1 << 22
 def push_skill(skill: str | os.PathLike[str], repository: str, *, private: bool = False) -> dict[str, Any]:
     """Upload the skill directory `skill` to the model repository USER/REPO, made where there is none, as one commit.
 
+    With `private` a new repository is private, and an existing public one is refused.
     Returns `repository`, `url` and `revision` (the commit). Raises as `load_skill`, and `HubError` for a wrong name,
     no network, no right to write, or a server that fails; the skill is checked before anything is sent.
     """
@@ -42,6 +43,11 @@ def push_skill(skill: str | os.PathLike[str], repository: str, *, private: bool 
     _checked_repository(repository)
     with _hub(repository) as api:
         url = api.create_repo(repository, private=private, exist_ok=True)
+        if private and not api.model_info(repository).private:
+            raise HubError(
+                f"{repository} exists and is public; with --private nothing was uploaded: choose another name, or make "
+                "it private on the hub first"
+            )
         commit = api.create_commit(
             repository,
             [

@@ -138,11 +138,14 @@ def remove_skill(name: str) -> Path:
     if name not in names:
         raise MissingPathError(f"the library {library_home()} has no skill {name!r}{did_you_mean(name, names)}")
     doomed = path.parent / f".removed-{name}-{os.getpid()}"
-    os.rename(path, doomed)  # gone at once for whoever lists; deleting takes its time
-    if doomed.is_symlink():
-        doomed.unlink()
-    else:
-        shutil.rmtree(doomed)
+    try:
+        os.rename(path, doomed)  # gone at once for whoever lists; deleting takes its time
+        if doomed.is_symlink():
+            doomed.unlink()
+        else:
+            shutil.rmtree(doomed)
+    except OSError as error:
+        raise StorageError(f"{path}: can't be removed ({error.strerror}); check owner and mode") from error
     return path
 
 
@@ -181,9 +184,14 @@ def checked_name(name: str) -> str:
 
 def _names() -> list[str]:
     home = library_home()
-    if not home.is_dir():
+    try:
+        return sorted(entry.name for entry in home.iterdir() if not entry.name.startswith(".") and entry.is_dir())
+    except FileNotFoundError:
         return []
-    return sorted(entry.name for entry in home.iterdir() if not entry.name.startswith(".") and entry.is_dir())
+    except OSError as error:
+        raise StorageError(
+            f"{home}: the library can't be read ({error.strerror}); set SKILLGRAFT_LIBRARY to another folder"
+        ) from error
 
 
 def _bases(text: str) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeVar
 
 ATTENTION, MLP, EMBEDDING, HEAD, NORM, OTHER = KINDS = ("attention", "mlp", "embedding", "head", "norm", "other")
 
-_EMBEDDINGS = frozenset({"embed_tokens", "embed_positions", "embeddings", "word_embeddings", "wte", "wpe", "embed_in"})
+_EMBEDDINGS = frozenset({"wte", "wpe"})
 _HEADS = frozenset({"lm_head", "embed_out", "output_projection"})
 _PARTS = (
     (ATTENTION, ("attn", "attention")),
@@ -33,10 +33,10 @@ def module_kind(name: str) -> str:
     """Return one of `KINDS` for a parameter's name: `model.layers.0.mlp.up_proj.weight` is of the kind `mlp`."""
     parts = name.lower().split(".")
     module = parts[-2] if len(parts) > 1 else parts[-1]
-    if module in _EMBEDDINGS:
-        return EMBEDDING
     if module in _HEADS:
         return HEAD
+    if module in _EMBEDDINGS or "embed" in module:
+        return EMBEDDING
     if "norm" in module or module.startswith("ln_") or module.endswith("_ln"):
         return NORM
     for kind, words in _PARTS:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -35,6 +36,8 @@ VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 TRANSPOSED_MODELS = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
 """Model types whose linear layers store (in, out), which the factors here do not mean."""
+
+_EXPERT = re.compile(r"\.experts\.\d+\.")
 
 
 class _Module(NamedTuple):
@@ -129,14 +132,17 @@ def best_factors(
 def _plan(skill: Skill, bound: int | None) -> tuple[list[_Module], dict[str, str]]:
     """Return what goes into the adapter, and the reason of each parameter that does not."""
     modules, unfit = [], {}
-    transposed = skill.manifest.architecture.model_type in TRANSPOSED_MODELS
+    architecture = skill.manifest.architecture
     for name in skill.names:
         entry = skill.entry(name)
         kind = module_kind(name)
-        if kind in (EMBEDDING, NORM) or len(entry.shape) != 2 or not name.endswith(".weight"):
+        looked_up = kind == EMBEDDING or (kind != HEAD and entry.shape[:1] == (architecture.vocab_size,))
+        if looked_up or kind == NORM or len(entry.shape) != 2 or not name.endswith(".weight"):
             unfit[name] = "no linear module's weight"
-        elif transposed:
-            unfit[name] = f"{skill.manifest.architecture.model_type} stores (in, out)"
+        elif _EXPERT.search(name):
+            unfit[name] = "one of the experts that Transformers stacks into one parameter"
+        elif architecture.model_type in TRANSPOSED_MODELS:
+            unfit[name] = f"{architecture.model_type} stores (in, out)"
         elif entry.form == LOWRANK and entry.rank is not None and (bound is None or entry.rank <= bound):
             modules.append(_Module(name, entry.rank, exact=True))
         elif bound is None:
