@@ -17,8 +17,8 @@ from typer.main import get_command
 from skillgraft.arithmetic import inject, merging
 from skillgraft.cli import app
 from skillgraft.cli_arithmetic import ARITHMETIC
+from skillgraft.cli_artefact import ARTEFACT
 from skillgraft.cli_library import LIBRARY
-from skillgraft.cli_skills import SKILLS
 from tests.test_cli import fails, invoke
 from tests.tiny import edit_json, split_into_shards, tiny_checkpoint, tiny_finetune
 
@@ -342,7 +342,12 @@ def test_verify_a_config_that_lies_about_the_dtype(family, tmp_path):
 def test_every_verb_has_an_example_that_parses():
     group = get_command(app)
     context = group.make_context("skillgraft", ["run", "x"])
-    assert set(group.commands) >= {"run", "status", "eval", *(verb for verb, _, _ in (*ARITHMETIC, *SKILLS, *LIBRARY))}
+    assert set(group.commands) >= {
+        "run",
+        "status",
+        "eval",
+        *(verb for verb, _, _ in (*ARITHMETIC, *ARTEFACT, *LIBRARY)),
+    }
     for verb, command in group.commands.items():
         assert command.epilog.startswith(f"Example: skillgraft {verb} ")
         said = " ".join(succeeds(verb, "--help").split())

@@ -11,8 +11,8 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from skillgraft.cli_arithmetic import ARITHMETIC
+from skillgraft.cli_artefact import ARTEFACT
 from skillgraft.cli_library import LIBRARY
-from skillgraft.cli_skills import SKILLS
 from skillgraft.console import err_console, out_console
 from skillgraft.errors import SkillgraftError
 
@@ -140,7 +140,7 @@ def status(
     out_console.print(table if rows else f"{runs} holds no stages yet; start one: skillgraft run RECIPE.yaml")
 
 
-for verb, command, example in (*ARITHMETIC, *SKILLS, *LIBRARY):
+for verb, command, example in (*ARITHMETIC, *ARTEFACT, *LIBRARY):
     app.command(name=verb, epilog=f"Example: {example}")(command)
 
 

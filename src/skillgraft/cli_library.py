@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from skillgraft.cli_arithmetic import JsonOption, _say
-from skillgraft.cli_skills import SkillArgument, _table, _visible
+from skillgraft.cli_artefact import SkillArgument, _table, _visible
 from skillgraft.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def push(
     as_json: JsonOption = False,
 ) -> None:
     """Upload a skill to a model hub (HF_ENDPOINT) with the token of HF_TOKEN or of `hf auth login`."""
-    from skillgraft.cli_skills import open_skill
+    from skillgraft.cli_artefact import open_skill
     from skillgraft.skills.hub import push_skill
     from skillgraft.skills.skill import Skill
 

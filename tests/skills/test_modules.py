@@ -1,6 +1,7 @@
 import pytest
 
-from skillgraft.skills.modules import by_kind, kind_rows, module_kind
+from skillgraft.skills.module_kinds import module_kind
+from skillgraft.skills.modules import by_kind, kind_rows
 
 
 @pytest.mark.parametrize(

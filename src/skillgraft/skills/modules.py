@@ -1,4 +1,4 @@
-"""What kind of module a parameter belongs to, by the names that Transformers gives: for tables only."""
+"""What a skill holds by the kind of its modules: rows of a table from norms by parameter."""
 
 from __future__ import annotations
 
@@ -6,14 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple, TypeVar
 
-ATTENTION, MLP, EMBEDDING, HEAD, NORM, OTHER = KINDS = ("attention", "mlp", "embedding", "head", "norm", "other")
-
-_EMBEDDINGS = frozenset({"wte", "wpe"})
-_HEADS = frozenset({"lm_head", "embed_out", "output_projection"})
-_PARTS = (
-    (ATTENTION, ("attn", "attention")),
-    (MLP, ("mlp", "feed_forward", "ffn", "experts", "block_sparse_moe")),
-)
+from skillgraft.skills.module_kinds import KINDS, module_kind
 
 
 class KindRow(NamedTuple):
@@ -27,22 +20,6 @@ class KindRow(NamedTuple):
 
 
 Value = TypeVar("Value")
-
-
-def module_kind(name: str) -> str:
-    """Return one of `KINDS` for a parameter's name: `model.layers.0.mlp.up_proj.weight` is of the kind `mlp`."""
-    parts = name.lower().split(".")
-    module = parts[-2] if len(parts) > 1 else parts[-1]
-    if module in _HEADS:
-        return HEAD
-    if module in _EMBEDDINGS or "embed" in module:
-        return EMBEDDING
-    if "norm" in module or module.startswith("ln_") or module.endswith("_ln"):
-        return NORM
-    for kind, words in _PARTS:
-        if any(word in part for part in parts for word in words):
-            return kind
-    return OTHER
 
 
 def by_kind(values: Mapping[str, Value]) -> dict[str, list[Value]]:

@@ -27,7 +27,8 @@ from skillgraft.checkpoint.writer import atomic_directory
 from skillgraft.errors import CompatibilityError, RecipeError
 from skillgraft.skills.card import adapter_card_text
 from skillgraft.skills.forms import LOWRANK
-from skillgraft.skills.modules import EMBEDDING, HEAD, NORM, by_kind, module_kind, root_of_squares
+from skillgraft.skills.module_kinds import module_kind
+from skillgraft.skills.modules import by_kind, root_of_squares
 from skillgraft.skills.peft_adapter import ADAPTER_FILE
 from skillgraft.skills.skill import CARD_FILE, Skill, load_skill
 
@@ -136,8 +137,8 @@ def _plan(skill: Skill, bound: int | None) -> tuple[list[_Module], dict[str, str
     for name in skill.names:
         entry = skill.entry(name)
         kind = module_kind(name)
-        looked_up = kind == EMBEDDING or (kind != HEAD and entry.shape[:1] == (architecture.vocab_size,))
-        if looked_up or kind == NORM or len(entry.shape) != 2 or not name.endswith(".weight"):
+        looked_up = kind == "embedding" or (kind != "head" and entry.shape[:1] == (architecture.vocab_size,))
+        if looked_up or kind == "norm" or len(entry.shape) != 2 or not name.endswith(".weight"):
             unfit[name] = "no linear module's weight"
         elif _EXPERT.search(name):
             unfit[name] = "one of the experts that Transformers stacks into one parameter"
@@ -243,7 +244,7 @@ def _report(
     else:
         least = next(rank for rank in VLLM_RANKS if rank >= largest)
         remarks.append(f"vLLM needs --max-lora-rank {least} (its default is 16)")
-    if head := next((module.name for module in modules if module_kind(module.name) == HEAD), None):
+    if head := next((module.name for module in modules if module_kind(module.name) == "head"), None):
         remarks.append(f"{head} is adapted, which not every server supports")
     if not pad and len({module.rank for module in modules}) > 1:
         remarks.append("modules differ in rank (rank_pattern); --pad gives all the same rank")
