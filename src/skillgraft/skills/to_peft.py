@@ -42,7 +42,7 @@ _EXPERT = re.compile(r"\.experts\.\d+\.")
 
 
 class _Module(NamedTuple):
-    """One parameter that goes into the adapter, with the rank that it gets there; `exact` when nothing is cut."""
+    """One parameter that goes into the adapter, with the rank that it gets there; `exact` when no direction is cut."""
 
     name: str
     rank: int
@@ -62,7 +62,8 @@ def convert_to_peft(
 ) -> dict[str, Any]:
     """Write λ·v as the new PEFT LoRA adapter directory `out` and return a report.
 
-    Low-rank deltas of linear modules go as they are; λ (`scale`) is multiplied into B. `rank` bounds every module's
+    Low-rank deltas of linear modules go as they are (factors that are stored otherwise than as two matrices up to fp32
+    rounding); λ (`scale`) is multiplied into B. `rank` bounds every module's
     rank: other deltas of linear modules then go as their best approximation of that rank, and low-rank ones above it
     are cut to it. Deltas that no LoRA holds (norms, embeddings, biases, stacked experts) are refused by name, or left
     out with `drop`. `pad` gives all modules one rank by zeros instead of a `rank_pattern`. `base_model` is what the
@@ -144,7 +145,7 @@ def _plan(skill: Skill, bound: int | None) -> tuple[list[_Module], dict[str, str
             unfit[name] = "one of the experts that Transformers stacks into one parameter"
         elif architecture.model_type in TRANSPOSED_MODELS:
             unfit[name] = f"{architecture.model_type} stores (in, out)"
-        elif entry.form == LOWRANK and entry.rank is not None and (bound is None or entry.rank <= bound):
+        elif entry.rank is not None and (bound is None or entry.rank <= bound):
             modules.append(_Module(name, entry.rank, exact=True))
         elif bound is None:
             unfit[name] = f"stored {entry.form}, of full rank: --rank would bound it"
