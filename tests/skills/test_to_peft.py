@@ -2,17 +2,18 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from skillgraft.arithmetic import extract, inject, merge
 from skillgraft.arithmetic.merge_recipe import load_merge_recipe
 from skillgraft.arithmetic.mergekit import mergekit_yaml
-from skillgraft.errors import CompatibilityError, RecipeError
+from skillgraft.errors import CheckpointError, CompatibilityError, RecipeError
 from skillgraft.skills.peft_adapter import read_adapter
 from skillgraft.skills.to_peft import best_factors, convert_to_peft
 from tests.tiny import edit_json, tiny_checkpoint, tiny_finetune, weights
@@ -217,6 +218,20 @@ def test_a_model_with_transposed_weights(lora, tmp_path):
             convert_to_peft(load_skill(skill.path), tmp_path / "adapter")
     finally:
         edit_json(skill.path / "skill.json", architecture=architecture)
+
+
+@pytest.mark.parametrize("value", [2.0, float("nan")])
+def test_a_damaged_skill(lora, full, tmp_path, value):
+    """Numbers that are not those of the manifest: as factors, and to be cut to a rank."""
+    for skill, name, settings in ((lora[0], "lowrank_a", {}), (full, "q_proj.weight", {"rank": 2, "drop": True})):
+        copied = shutil.copytree(skill.path, tmp_path / name)
+        tensors = load_file(copied / "skill.safetensors")
+        key = next(key for key in tensors if key.endswith(name))
+        tensors[key] = tensors[key] * value
+        save_file(tensors, copied / "skill.safetensors")
+        with pytest.raises(CheckpointError, match=r"the delta of '.*' has norm .*, expected .* from skill\.json"):
+            convert_to_peft(copied, tmp_path / "out", **settings)
+        assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

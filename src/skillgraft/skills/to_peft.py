@@ -24,9 +24,10 @@ from skillgraft.checkpoint.layout import ADAPTER_CONFIG_FILE
 from skillgraft.checkpoint.tensor_io import torch_dtype
 from skillgraft.checkpoint.weights import SafetensorsAppender
 from skillgraft.checkpoint.writer import atomic_directory
-from skillgraft.errors import CompatibilityError, RecipeError
+from skillgraft.errors import CheckpointError, CompatibilityError, RecipeError
 from skillgraft.skills.card import adapter_card_text
 from skillgraft.skills.forms import LOWRANK
+from skillgraft.skills.library import resolve_skill
 from skillgraft.skills.module_kinds import module_kind
 from skillgraft.skills.modules import by_kind, root_of_squares
 from skillgraft.skills.peft_adapter import ADAPTER_FILE
@@ -34,6 +35,8 @@ from skillgraft.skills.skill import CARD_FILE, Skill, load_skill
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM (0.14) takes as `max_lora_rank`; it refuses adapters of a larger r."""
+
+NORM_TOLERANCE = 1e-3
 
 TRANSPOSED_MODELS = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
 """Model types whose linear layers store (in, out), which the factors here do not mean."""
@@ -62,24 +65,25 @@ def convert_to_peft(
 ) -> dict[str, Any]:
     """Write λ·v as the new PEFT LoRA adapter directory `out` and return a report.
 
-    Low-rank deltas of linear modules go as they are (factors that are stored otherwise than as two matrices up to fp32
-    rounding); λ (`scale`) is multiplied into B. `rank` bounds every module's
-    rank: other deltas of linear modules then go as their best approximation of that rank, and low-rank ones above it
-    are cut to it. Deltas that no LoRA holds (norms, embeddings, biases, stacked experts) are refused by name, or left
-    out with `drop`. `pad` gives all modules one rank by zeros instead of a `rank_pattern`. `base_model` is what the
-    adapter's config names as its base, by default the id of the skill's.
+    `skill` is a skill, its directory or name in the library. Low-rank deltas of linear modules go as they are (factors
+    that are stored otherwise than as two matrices up to fp32 rounding); λ (`scale`) is multiplied into B. `rank` bounds
+    every module's rank: other deltas of linear modules then go as their best approximation of that rank, and low-rank
+    ones above it are cut to it. Deltas that no LoRA holds (norms, embeddings, biases, stacked experts) are refused by
+    name, or left out with `drop`. `pad` gives all modules one rank by zeros instead of a `rank_pattern`. `base_model`
+    is what the adapter's config names as its base, by default the id of the skill's.
 
     The report: `modules`, `rank` (the largest), `exact`, `error` = ‖adapter − λ·v‖ / ‖λ·v‖ over all of the skill,
     `error_by_kind`, `dropped` (norms by name), `remarks`. Memory holds one delta.
 
-    Raises `CompatibilityError` naming what does not fit, `RecipeError` for a scale or rank that makes no sense,
+    Raises `CompatibilityError` naming what does not fit, `CheckpointError` for a delta that no longer has the norm of
+    the manifest, `RecipeError` for a scale or rank that makes no sense,
     `OutputExistsError`, `StorageError`, and as `load_skill`.
     """
     if not math.isfinite(scale) or scale == 0:
         raise RecipeError(f"scale is {scale!r}, expected a finite number other than 0, such as 1.0")
     if rank is not None and rank < 1:
         raise RecipeError(f"rank is {rank}, expected a positive number such as 32")
-    source = skill if isinstance(skill, Skill) else load_skill(skill)
+    source = skill if isinstance(skill, Skill) else load_skill(resolve_skill(skill).path)
     modules, unfit = _plan(source, rank)
     if unfit and not drop:
         raise _refusal(source, unfit, rank)
@@ -187,10 +191,23 @@ def _factors(skill: Skill, module: _Module) -> tuple[Tensor, Tensor, float]:
     entry = skill.entry(module.name)
     if entry.form == LOWRANK and entry.rank == module.rank:
         a, b = skill.factors(module.name)
+        squared = ((a.double() @ a.double().T) * (b.double().T @ b.double())).sum().clamp(min=0)  # ‖B·A‖²
+        _check_norm(skill, module.name, squared.sqrt().item())
         return a, b, 0.0
-    delta = skill.delta(module.name)
+    delta = skill.delta(module.name).double()
+    _check_norm(skill, module.name, delta.norm().item())
     a, b = best_factors(delta, module.rank)
-    return a, b, (delta.double() - b.double() @ a.double()).norm().item()
+    return a, b, (delta - b.double() @ a.double()).norm().item()
+
+
+def _check_norm(skill: Skill, name: str, norm: float) -> None:
+    expected = skill.norm(name)
+    # "not <=" rather than ">": NaN must not pass.
+    if not abs(norm - expected) <= NORM_TOLERANCE * expected:
+        raise CheckpointError(
+            f"{skill.path}: the delta of {name!r} has norm {norm:.6g}, expected {expected:.6g} from skill.json; the "
+            "skill is damaged: extract or download it again"
+        )
 
 
 def _padded(factor: Tensor, shape: tuple[int, ...]) -> Tensor:
