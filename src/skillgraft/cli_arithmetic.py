@@ -112,13 +112,21 @@ def merge(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Directory to write; must not exist.", show_default=False)
     ] = None,
-    method: Annotated[str | None, typer.Option(help="Without a recipe: linear, task_arithmetic, ties, …")] = None,
+    method: Annotated[str | None, typer.Option(help="Without a recipe: linear, task_arithmetic, ties, pcb, …")] = None,
     base: Annotated[
         Path | None, typer.Option(help="Without a recipe: the checkpoint that owns config, tokenizer and the rest.")
     ] = None,
     model: Annotated[
-        list[str], typer.Option("--model", metavar="DIR[=WEIGHT]", help="Without a recipe: an operand; repeatable.")
+        list[str],
+        typer.Option(
+            "--model",
+            metavar="DIR[=WEIGHT]",
+            help="Without a recipe: an operand, which is a checkpoint, a LoRA adapter or a skill; repeatable.",
+        ),
     ] = [],  # noqa: B006 - Typer copies it
+    minus: Annotated[
+        Path | None, typer.Option(help="Without a recipe: what checkpoints are subtracted from; default: the base.")
+    ] = None,
     parameter: Annotated[
         list[str], typer.Option("--parameter", metavar="NAME=VALUE", help="A parameter of the method: density=0.2.")
     ] = [],  # noqa: B006
@@ -137,7 +145,7 @@ def merge(
     as_json: JsonOption = False,
 ) -> None:
     """Merge checkpoints, skills and adapters by a recipe or by flags; killed, it goes on where it stopped."""
-    parsed = _merge_recipe(recipe, method, base, model, parameter, dtype, allow)
+    parsed = _merge_recipe(recipe, method, base, model, minus, parameter, dtype, allow)
     if out is not None and os.path.lexists(out):  # at once: the plan reads every input for its fingerprint
         raise OutputExistsError(f"{out} exists already and nothing is overwritten; choose another output or delete it")
     if dry_run:
@@ -156,6 +164,8 @@ def merge(
     moved = (report["bytes_read"] + report["bytes_written"]) / 1e9
     rate = moved / report["seconds"]
     _say(f"{out}: {parsed.method}, {moved:.2f} GB in {report['seconds']:.1f} s ({rate:.1f} GB/s)")
+    if "layers" in report:
+        _conflicts(report["layers"])
     if "survived_rounding" in report:
         _survival(report)
 
@@ -222,6 +232,7 @@ def _merge_recipe(
     method: str | None,
     base: Path | None,
     models: list[str],
+    minus: Path | None,
     parameters: list[str],
     dtype: str | None,
     allow: list[str],
@@ -229,11 +240,16 @@ def _merge_recipe(
     from skillgraft.arithmetic.merge_recipe import load_merge_data, parse_merge_recipe
 
     if recipe is not None:
-        if method or base or models:
-            raise RecipeError("a recipe file and --method, --base or --model were given; expected one of the two forms")
+        if method or base or models or minus:
+            raise RecipeError(
+                "a recipe file and --method, --base, --model or --minus were given; expected one of the two forms"
+            )
         data, folder = load_merge_data(recipe), recipe.resolve().parent
     elif method and base and models:
-        data, folder = {"method": method, "base": str(base), "operands": [_operand(model) for model in models]}, Path()
+        data, folder = (
+            {"method": method, "base": str(base), "operands": [_operand(model, minus) for model in models]},
+            Path(),
+        )
     else:
         raise RecipeError(
             "no merge was described; expected a recipe file, or --method, --base and --model, "
@@ -250,16 +266,23 @@ def _merge_recipe(
     return parse_merge_recipe(data, str(recipe or "merge"), folder)
 
 
-def _operand(text: str) -> dict[str, Any]:
+def _operand(text: str, minus: Path | None) -> dict[str, Any]:
+    from skillgraft.skills.peft_adapter import is_adapter
+    from skillgraft.skills.skill import is_skill
+
     path, _, weight = text.rpartition("=")
-    if not path:
-        return {"model": text}
-    try:
-        return {"model": path, "weight": float(weight)}
-    except ValueError as error:
-        raise RecipeError(
-            f"--model {text}: {weight!r} is no number; expected DIR or DIR=WEIGHT (a name with = needs its weight)"
-        ) from error
+    given: dict[str, Any] = {}
+    if path:
+        try:
+            given["weight"] = float(weight)
+        except ValueError as error:
+            raise RecipeError(
+                f"--model {text}: {weight!r} is no number; expected DIR or DIR=WEIGHT (a name with = needs its weight)"
+            ) from error
+    directory = path or text
+    kind = "skill" if is_skill(Path(directory)) else "adapter" if is_adapter(Path(directory)) else "model"
+    difference = {"minus": str(minus)} if minus is not None and kind == "model" else {}
+    return {kind: directory, **difference, **given}
 
 
 def _pair(text: str) -> tuple[str, Any]:
@@ -308,6 +331,13 @@ def _survival(report: dict[str, Any]) -> None:
     _say(f"skill survived rounding: {_percent(report['survived_rounding'])}{where}")
     if report["survived_rounding"] < 0.9:
         _say("more of it survives with --dtype float32")
+
+
+def _conflicts(layers: list[dict[str, Any]]) -> None:
+    calm = [layer for layer in layers if layer["calm"]]
+    _say(f"{len(calm)} of {len(layers)} layers are calm and were averaged; the most conflicting:")
+    for layer in sorted(layers, key=lambda layer: -layer["conflict"])[:3]:
+        _say(f"  {layer['layer']}: {layer['conflict']:.1%} of the elements that both change have opposite signs")
 
 
 def _percent(share: float) -> str:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from skillgraft.arithmetic import kernels
+from skillgraft.arithmetic.combine import COMBINED, part_of
 from skillgraft.arithmetic.leaves import Leaf
 from skillgraft.arithmetic.methods.dare import keep_mask
 from skillgraft.arithmetic.methods.model_stock import stock_ratio
@@ -51,8 +52,13 @@ def compute(
 ) -> Computed:
     """Return one tile of a tensor for every λ in `scales`; the bytes lie in a buffer that the next call reuses."""
     count = tile.stop - tile.start
-    inputs = read_inputs(tensor, operands, tile, plan.method.of == "vectors", scratch, files)
-    how = _settings(plan, tensor, operands, tile, facts)
+    vectors = plan.method.of == "vectors"
+    if plan.method.name in COMBINED:
+        inputs, finite_inputs = _combined(plan, tensor, operands, tile, facts, scratch, files)
+        how = _plain(np.ones(1))
+    else:
+        inputs, finite_inputs = read_inputs(tensor, operands, tile, vectors, scratch, files), True
+        how = _settings(plan, tensor, operands, tile, facts)
     outs = scratch.empty("outs", (len(scales), count * DTYPE_BYTES[tensor.spec.dtype]), np.uint8)
     sums = scratch.empty("sums", (len(scales) + 2,))
     finite = kernels.merge_tile(
@@ -78,7 +84,27 @@ def compute(
         sums,
     )
     found = sums.tolist()
-    return Computed(outs, found[0], found[1:-1], found[-1], bool(finite))
+    return Computed(outs, found[0], found[1:-1], found[-1], bool(finite) and finite_inputs)
+
+
+def _combined(
+    plan: Plan,
+    tensor: TensorPlan,
+    operands: Sequence[Operand],
+    tile: Tile,
+    facts: Any,
+    scratch: Scratch,
+    files: Files,
+) -> tuple[Inputs, bool]:
+    """Return the target and what a method without a kernel makes of the task vectors, as two leaves; are all finite?"""
+    count = tile.stop - tile.start
+    values = operand_values(tensor, operands, tile, scratch, files)
+    finite = all(kernels.all_finite(row) for row in values)  # a mask would pass over NaN in silence
+    raws = scratch.empty("combined", (2, 8 * count), np.uint8)
+    tensor.target.read(tile.start, tile.stop, files, raws[0])
+    raws[1].view(np.float64)[:] = COMBINED[plan.method.name](list(values), part_of(plan, tensor, operands, tile, facts))
+    codes = np.array([kernels.CODES[tensor.target.dtype], kernels.F64])
+    return Inputs(raws, codes, np.array([0, 1]), np.array([1]), np.ones(1), 0), finite
 
 
 def operand_values(
@@ -147,12 +173,16 @@ _NO_MASKS = np.empty((0, 0), dtype=np.bool_)
 _NO_THRESHOLDS = np.empty(0)
 
 
+def _plain(weights: np.ndarray) -> _Settings:
+    """Return the settings of a weighted sum."""
+    return _Settings(weights, kernels.WEIGHTED_SUM, _NO_MASKS, 1.0, _NO_THRESHOLDS, False, 1.0, 1.0)
+
+
 def _settings(plan: Plan, tensor: TensorPlan, operands: Sequence[Operand], tile: Tile, facts: Any) -> _Settings:
     """Return a method's parameters in the kernel's terms."""
     name, parameters = plan.method.name, plan.parameters
-    weights = np.array([operand.weight for operand in operands], dtype=np.float64)
-    plain = _Settings(weights, kernels.WEIGHTED_SUM, _NO_MASKS, 1.0, _NO_THRESHOLDS, False, 1.0, 1.0)
-    if name == "linear" and parameters.normalize:
+    plain = _plain(np.array([operand.weight for operand in operands], dtype=np.float64))
+    if name == "ratatouille" or (name == "linear" and parameters.normalize):
         return plain._replace(divisor=float(sum(operand.weight for operand in operands)))
     if name == "slerp":
         (aa, ab), (_, bb) = facts

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from skillgraft.arithmetic import kernels
+from skillgraft.arithmetic.methods.copa import copa
 from skillgraft.arithmetic.scratch import Files
 from skillgraft.checkpoint.header import DTYPE_BYTES, TensorInfo
 
@@ -80,7 +81,47 @@ class Product:
         kernels.product_tile(a, b, start, stop, raw[: (stop - start) * 8].view(np.float64))
 
 
-Leaf = Stored | Product
+@dataclass(frozen=True)
+class MergedProduct:
+    """The product of the factors that CoPA-Merging makes of several low-rank deltas of one tensor."""
+
+    parts: tuple[Product, ...]
+    weights: tuple[float, ...]
+    density: float
+    clamp: float
+    coefficient: float
+
+    @property
+    def dtype(self) -> str:
+        """The safetensors code of its elements."""
+        return "F64"
+
+    @property
+    def elements(self) -> int:
+        """How many elements the product has."""
+        return self.parts[0].elements
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are read from the disk for all of it."""
+        return sum(part.nbytes for part in self.parts)
+
+    @property
+    def files(self) -> tuple[TensorInfo, ...]:
+        """What it is read from."""
+        return tuple(info for part in self.parts for info in part.files)
+
+    def read(self, start: int, stop: int, files: Files, raw: np.ndarray) -> None:
+        """Write the bytes of the flat elements from `start` to `stop` to the beginning of `raw` (uint8)."""
+        a, b = files.kept(self, lambda: self._merge(files))
+        kernels.product_tile(a, b, start, stop, raw[: (stop - start) * 8].view(np.float64))
+
+    def _merge(self, files: Files) -> tuple[np.ndarray, np.ndarray]:
+        factors = [(_wide(part.a, files), _wide(part.b, files) * part.scaling) for part in self.parts]
+        return copa(factors, self.weights, self.density, self.clamp, self.coefficient)
+
+
+Leaf = Stored | Product | MergedProduct
 
 
 def _wide(info: TensorInfo, files: Files) -> np.ndarray:

@@ -23,6 +23,7 @@ from skillgraft.yaml_file import read_yaml
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Density = Annotated[float, Field(gt=0, le=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]
 
 OVERRIDES = ("base", "missing", "tokenizer", "architecture")
 """What `allow` may name: refusals that a user can turn into a remark."""
@@ -74,6 +75,71 @@ class ModelStock(_Strict):
     """No parameters: the angle between the vectors decides."""
 
 
+class Breadcrumbs(_Strict):
+    """Of each tensor's vector the share `beta` of the largest magnitudes goes, and `gamma` of the smallest.
+
+    Defaults: where the search of the paper's code begins.
+    """
+
+    beta: Share = 0.006
+    gamma: Share = 0.85
+
+    @model_validator(mode="after")
+    def _leaves_something(self) -> Breadcrumbs:
+        if self.beta + self.gamma >= 1:
+            raise ValueError(f"beta {self.beta:g} and gamma {self.gamma:g} leave nothing; expected a sum below 1")
+        return self
+
+
+class Pcb(_Strict):
+    """`ratio` (r) of each vector's coefficients is kept: of the whole vector as in the paper, or of each tensor."""
+
+    ratio: Density = 0.2
+    scope: Literal["model", "tensor"] = "model"
+
+
+class Cabs(_Strict):
+    """`n` of every `m` consecutive elements are kept of each vector, none of them twice."""
+
+    n: Annotated[int, Field(ge=1)] = 64
+    m: Annotated[int, Field(ge=1, le=1 << 16)] = 256
+
+    @model_validator(mode="after")
+    def _keeps_a_part(self) -> Cabs:
+        if self.n > self.m:
+            raise ValueError(f"n {self.n} is larger than m {self.m}; expected n of m elements to be kept, n <= m")
+        return self
+
+
+class Mediator(_Strict):
+    """Layers whose conflict is at most `threshold` are averaged; `fallback` is for the others.
+
+    The conflict is the share of elements with opposite signs; without a threshold it is the mean over the layers.
+    """
+
+    threshold: Annotated[float, Field(ge=0, le=1)] | None = None
+    fallback: Literal["task_arithmetic", "first"] = "task_arithmetic"
+
+
+class Copa(_Strict):
+    """`density` of each factor is kept, `clamp` of its directions keep a scale of their own, λ is `coefficient`.
+
+    Defaults: those of the paper's code.
+    """
+
+    density: Density = 0.2
+    clamp: Density = 0.2
+    coefficient: Finite = 2.0
+
+
+class Ratatouille(_Strict):
+    """No parameters: the models' average, by their weights."""
+
+
+class InstructionResidual(_Strict):
+    """No parameters: the residual is the operand's model minus its `minus`."""
+
+
 PARAMETERS: dict[str, type[_Strict]] = {
     "linear": Linear,
     "task_arithmetic": TaskArithmetic,
@@ -82,6 +148,13 @@ PARAMETERS: dict[str, type[_Strict]] = {
     "dare": Dare,
     "dare_ties": DareTies,
     "model_stock": ModelStock,
+    "breadcrumbs": Breadcrumbs,
+    "pcb": Pcb,
+    "cabs": Cabs,
+    "mediator": Mediator,
+    "copa": Copa,
+    "ratatouille": Ratatouille,
+    "instruction_residual": InstructionResidual,
 }
 
 

@@ -21,6 +21,8 @@ NAMES = {
     "dare": "dare_linear",
     "dare_ties": "dare_ties",
     "model_stock": "model_stock",
+    "breadcrumbs": "breadcrumbs",
+    "ratatouille": "linear",
 }
 
 
@@ -35,6 +37,11 @@ def mergekit_yaml(recipe: MergeRecipe) -> str:
     model's dtype unless mergekit is started with `--lora-merge-dtype float32`.
     """
     check_number(recipe)
+    if recipe.method not in NAMES:
+        raise RecipeError(
+            f"{recipe.method} has no mergekit equivalent: mergekit 0.1.5 does not have the method; available: "
+            f"{', '.join(NAMES)}"
+        )
     parameters = recipe.parameters.model_dump()
     if recipe.method == "ties" and parameters["scope"] == "model":
         raise RecipeError(
@@ -51,9 +58,12 @@ def mergekit_yaml(recipe: MergeRecipe) -> str:
             entry["parameters"] = {"weight": operand.weight}
             if "density" in parameters:
                 entry["parameters"]["density"] = parameters["density"]
+            if recipe.method == "breadcrumbs":
+                entry["parameters"]["density"] = 1 - parameters["beta"] - parameters["gamma"]
+                entry["parameters"]["gamma"] = parameters["beta"]  # mergekit's name for the share of outliers
         models.append(entry)
     config: dict[str, Any] = {"merge_method": NAMES[recipe.method], "models": models}
-    if recipe.method == "linear":
+    if NAMES[recipe.method] == "linear":
         # mergekit takes config and tokenizer from the first model; a `base_model` would be a summand of weight 1, and
         # `tokenizer_source` would drop the rows that pad the vocabulary.
         first = [entry for entry in models if entry["model"] == base]
@@ -82,7 +92,7 @@ def _parameters(recipe: MergeRecipe, parameters: dict[str, Any]) -> dict[str, An
     """Return mergekit's parameters of the whole merge."""
     if recipe.method in ("slerp", "model_stock"):
         return {}
-    given: dict[str, Any] = {"normalize": parameters.get("normalize", False)}
+    given: dict[str, Any] = {"normalize": parameters.get("normalize", recipe.method == "ratatouille")}
     factor = parameters.get("scale", 1.0)
     if recipe.method in ("dare", "dare_ties"):
         given["rescale"] = False

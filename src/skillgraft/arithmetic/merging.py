@@ -14,7 +14,7 @@ from blake3 import blake3
 
 from skillgraft.arithmetic.companions import copy_companions, stated_dtype
 from skillgraft.arithmetic.cpu_tiles import compute as compute_on_cpu
-from skillgraft.arithmetic.first_pass import gather_facts
+from skillgraft.arithmetic.facts import findings, gather_facts
 from skillgraft.arithmetic.merge_recipe import MergeRecipe, load_merge_recipe, parse_merge_recipe
 from skillgraft.arithmetic.plan import Plan, plan_merge
 from skillgraft.arithmetic.stream import Compute, Machine, Output, Progress, Sums, stream
@@ -112,6 +112,7 @@ def write(
                 "threads": machine.threads,
                 "seconds": time.monotonic() - began,
                 **(survival(in_order, output.scale) if plan.method.of == "vectors" else {}),
+                **findings(facts),
             }
             copy_companions(plan.target, output.directory, dtype)
             made_by = {"stage": kind, **plan.settings, "scale": output.scale}
@@ -173,7 +174,7 @@ def _survived(lost: float, wanted: float) -> float:
 
 def estimate(plan: Plan, outputs: int = 1) -> dict[str, Any]:
     """Return what a plan will cost, roughly: bytes, seconds at the rates seen on two cores, peak memory."""
-    passes = 1 if plan.method.first_pass is None else 2 if plan.method.first_pass == "gram" else 3
+    passes = _PASSES[plan.method.first_pass]
     moved = plan.bytes_read * passes + plan.bytes_written * outputs
     threads = default_threads()
     most = max((len(tensor.operands) for tensor in plan.tensors), default=0)
@@ -188,6 +189,7 @@ def estimate(plan: Plan, outputs: int = 1) -> dict[str, Any]:
 
 
 # Seen on 2 cores of an AMD EPYC with AVX512 (benchmarks/results/merge-1.1b.json), per thread.
-_BYTES_PER_SECOND = {None: 4e9, "gram": 4e9, "thresholds": 2e9}
+_BYTES_PER_SECOND = {None: 4e9, "gram": 4e9, "thresholds": 2e9, "bands": 1e9, "balance": 1e8, "conflicts": 1e9}
+_PASSES = {None: 1, "gram": 2, "thresholds": 3, "bands": 3, "balance": 4, "conflicts": 2}
 _START_SECONDS = 1.5
 _LOADED_BYTES = 150e6

@@ -12,6 +12,7 @@ from blake3 import blake3
 from skillgraft.arithmetic.leaves import Leaf, Product, Stored
 from skillgraft.arithmetic.matching import check_adapter_fits, check_models, rows_of_vocabulary
 from skillgraft.arithmetic.merge_recipe import MergeRecipe, OperandSpec
+from skillgraft.arithmetic.method_plan import check_blocks, check_distinct, check_residual, merge_factors
 from skillgraft.arithmetic.methods import METHODS, Method
 from skillgraft.arithmetic.scratch import FileVersion, file_version
 from skillgraft.checkpoint.fingerprint import fingerprint_checkpoint, fingerprint_file
@@ -56,6 +57,8 @@ class TensorPlan:
     spec: TensorSpec
     target: Stored
     operands: tuple[Operand, ...]
+    block: int = 1
+    """Elements that belong together: a tile ends between such blocks."""
 
     @property
     def breaks(self) -> tuple[int, ...]:
@@ -140,14 +143,24 @@ def plan_merge(recipe: MergeRecipe) -> Plan:
             terms.insert(0, (1, _of_model(target)))  # an adapter or skill as a model is the base with it
         lookups.append(terms)
     dtypes = planned_dtypes(target, OUTPUT_DTYPES[recipe.dtype] if recipe.dtype else None)
+    block = recipe.parameters.m if recipe.method == "cabs" else 1
     tensors = tuple(
         TensorPlan(
             TensorSpec(name, dtypes[name], info.shape),
             Stored(info),
             _operands(recipe.operands, lookups, name, method) if info.is_float and info.elements else (),
+            block,
         )
         for name, info in target.tensors.items()
     )
+    if recipe.method == "cabs":
+        check_blocks(tensors, block)
+    if recipe.method == "copa":
+        tensors = tuple(merge_factors(tensor, recipe) for tensor in tensors)
+    if recipe.method == "ratatouille":
+        check_distinct(inputs)
+    if recipe.method == "instruction_residual":
+        remarks += check_residual(recipe, inputs, layouts)
     check_tie(target, tensors)
     padded = [tensor.spec.name for tensor in tensors if any(b < tensor.target.elements for b in tensor.breaks)]
     remarks += [f"{name}: {rows_of_vocabulary(target, name)}" for name in padded]
@@ -252,8 +265,21 @@ def check_number(recipe: MergeRecipe) -> None:
         )
     if method.of == "models" and not any(weights):
         raise RecipeError(f"operands: the weights {weights} are all 0; expected one at least that is not")
-    if recipe.method == "linear" and recipe.parameters.normalize and abs(sum(weights)) < 1e-8:
-        raise RecipeError(f"operands: the weights {weights} sum to 0; set parameters.normalize to false")
+    divides = recipe.method in ("ratatouille", "mediator")
+    if (divides or (recipe.method == "linear" and recipe.parameters.normalize)) and abs(sum(weights)) < 1e-8:
+        remedy = "choose others" if divides else "set parameters.normalize to false"
+        raise RecipeError(f"operands: the weights {weights} sum to 0; {remedy}")
+    for place, operand in enumerate(recipe.operands):
+        if recipe.method == "copa" and operand.model is not None:
+            raise RecipeError(
+                f"operands.{place} is the checkpoint {operand.model}; copa merges low-rank factors: expected adapters "
+                "and skills (pcb, cabs and breadcrumbs take checkpoints)"
+            )
+        if recipe.method == "instruction_residual" and (operand.model is None or operand.minus is None):
+            raise RecipeError(
+                f"operands.{place}: instruction_residual takes an instruct model and, as minus, the base that it was "
+                "made from; expected both (a skill or an adapter goes with task_arithmetic)"
+            )
 
 
 def _settings(recipe: MergeRecipe) -> dict[str, Any]:

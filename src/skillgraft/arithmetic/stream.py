@@ -169,7 +169,7 @@ def _write_shard(
 def tiles_of(tensors: Iterable[TensorPlan]) -> Iterator[tuple[TensorPlan, Tile]]:
     """Yield every tile of every tensor, each cut where some operand ends."""
     for tensor in tensors:
-        for tile in cut(tensor.target.elements, tensor.breaks):
+        for tile in cut(tensor.target.elements, tensor.breaks, tensor.block):
             yield tensor, tile
 
 

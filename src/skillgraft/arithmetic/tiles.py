@@ -29,9 +29,10 @@ class Tile(NamedTuple):
     stop: int
 
 
-def cut(elements: int, breaks: Sequence[int] = ()) -> Iterator[Tile]:
-    """Yield the tiles of a tensor of `elements` elements, ending at each of `breaks` too."""
-    stops = sorted({*range(TILE_ELEMENTS, elements, TILE_ELEMENTS), *(b for b in breaks if 0 < b < elements), elements})
+def cut(elements: int, breaks: Sequence[int] = (), block: int = 1) -> Iterator[Tile]:
+    """Yield the tiles of a tensor of `elements` elements, ending at each of `breaks` too and else between blocks."""
+    step = max(TILE_ELEMENTS // block, 1) * block
+    stops = sorted({*range(step, elements, step), *(b for b in breaks if 0 < b < elements), elements})
     start = 0
     for stop in stops:
         if stop > start:

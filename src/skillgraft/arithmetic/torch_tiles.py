@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from skillgraft.arithmetic.combine import COMBINED, part_of
 from skillgraft.arithmetic.cpu_tiles import Computed
 from skillgraft.arithmetic.leaves import Leaf
 from skillgraft.arithmetic.methods import Part
@@ -52,6 +53,10 @@ COMBINE: dict[str, Callable[[list[Tensor], Part], Tensor]] = {
         _dropped(values, part), part.weights, part.parameters.normalize
     ),
     "model_stock": lambda values, part: model_stock(values, stock_ratio(part.facts)),
+    "ratatouille": lambda values, part: linear(values, part.weights),
+    "copa": lambda values, part: task_arithmetic(values, part.weights),
+    "instruction_residual": lambda values, part: task_arithmetic(values, part.weights),
+    **COMBINED,
 }
 
 
@@ -84,16 +89,7 @@ def on_device(device: torch.device) -> Callable[..., Computed]:
             for term in operand.terms[1:]:
                 total = total.add_(wide(term.leaf)) if term.sign > 0 else total.sub_(wide(term.leaf))
             values.append(total)
-        if facts is not None and plan.method.name == "ties":
-            facts = [facts[tensor.operands.index(operand)] for operand in operands]
-        part = Part(
-            tensor.spec.name,
-            tile.start,
-            [operand.number for operand in operands],
-            [operand.weight for operand in operands],
-            facts,
-            plan.parameters,
-        )
+        part = part_of(plan, tensor, operands, tile, facts)
         finite = all(is_finite(value) for value in values)  # an election would pass over NaN in silence
         made = COMBINE[plan.method.name](values, part)
         outs, losses, kept = [], [], 0.0

@@ -72,6 +72,11 @@ class Skill:
         return FORMS[self.entry(name).form].decode(*self.factors(name))
 
 
+def is_skill(directory: Path) -> bool:
+    """Return whether `directory` holds a skill's manifest."""
+    return (directory / MANIFEST_FILE).is_file()
+
+
 def load_skill(path: str | os.PathLike[str]) -> Skill:
     """Return the skill in the directory `path`, its manifest and headers checked; executes no code, reads no tensor.
 

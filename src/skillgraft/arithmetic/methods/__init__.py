@@ -30,12 +30,13 @@ class Method:
     """A method: what its operands are, what it must know of whole tensors first, how many operands it takes.
 
     Of `models` it makes a tensor, of `vectors` (task vectors) the change to the base. `first_pass`: `gram`, the matrix
-    of dot products; `thresholds`, the magnitude of the smallest element to be kept.
+    of dot products; `thresholds`, the magnitude of the smallest element to be kept; `bands`, those of the largest and
+    the smallest; `balance`, PCB's scores; `conflicts`, the layers' opposing signs.
     """
 
     name: str
     of: Literal["models", "vectors"]
-    first_pass: Literal["gram", "thresholds"] | None = None
+    first_pass: Literal["gram", "thresholds", "bands", "balance", "conflicts"] | None = None
     least: int = 1
     most: int | None = None
 
@@ -50,5 +51,12 @@ METHODS: dict[str, Method] = {
         Method("dare", "vectors"),
         Method("dare_ties", "vectors"),
         Method("model_stock", "vectors", "gram", least=2),
+        Method("breadcrumbs", "vectors", "bands"),
+        Method("pcb", "vectors", "balance", least=2),
+        Method("cabs", "vectors", least=2),
+        Method("mediator", "vectors", "conflicts", least=2),
+        Method("copa", "vectors", least=2),
+        Method("ratatouille", "models", least=2),
+        Method("instruction_residual", "vectors", most=1),
     )
 }

@@ -1,0 +1,43 @@
+"""The methods that are written once, for NumPy and Torch: what each is told of a tile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from skillgraft.arithmetic.methods import Part
+from skillgraft.arithmetic.methods.arrays import Array
+from skillgraft.arithmetic.methods.breadcrumbs import breadcrumbs
+from skillgraft.arithmetic.methods.cabs import cabs
+from skillgraft.arithmetic.methods.mediator import mediator
+from skillgraft.arithmetic.methods.pcb import pcb, rows_of
+from skillgraft.arithmetic.plan import Operand, Plan, TensorPlan
+from skillgraft.arithmetic.tiles import Tile
+
+
+def _pcb(values: Sequence[Array], part: Part) -> Array:
+    weights = dict(zip(part.numbers, part.weights, strict=True))
+    every = part.facts.numbers
+    return pcb(rows_of(every, part.numbers, values), [weights.get(number, 0.0) for number in every], part.facts)
+
+
+def _mediator(values: Sequence[Array], part: Part) -> Array:
+    conflict, total = part.facts
+    return mediator(values, part.weights, conflict, total, part.parameters.fallback)
+
+
+COMBINED: dict[str, Callable[[Sequence[Array], Part], Array]] = {
+    "breadcrumbs": lambda values, part: breadcrumbs(values, part.weights, part.facts),
+    "cabs": lambda values, part: cabs(values, part.weights, part.parameters.n, part.parameters.m),
+    "pcb": _pcb,
+    "mediator": _mediator,
+}
+
+
+def part_of(plan: Plan, tensor: TensorPlan, operands: Sequence[Operand], tile: Tile, facts: Any) -> Part:
+    """Return what a method is told of a tile that `operands` have; facts of each operand are theirs."""
+    if plan.method.first_pass in ("thresholds", "bands"):
+        facts = [facts[tensor.operands.index(operand)] for operand in operands]
+    numbers = [operand.number for operand in operands]
+    weights = [operand.weight for operand in operands]
+    return Part(tensor.spec.name, tile.start, numbers, weights, facts, plan.parameters)
