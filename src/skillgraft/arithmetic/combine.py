@@ -10,15 +10,18 @@ from skillgraft.arithmetic.methods.arrays import Array
 from skillgraft.arithmetic.methods.breadcrumbs import breadcrumbs
 from skillgraft.arithmetic.methods.cabs import cabs
 from skillgraft.arithmetic.methods.mediator import mediator
-from skillgraft.arithmetic.methods.pcb import pcb, rows_of
+from skillgraft.arithmetic.methods.pcb import pcb, rows_of, scores
 from skillgraft.arithmetic.plan import Operand, Plan, TensorPlan
+from skillgraft.arithmetic.softmax_tiles import numerators
 from skillgraft.arithmetic.tiles import Tile
 
 
 def _pcb(values: Sequence[Array], part: Part) -> Array:
     weights = dict(zip(part.numbers, part.weights, strict=True))
-    every = part.facts.numbers
-    return pcb(rows_of(every, part.numbers, values), [weights.get(number, 0.0) for number in every], part.facts)
+    balance = part.facts
+    rows = rows_of(balance.numbers, part.numbers, values)
+    betas = scores(numerators(rows, balance.low, balance.high), balance)
+    return pcb(rows, [weights.get(number, 0.0) for number in balance.numbers], betas, balance.thresholds)
 
 
 def _mediator(values: Sequence[Array], part: Part) -> Array:

@@ -100,6 +100,8 @@ class Search:
         self.low = int(order[bottom]) if bottom < len(order) else 0
 
     def _count(self) -> None:
+        if not self.held:
+            return
         places = (np.concatenate(self.held) - self.low) >> self.shift
         counted = np.bincount(places, minlength=((self.high - self.low) >> self.shift) + 1)
         self.bins = counted if self.bins is None else self.bins + counted

@@ -15,10 +15,11 @@ import numpy as np
 from skillgraft.arithmetic.first_pass import _groups, _values
 from skillgraft.arithmetic.methods.breadcrumbs import band_ranks
 from skillgraft.arithmetic.methods.mediator import LayerConflict, count_conflicts, judge, layer_of
-from skillgraft.arithmetic.methods.pcb import Balance, exact_sum, kept_rank, numerators, power, rows_of, scores
+from skillgraft.arithmetic.methods.pcb import Balance, kept_rank, power, rows_of, scores
 from skillgraft.arithmetic.order_statistics import select
 from skillgraft.arithmetic.plan import Plan, TensorPlan
 from skillgraft.arithmetic.scratch import Files, Scratch
+from skillgraft.arithmetic.softmax_tiles import exact_sum, numerators
 from skillgraft.arithmetic.stream import Machine, tiles_of
 from skillgraft.arithmetic.tiles import Tile, each_tile
 from skillgraft.errors import CompatibilityError
@@ -117,7 +118,8 @@ def _balance(
 
     def extremes(tensor: TensorPlan, tile: Tile, scratch: Scratch) -> None:
         vectors, name = rows(tensor, tile, scratch), population[tensor.spec.name]
-        products = [(i, j, vectors[i] * vectors[j]) for i in range(len(vectors)) for j in range(i, len(vectors))]
+        with np.errstate(over="ignore"):  # refused below
+            products = [(i, j, vectors[i] * vectors[j]) for i in range(len(vectors)) for j in range(i, len(vectors))]
         ends = [(i, j, product.min(), product.max()) for i, j, product in products]
         with lock:
             sizes[name] += tile.stop - tile.start if vectors else 0
@@ -126,7 +128,7 @@ def _balance(
 
     def denominators(tensor: TensorPlan, tile: Tile, scratch: Scratch) -> None:
         vectors, name = rows(tensor, tile, scratch), population[tensor.spec.name]
-        found = numerators(vectors, low[name], high[name])
+        found = numerators(vectors, low[name], high[name]) if vectors else {}
         between = {pair: exact_sum(values) for pair, values in found.items()}
         within = [exact_sum(power(found[i, i], len(vectors))) for i in range(len(vectors))]
         with lock:
@@ -150,8 +152,9 @@ def _balance(
 
     def scored(tensor: TensorPlan, tile: Tile, scratch: Scratch) -> Iterator[tuple[Hashable, np.ndarray]]:
         vectors, name = rows(tensor, tile, scratch), population[tensor.spec.name]
-        for place, score in enumerate(scores(vectors, made[name]) if vectors else ()):
-            yield (name, place), score
+        if vectors:
+            betas = scores(numerators(vectors, low[name], high[name]), made[name])
+            yield from (((name, place), beta) for place, beta in enumerate(betas))
 
     keys: dict[Hashable, int] = {
         (name, place): sizes[name] for name, found in members.items() for place in range(len(found))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -40,7 +40,7 @@ def kept_rank(elements: int, ratio: float) -> int:
 
 
 def exponential(x: Float[ndarray, " e"]) -> Float[ndarray, " e"]:
-    """Return eˣ for −1 ≤ x ≤ 0, to within 5 units in the last place.
+    """Return eˣ for −1 ≤ x ≤ 0, its relative error below 1e-15.
 
     By multiplications and additions alone, so that NumPy, Torch and every processor agree on each bit, as their own
     exponentials do not: eˣ = (e^(x/4))⁴, a Taylor polynomial of degree 12.
@@ -75,14 +75,12 @@ def power(base: Float[ndarray, " e"], exponent: int) -> Float[ndarray, " e"]:
     return total
 
 
-def scores(vectors: Sequence[Float[ndarray, " e"]], balance: Balance) -> list[Float[ndarray, " e"]]:
-    """Return βᵢ = Softmax(N·Norm(τᵢ⊙τᵢ)) ⊙ Σⱼ Softmax(Norm(τᵢ⊙τⱼ)) of each vector, over the whole of which it is taken.
+def scores(found: Mapping[tuple[int, int], Float[ndarray, " e"]], balance: Balance) -> list[Float[ndarray, " e"]]:
+    """Return βᵢ = Softmax(N·Norm(τᵢ⊙τᵢ)) ⊙ Σⱼ Softmax(Norm(τᵢ⊙τⱼ)) of each of N vectors; `found` are the numerators.
 
-    Norm brings the smallest element to 0 and the largest to 1.
+    Norm brings the smallest element of the whole vector to 0 and its largest to 1.
     """
-    number = len(vectors)
-    found = numerators(vectors, balance.low, balance.high)
-    made = []
+    number, made = len(balance.numbers), []
     for i in range(number):
         pairs = [(min(i, j), max(i, j)) for j in range(number)]
         between = found[pairs[0]] / float(balance.inter[pairs[0]])
@@ -92,16 +90,20 @@ def scores(vectors: Sequence[Float[ndarray, " e"]], balance: Balance) -> list[Fl
     return made
 
 
-def pcb(vectors: Sequence[Float[ndarray, " e"]], weights: Sequence[float], balance: Balance) -> Float[ndarray, " e"]:
-    """Return Σ wᵢ·β̂ᵢ⊙τᵢ / Σ β̂ᵢ, the change to the base: β̂ᵢ is βᵢ where it is among the share r of the largest, else 0.
+def pcb(
+    vectors: Sequence[Float[ndarray, " e"]],
+    weights: Sequence[float],
+    betas: Sequence[Float[ndarray, " e"]],
+    thresholds: Sequence[float],
+) -> Float[ndarray, " e"]:
+    """Return Σ wᵢ·β̂ᵢ⊙τᵢ / Σ β̂ᵢ, the change to the base: β̂ᵢ is βᵢ where it is not below its threshold, else 0.
 
-    0 where no vector keeps the element. The weights are the paper's λᵢ (one λ for all, or one found for each).
+    `betas` are the `scores`. 0 where no vector keeps the element. The weights are the paper's λᵢ (one λ for all, or one
+    found for each).
     """
-    coefficients = [
-        score * (score >= least) for score, least in zip(scores(vectors, balance), balance.thresholds, strict=True)
-    ]
-    above = weighted_sum([c * vector for c, vector in zip(coefficients, vectors, strict=True)], weights)
-    below = weighted_sum(coefficients, [1.0] * len(vectors))
+    kept = [beta * (beta >= least) for beta, least in zip(betas, thresholds, strict=True)]
+    above = weighted_sum([beta * vector for beta, vector in zip(kept, vectors, strict=True)], weights)
+    below = weighted_sum(kept, [1.0] * len(vectors))
     return above / (below + (below == 0))
 
 
