@@ -22,7 +22,7 @@ from skillgraft.cli_library import LIBRARY
 from tests.test_cli import fails, invoke
 from tests.tiny import edit_json, split_into_shards, tiny_checkpoint, tiny_finetune
 
-METHODS = ("linear", "task_arithmetic", "slerp", "ties", "dare", "dare_ties", "model_stock")
+METHODS = ("linear", "task_arithmetic", "slerp", "ties", "dare", "dare_ties", "model_stock", "pcb", "mediator")
 Q_PROJ = "model.layers.0.self_attn.q_proj"
 
 
@@ -100,6 +100,29 @@ def test_a_recipe_file_and_flags_give_identical_bytes(family, tmp_path):
     assert (tmp_path / "overridden" / "model.safetensors").read_bytes() == expected
 
 
+def test_an_operand_is_what_its_directory_holds(family, tmp_path):
+    adapter, skill = family / "adapter", tmp_path / "skill"
+    succeeds("extract", "--rl", family / "a", "--sft", family / "b", "-o", skill)
+    given = flags(family, "-o", tmp_path / "out", models=("a=0.5", "adapter=-1"))
+    succeeds(*given, "--model", skill, "--minus", family / "b")
+    operands = [
+        {"model": str(family / "a"), "minus": str(family / "b"), "weight": 0.5},
+        {"adapter": str(adapter), "weight": -1.0},
+        {"skill": str(skill)},
+    ]
+    made_by = json.loads((tmp_path / "out/skillgraft.json").read_text())["made_by"]
+    assert made_by["operands"] == [{"weight": 1.0, **operand} for operand in operands]
+
+
+def test_what_mediator_says_of_the_layers(family, tmp_path):
+    said = succeeds(*flags(family, "-o", tmp_path / "out", method="mediator", models=("a", "b")))
+    assert re.search(r"\d of 4 layers are calm and were averaged; the most conflicting:\n  .*: \d\d\.\d% of the ", said)
+    options = ("--parameter", "threshold=1", "--json", "-o", tmp_path / "calm")
+    report = json.loads(succeeds(*flags(family, *options, method="mediator", models=("a", "b"))))
+    assert [layer["layer"] for layer in report["layers"]][-1] == "model.norm.weight"
+    assert all(layer["calm"] and 0 < layer["conflict"] < 1 for layer in report["layers"])
+
+
 def test_a_dry_run_says_what_it_would_cost(family, nothing_new):
     said = succeeds(*flags(family, "--dry-run", "-o", "out"))
     assert "task_arithmetic: 20 of 20 tensors change" in said
@@ -168,7 +191,10 @@ def test_scales_that_are_wrong(family, nothing_new):
         (["merge"], "no merge was described; expected a recipe file, or --method, --base and --model, as in: skillg"),
         (["merge", "--method", "ties", "--model", "{a}", "-o", "out"], "no merge was described"),
         (["merge", "{recipe}", "--method", "ties", "-o", "out"], "expected one of the two forms"),
-        (["{merge}", "--method", "tise", "-o", "out"], "method is 'tise'; did you mean 'ties'? available: dare, "),
+        (
+            ["{merge}", "--method", "tise", "-o", "out"],
+            "method is 'tise'; did you mean 'ties'? available: breadcrumbs, ",
+        ),
         (["{merge}", "--model", "{a}=0..5", "-o", "out"], "'0..5' is no number; expected DIR or DIR=WEIGHT"),
         (["{merge}", "--model", "{a}=nan", "-o", "out"], "operands.1.weight is nan: input should be a finite number"),
         (["{merge}", "--parameter", "density", "-o", "out"], "--parameter density: expected NAME=VALUE, such as"),
@@ -186,7 +212,7 @@ def test_scales_that_are_wrong(family, nothing_new):
         (["{merge}", "--model", "owner/name", "-o", "out"], "owner/name: no such directory; expected a checkpoint"),
         (["{merge}", "--model", "HuggingFaceTB/SmolLM2-135M-Instruct", "-o", "out"], "Instruct: no such directory"),
         (["{merge}", "--model", "{recipe}", "-o", "out"], "recipe.yaml is a file; expected the checkpoint's directory"),
-        (["{merge}", "--model", "{adapter}", "-o", "out"], "is a PEFT adapter"),
+        (["{merge}", "--minus", "{adapter}", "-o", "out"], "is a PEFT adapter"),
         (["{merge}", "--method", "slerp", "-o", "out"], "operands: slerp got 1, expected 2"),
         (["merge", "owner/recipe.yaml", "-o", "out"], "merge recipe: owner/recipe.yaml does not exist; expected"),
         (["merge", "{a}", "-o", "out"], "is a directory; expected a YAML file"),

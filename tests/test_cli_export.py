@@ -11,7 +11,17 @@ from safetensors.torch import load_file, save_file
 from tests.test_cli import fails, invoke
 from tests.tiny import tiny_checkpoint
 
-METHODS = ("linear", "task_arithmetic", "slerp", "ties", "dare", "dare_ties", "model_stock")
+METHODS = (
+    "linear",
+    "task_arithmetic",
+    "slerp",
+    "ties",
+    "dare",
+    "dare_ties",
+    "model_stock",
+    "breadcrumbs",
+    "ratatouille",
+)
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +147,38 @@ EXPORTED = {
         - model: {family}/b
         base_model: {family}/base
         """,
+    "breadcrumbs": """
+        merge_method: breadcrumbs
+        models:
+        - model: {family}/a
+          parameters:
+            weight: 0.5
+            density: 0.144
+            gamma: 0.006
+        - model: {family}/b
+          parameters:
+            weight: 1.5
+            density: 0.144
+            gamma: 0.006
+        base_model: {family}/base
+        parameters:
+          normalize: false
+        """,
+    "ratatouille": """
+        merge_method: linear
+        models:
+        - model: {family}/base
+          parameters:
+            weight: 0.0
+        - model: {family}/a
+          parameters:
+            weight: 0.5
+        - model: {family}/b
+          parameters:
+            weight: 1.5
+        parameters:
+          normalize: true
+        """,
 }
 PARAMETERS = {
     "slerp": {"t": 0.25},
@@ -188,6 +230,7 @@ def test_refused_where_mergekit_has_no_equivalent(family, tmp_path, recipe):
 
     a, b = {"model": str(family / "a")}, {"model": str(family / "b")}
     assert "scope 'model' has no mergekit equivalent: mergekit trims each tensor" in refusal()
+    assert "pcb has no mergekit equivalent: mergekit 0.1.5 does not have the method" in refusal(method="pcb")
     skill = [{"skill": str(tmp_path / "skill")}]
     assert "operands.0: a skill has no mergekit equivalent" in refusal(method="task_arithmetic", operands=skill)
     minus = [a, {**b, "minus": str(family / "a")}]

@@ -33,8 +33,9 @@ def mergekit_yaml(recipe: MergeRecipe) -> str:
     the base stores. DARE: mergekit's own `rescale` multiplies so that the L1 norm of each tensor's vector stays what it
     was, and not by 1/density as the paper does; it is switched off and `lambda` = 1/density takes its place, so that
     the definition is the same and only the random masks are others. TIES: of magnitudes that are equal at the threshold
-    mergekit keeps as many as fill up the density, Skillgraft all. An adapter is merged into its model first, in the
-    model's dtype unless mergekit is started with `--lora-merge-dtype float32`.
+    mergekit keeps as many as fill up the density, Skillgraft all. Breadcrumbs: mergekit rounds the number kept down and
+    Skillgraft the number dropped, so that mergekit may keep one or two elements of a tensor fewer. An adapter is merged
+    into its model first, in the model's dtype unless mergekit is started with `--lora-merge-dtype float32`.
     """
     check_number(recipe)
     if recipe.method not in NAMES:
@@ -59,7 +60,7 @@ def mergekit_yaml(recipe: MergeRecipe) -> str:
             if "density" in parameters:
                 entry["parameters"]["density"] = parameters["density"]
             if recipe.method == "breadcrumbs":
-                entry["parameters"]["density"] = 1 - parameters["beta"] - parameters["gamma"]
+                entry["parameters"]["density"] = round(1 - parameters["beta"] - parameters["gamma"], 12)
                 entry["parameters"]["gamma"] = parameters["beta"]  # mergekit's name for the share of outliers
         models.append(entry)
     config: dict[str, Any] = {"merge_method": NAMES[recipe.method], "models": models}

@@ -175,6 +175,7 @@ def _survived(lost: float, wanted: float) -> float:
 def estimate(plan: Plan, outputs: int = 1) -> dict[str, Any]:
     """Return what a plan will cost, roughly: bytes, seconds at the rates seen on two cores, peak memory."""
     passes = _PASSES[plan.method.first_pass]
+    rate = _SORTING_BYTES_PER_SECOND.get(plan.method.name, _BYTES_PER_SECOND[plan.method.first_pass])
     moved = plan.bytes_read * passes + plan.bytes_written * outputs
     threads = default_threads()
     most = max((len(tensor.operands) for tensor in plan.tensors), default=0)
@@ -183,13 +184,14 @@ def estimate(plan: Plan, outputs: int = 1) -> dict[str, Any]:
         "changed": sum(bool(tensor.operands) for tensor in plan.tensors),
         "bytes_read": plan.bytes_read * passes,
         "bytes_written": plan.bytes_written * outputs,
-        "seconds": _START_SECONDS + moved / _BYTES_PER_SECOND[plan.method.first_pass] / max(1, threads),
+        "seconds": _START_SECONDS + moved / rate / max(1, threads),
         "memory_bytes": int(_LOADED_BYTES + threads * TILE_ELEMENTS * 8 * (6 + 2 * most)),
     }
 
 
 # Seen on 2 cores of an AMD EPYC with AVX512 (benchmarks/results/merge-1.1b.json), per thread.
-_BYTES_PER_SECOND = {None: 4e9, "gram": 4e9, "thresholds": 2e9, "bands": 1e9, "balance": 1e8, "conflicts": 1e9}
+_BYTES_PER_SECOND = {None: 4e9, "gram": 4e9, "thresholds": 2e9, "bands": 1e9, "balance": 5e8, "conflicts": 1e9}
+_SORTING_BYTES_PER_SECOND = {"cabs": 5e8}
 _PASSES = {None: 1, "gram": 2, "thresholds": 3, "bands": 3, "balance": 4, "conflicts": 2}
 _START_SECONDS = 1.5
 _LOADED_BYTES = 150e6
