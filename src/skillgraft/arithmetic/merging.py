@@ -178,6 +178,7 @@ def estimate(plan: Plan, outputs: int = 1) -> dict[str, Any]:
     rate = _SORTING_BYTES_PER_SECOND.get(plan.method.name, _BYTES_PER_SECOND[plan.method.first_pass])
     moved = plan.bytes_read * passes + plan.bytes_written * outputs
     threads = default_threads()
+    counted = _COUNTED_BYTES if plan.method.first_pass in ("bands", "balance") else 0.0
     most = max((len(tensor.operands) for tensor in plan.tensors), default=0)
     return {
         "tensors": len(plan.tensors),
@@ -185,7 +186,7 @@ def estimate(plan: Plan, outputs: int = 1) -> dict[str, Any]:
         "bytes_read": plan.bytes_read * passes,
         "bytes_written": plan.bytes_written * outputs,
         "seconds": _START_SECONDS + moved / rate / max(1, threads),
-        "memory_bytes": int(_LOADED_BYTES + threads * TILE_ELEMENTS * 8 * (6 + 2 * most)),
+        "memory_bytes": int(_LOADED_BYTES + counted + threads * TILE_ELEMENTS * 8 * (6 + 2 * most)),
     }
 
 
@@ -195,3 +196,4 @@ _SORTING_BYTES_PER_SECOND = {"cabs": 5e8}
 _PASSES = {None: 1, "gram": 2, "thresholds": 3, "bands": 3, "balance": 4, "conflicts": 2}
 _START_SECONDS = 1.5
 _LOADED_BYTES = 150e6
+_COUNTED_BYTES = 100e6
