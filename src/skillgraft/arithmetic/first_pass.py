@@ -45,6 +45,10 @@ def gather_facts(plan: Plan, machine: Machine) -> dict[str, Any]:
         return grams
     if plan.method.first_pass == "thresholds":
         return _thresholds(plan, tensors, machine)
+    if plan.method.first_pass is not None:
+        from skillgraft.arithmetic.score_pass import PASSES  # which is made of this module's parts
+
+        return PASSES[plan.method.first_pass](plan, machine)
     return {}
 
 
@@ -56,7 +60,7 @@ def _check_angles(grams: dict[str, list[list[float]]], t: float) -> None:
             raise CompatibilityError(f"tensor {name!r}: {error}; merge with linear, or leave one model out") from error
 
 
-def _values(tensor: TensorPlan, tile: Tile, scratch: Scratch, files: Files) -> tuple[list[Operand], np.ndarray]:
+def finite_values(tensor: TensorPlan, tile: Tile, scratch: Scratch, files: Files) -> tuple[list[Operand], np.ndarray]:
     """Return the operands that have this tile, and their finite values (operands, count) in fp64."""
     present = [operand for operand in tensor.operands if tile.stop <= operand.elements]
     values = operand_values(tensor, present, tile, scratch, files) if present else np.empty((0, 0))
@@ -72,7 +76,7 @@ def _gram(tensors: Sequence[TensorPlan], machine: Machine) -> dict[str, list[lis
     with Files() as files:
 
         def visit(tensor: TensorPlan, tile: Tile, scratch: Scratch) -> None:
-            present, values = _values(tensor, tile, scratch, files)
+            present, values = finite_values(tensor, tile, scratch, files)
             if len(present) < len(tensor.operands):
                 return  # rows that not every operand has take no part
             products = scratch.empty("products", (len(present), len(present)))
@@ -227,7 +231,7 @@ def _thresholds(plan: Plan, tensors: Sequence[TensorPlan], machine: Machine) -> 
     with Files() as files:
         if plan.parameters.scope == "tensor":
             found: dict[str, list[float]] = {}
-            for group in _groups(tensors):
+            for group in groups_of(tensors):
                 places = {
                     (tensor.spec.name, place): [(tensor, place)]
                     for tensor in group
@@ -250,7 +254,7 @@ def _magnitude(key: int) -> float:
     return float(np.array([key], dtype=np.int32).view(np.float32)[0])
 
 
-def _groups(tensors: Iterable[TensorPlan], elements: int = 16 * TILE_ELEMENTS) -> Iterator[list[TensorPlan]]:
+def groups_of(tensors: Iterable[TensorPlan], elements: int = 16 * TILE_ELEMENTS) -> Iterator[list[TensorPlan]]:
     """Yield runs of tensors of about `elements` elements in all, so that small tensors share the threads."""
     group: list[TensorPlan] = []
     for tensor in tensors:
@@ -280,19 +284,19 @@ def _select(
     share = {key: min(1.0, SAMPLE / max(1, size)) for key, size in sizes.items()}
 
     def look(tensor: TensorPlan, tile: Tile, scratch: Scratch) -> None:
-        present, values = _values(tensor, tile, scratch, files)
+        present, values = finite_values(tensor, tile, scratch, files)
         for operand, row in zip(present, values, strict=True):
             keys = np.abs(row).astype(np.float32).view(np.int32)
             samples[population[tensor.spec.name, tensor.operands.index(operand)]].append(keys)
 
     def visit(tensor: TensorPlan, tile: Tile, scratch: Scratch) -> None:
-        present, values = _values(tensor, tile, scratch, files)
+        present, values = finite_values(tensor, tile, scratch, files)
         for operand, row in zip(present, values, strict=True):
             count = counts[population[tensor.spec.name, tensor.operands.index(operand)]]
             count.add(row, scratch.empty("keys", (len(row),), np.int32))
 
     least = min(share.values(), default=1.0)
-    each_tile(_runs(tensors, least), look, threads=len(scratches), scratches=scratches)
+    each_tile(sample_runs(tensors, least), look, threads=len(scratches), scratches=scratches)
     for key, count in counts.items():
         if samples[key]:
             narrow_by_sample(count, np.concatenate(samples[key]), sizes[key])
@@ -305,7 +309,7 @@ def _select(
     return {key: _magnitude(count.key) for key, count in counts.items() if count.key is not None}
 
 
-def _runs(tensors: Sequence[TensorPlan], share: float) -> Iterator[tuple[TensorPlan, Tile]]:
+def sample_runs(tensors: Sequence[TensorPlan], share: float) -> Iterator[tuple[TensorPlan, Tile]]:
     """Yield short pieces spread evenly over every tensor, `share` of its elements in all."""
     for tensor in tensors:
         wanted = share * tensor.target.elements

@@ -20,6 +20,24 @@ if TYPE_CHECKING:
     from skillgraft.arithmetic.plan import TensorPlan
 
 
+def check_operands(recipe: MergeRecipe) -> None:
+    """Raise `RecipeError` for operands that a method cannot take, whatever they hold."""
+    weights = [operand.weight for operand in recipe.operands]
+    if recipe.method in ("ratatouille", "mediator") and abs(sum(weights)) < 1e-8:
+        raise RecipeError(f"operands: the weights {weights} sum to 0, and {recipe.method} averages; choose others")
+    for place, operand in enumerate(recipe.operands):
+        if recipe.method == "copa" and operand.model is not None:
+            raise RecipeError(
+                f"operands.{place} is the checkpoint {operand.model}; copa merges low-rank factors: expected adapters "
+                "and skills (pcb, cabs and breadcrumbs take checkpoints)"
+            )
+        if recipe.method == "instruction_residual" and (operand.model is None or operand.minus is None):
+            raise RecipeError(
+                f"operands.{place}: instruction_residual takes an instruct model and, as minus, the base that it was "
+                "made from; expected both (a skill or an adapter goes with task_arithmetic)"
+            )
+
+
 def check_blocks(tensors: Sequence[TensorPlan], m: int) -> None:
     """Raise `RecipeError` unless every changed tensor is whole blocks of m elements (row by row, as in memory)."""
     sizes = [(t, size) for t in tensors if t.operands for size in (t.target.elements, *t.breaks)]

@@ -10,7 +10,7 @@ from threading import Lock
 
 import numpy as np
 
-from skillgraft.arithmetic.first_pass import _runs
+from skillgraft.arithmetic.first_pass import sample_runs
 from skillgraft.arithmetic.plan import TensorPlan
 from skillgraft.arithmetic.scratch import Scratch
 from skillgraft.arithmetic.stream import tiles_of
@@ -130,7 +130,7 @@ def select(
                 search.add(keys)
 
     share = min((min(1.0, SAMPLE / max(1, size)) for size in sizes.values()), default=1.0)
-    each_tile(_runs(tensors, share), look, threads=len(scratches), scratches=scratches)
+    each_tile(sample_runs(tensors, share), look, threads=len(scratches), scratches=scratches)
     for name, found in samples.items():
         for search in searches[name]:
             search.guess(np.concatenate(found), sizes[name])

@@ -12,7 +12,13 @@ from blake3 import blake3
 from skillgraft.arithmetic.leaves import Leaf, Product, Stored
 from skillgraft.arithmetic.matching import check_adapter_fits, check_models, rows_of_vocabulary
 from skillgraft.arithmetic.merge_recipe import MergeRecipe, OperandSpec
-from skillgraft.arithmetic.method_plan import check_blocks, check_distinct, check_residual, merge_factors
+from skillgraft.arithmetic.method_plan import (
+    check_blocks,
+    check_distinct,
+    check_operands,
+    check_residual,
+    merge_factors,
+)
 from skillgraft.arithmetic.methods import METHODS, Method
 from skillgraft.arithmetic.scratch import FileVersion, file_version
 from skillgraft.checkpoint.fingerprint import fingerprint_checkpoint, fingerprint_file
@@ -265,21 +271,9 @@ def check_number(recipe: MergeRecipe) -> None:
         )
     if method.of == "models" and not any(weights):
         raise RecipeError(f"operands: the weights {weights} are all 0; expected one at least that is not")
-    divides = recipe.method in ("ratatouille", "mediator")
-    if (divides or (recipe.method == "linear" and recipe.parameters.normalize)) and abs(sum(weights)) < 1e-8:
-        remedy = "choose others" if divides else "set parameters.normalize to false"
-        raise RecipeError(f"operands: the weights {weights} sum to 0; {remedy}")
-    for place, operand in enumerate(recipe.operands):
-        if recipe.method == "copa" and operand.model is not None:
-            raise RecipeError(
-                f"operands.{place} is the checkpoint {operand.model}; copa merges low-rank factors: expected adapters "
-                "and skills (pcb, cabs and breadcrumbs take checkpoints)"
-            )
-        if recipe.method == "instruction_residual" and (operand.model is None or operand.minus is None):
-            raise RecipeError(
-                f"operands.{place}: instruction_residual takes an instruct model and, as minus, the base that it was "
-                "made from; expected both (a skill or an adapter goes with task_arithmetic)"
-            )
+    if recipe.method == "linear" and recipe.parameters.normalize and abs(sum(weights)) < 1e-8:
+        raise RecipeError(f"operands: the weights {weights} sum to 0; set parameters.normalize to false")
+    check_operands(recipe)
 
 
 def _settings(recipe: MergeRecipe) -> dict[str, Any]:

@@ -6,13 +6,14 @@ Extremes, integer sums and exact order statistics: no tile, thread or shard chan
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from threading import Lock
+from typing import Any
 
 import numpy as np
 
-from skillgraft.arithmetic.first_pass import _groups, _values
+from skillgraft.arithmetic.first_pass import finite_values, groups_of
 from skillgraft.arithmetic.methods.breadcrumbs import band_ranks
 from skillgraft.arithmetic.methods.mediator import LayerConflict, count_conflicts, judge, layer_of
 from skillgraft.arithmetic.methods.pcb import Balance, kept_rank, power, rows_of, scores
@@ -32,11 +33,11 @@ def bands(plan: Plan, machine: Machine) -> dict[str, list[tuple[float, float]]]:
     with Files() as files:
 
         def scored(tensor: TensorPlan, tile: Tile, scratch: Scratch) -> Iterator[tuple[Hashable, np.ndarray]]:
-            present, values = _values(tensor, tile, scratch, files)
+            present, values = finite_values(tensor, tile, scratch, files)
             for operand, row in zip(present, values, strict=True):
                 yield (tensor.spec.name, tensor.operands.index(operand)), np.abs(row)
 
-        for group in _groups(_changed(plan)):
+        for group in groups_of(_changed(plan)):
             sizes: dict[Hashable, int] = {
                 (tensor.spec.name, place): min(operand.elements, tensor.target.elements)
                 for tensor in group
@@ -60,7 +61,7 @@ def balances(plan: Plan, machine: Machine) -> dict[str, Balance]:
             whole = dict.fromkeys((tensor.spec.name for tensor in changed), numbers)
             return _balance(changed, whole, dict.fromkeys(whole, "model"), plan.parameters.ratio, machine, files)
         found: dict[str, Balance] = {}
-        for group in _groups(changed):
+        for group in groups_of(changed):
             apart = {tensor.spec.name: tuple(operand.number for operand in tensor.operands) for tensor in group}
             found |= _balance(group, apart, {name: name for name in apart}, plan.parameters.ratio, machine, files)
         return found
@@ -74,7 +75,7 @@ def conflicts(plan: Plan, machine: Machine) -> dict[str, tuple[LayerConflict, fl
     with Files() as files:
 
         def visit(tensor: TensorPlan, tile: Tile, scratch: Scratch) -> None:
-            present, values = _values(tensor, tile, scratch, files)
+            present, values = finite_values(tensor, tile, scratch, files)
             if not present:
                 return
             opposed, shared = count_conflicts(list(values), [operand.weight for operand in present])
@@ -85,9 +86,13 @@ def conflicts(plan: Plan, machine: Machine) -> dict[str, tuple[LayerConflict, fl
         each_tile(tiles_of(changed), visit, threads=machine.threads, scratches=machine.scratches())
     in_order = dict.fromkeys(layer_of(tensor.spec.name) for tensor in changed)
     judged = judge({layer: (counts[layer][0], counts[layer][1]) for layer in in_order}, plan.parameters.threshold)
-    weights = {operand.number: operand.weight for tensor in changed for operand in tensor.operands}
-    total = sum(weights[number] for number in sorted(weights))
-    return {tensor.spec.name: (judged[layer_of(tensor.spec.name)], total) for tensor in changed}
+    usual = {operand.number: operand.weight for tensor in changed for operand in tensor.operands}
+    made = {}
+    for tensor in changed:
+        weights = usual | {operand.number: operand.weight for operand in tensor.operands}
+        total = sum(weights[number] for number in sorted(weights))
+        made[tensor.spec.name] = judged[layer_of(tensor.spec.name)], total
+    return made
 
 
 def _changed(plan: Plan) -> list[TensorPlan]:
@@ -112,7 +117,7 @@ def _balance(
     intra = {name: np.zeros(len(found), dtype=object) for name, found in members.items()}
 
     def rows(tensor: TensorPlan, tile: Tile, scratch: Scratch) -> list[np.ndarray]:
-        present, values = _values(tensor, tile, scratch, files)
+        present, values = finite_values(tensor, tile, scratch, files)
         found = [operand.number for operand in present]
         return rows_of(numbers[tensor.spec.name], found, list(values)) if found else []
 
@@ -168,3 +173,18 @@ def _balance(
 def _as_floats(units: np.ndarray) -> np.ndarray:
     """Return sums in units of 2⁻⁶⁰ as fp64 numbers, each rounded once."""
     return np.array([unit / (1 << 60) for unit in units.flat], dtype=np.float64).reshape(units.shape)
+
+
+PASSES: dict[str, Callable[[Plan, Machine], dict[str, Any]]] = {
+    "bands": bands,
+    "balance": balances,
+    "conflicts": conflicts,
+}
+
+
+def findings(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of a report that says what the first pass found: `layers`, each with its conflict, if any."""
+    layers = dict.fromkeys(
+        fact[0] for fact in facts.values() if isinstance(fact, tuple) and isinstance(fact[0], LayerConflict)
+    )
+    return {"layers": [vars(layer) for layer in layers]} if layers else {}

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from skillgraft.arithmetic.kernels import _exact
+from skillgraft.arithmetic.kernels import compiled
 from skillgraft.arithmetic.methods import pcb
 from skillgraft.arithmetic.methods.arrays import Array
 
+_exact = compiled()
 _exponential = _exact(pcb.exponential)
 
 
