@@ -22,7 +22,7 @@ from skillgraft.cli_library import LIBRARY
 from tests.test_cli import fails, invoke
 from tests.tiny import edit_json, split_into_shards, tiny_checkpoint, tiny_finetune
 
-METHODS = ("linear", "task_arithmetic", "slerp", "ties", "dare", "dare_ties", "model_stock", "pcb", "mediator")
+METHODS = ("linear", "task_arithmetic", "slerp", "ties", "dare", "dare_ties", "model_stock", "pcb", "breadcrumbs")
 Q_PROJ = "model.layers.0.self_attn.q_proj"
 
 

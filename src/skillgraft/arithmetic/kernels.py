@@ -21,7 +21,7 @@ HALF_VALUES = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.flo
 """Every fp16 number by its bits: exact, and quicker than taking the bits apart."""
 
 
-def compiled(**options: Any) -> Any:
+def _compiled(**options: Any) -> Any:
     """Return the decorator that compiles, kept on the disk where some place for that can be written."""
 
     def compile_one(function: Any) -> Any:
@@ -33,8 +33,8 @@ def compiled(**options: Any) -> Any:
     return compile_one
 
 
-_exact = compiled()
-_loose = compiled(fastmath={"reassoc", "nsz", "contract"})
+_exact = _compiled()
+_loose = _compiled(fastmath={"reassoc", "nsz", "contract"})
 
 
 @_loose

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numba import njit
 
-from skillgraft.arithmetic.kernels import compiled
 from skillgraft.arithmetic.methods import pcb
 from skillgraft.arithmetic.methods.arrays import Array
 
-_exact = compiled()
+# Not cached on the disk: a cached caller would not notice a change of the definition in its other file.
+_exact = njit(nogil=True, error_model="numpy")
 _exponential = _exact(pcb.exponential)
 
 
