@@ -162,6 +162,23 @@ def test_copa_refuses_what_is_not_one_set_of_factors(base, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_mediator_knows_an_operand_that_is_silent_on_a_tensor(base, tmp_path):
+    """The average counts it as zeros, and the first operand kept apart leaves the base's tensor."""
+    adapter = write_adapter(tmp_path / "adapter", factors_of(1))
+    model = tiny_finetune(base, tmp_path / "model", seed=1, size=0.1)
+    operands = [{"adapter": adapter}, {"model": model, "weight": 3.0}]
+    data = {"method": "mediator", "base": base, "operands": operands, "dtype": "float64"}
+    for threshold, fallback in ((1.0, "first"), (0.0, "first")):
+        parameters = {"threshold": threshold, "fallback": fallback}
+        report = merge({**data, "parameters": parameters}, tmp_path / f"out{threshold}")
+        calm = {layer["layer"]: layer["calm"] for layer in report["layers"]}
+        assert set(calm.values()) == ({True} if threshold else {True, False})  # only one changes embedding and norm
+        norm, before = "model.layers.0.input_layernorm.weight", weights(base)
+        change = weights(tmp_path / f"out{threshold}")[norm] - before[norm].double()
+        wanted = (weights(model)[norm].double() - before[norm].double()) * 3 / 4
+        assert torch.allclose(change, wanted if threshold else wanted * 0, rtol=1e-12, atol=1e-15)
+
+
 def test_ratatouille_is_the_average(base, tmp_path):
     models = [tiny_finetune(base, tmp_path / name, seed=seed, size=0.1) for seed, name in enumerate("abc", start=1)]
     operands = [{"model": model} for model in models]

@@ -26,6 +26,8 @@ def _pcb(values: Sequence[Array], part: Part) -> Array:
 
 def _mediator(values: Sequence[Array], part: Part) -> Array:
     conflict, total = part.facts
+    if not conflict.calm and part.parameters.fallback == "first" and part.numbers[0] != 0:
+        return values[0] * 0.0  # the first operand says nothing of this tensor
     return mediator(values, part.weights, conflict, total, part.parameters.fallback)
 
 
