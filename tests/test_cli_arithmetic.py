@@ -18,6 +18,7 @@ from skillgraft.arithmetic import inject, merging
 from skillgraft.cli import app
 from skillgraft.cli_arithmetic import ARITHMETIC
 from skillgraft.cli_artefact import ARTEFACT
+from skillgraft.cli_compare import COMPARING
 from skillgraft.cli_library import LIBRARY
 from tests.test_cli import fails, invoke
 from tests.tiny import edit_json, split_into_shards, tiny_checkpoint, tiny_finetune
@@ -372,7 +373,7 @@ def test_every_verb_has_an_example_that_parses():
         "run",
         "status",
         "eval",
-        *(verb for verb, _, _ in (*ARITHMETIC, *ARTEFACT, *LIBRARY)),
+        *(verb for verb, _, _ in (*ARITHMETIC, *COMPARING, *ARTEFACT, *LIBRARY)),
     }
     for verb, command in group.commands.items():
         assert command.epilog.startswith(f"Example: skillgraft {verb} ")

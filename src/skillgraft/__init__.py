@@ -5,6 +5,7 @@
     skillgraft.extract(rl="runs/past-squad/rl_source", sft="runs/past-squad/sft_source", out="skills/mine")
     skillgraft.inject(target="my-sft-model", skill="skills/mine", out="my-grafted-model", scale=1.0)
     skillgraft.merge("merge.yaml", out="merged")         # or a mapping: method, base, operands
+    skillgraft.compare(["one", "two"], base="base")      # norms, cosines, signs, beside what chance gives
     skill = skillgraft.load_skill("skills/mine")
     skill.delta("model.layers.0.mlp.up_proj.weight")     # fp32, (1536, 576)
     result = skillgraft.run("recipes/quickstart.yaml")
@@ -22,11 +23,13 @@ from skillgraft.run import run  # at once, since the module of the same name wou
 
 if TYPE_CHECKING:
     from skillgraft.arithmetic import extract, inject, merge
+    from skillgraft.geometry import compare
     from skillgraft.skills import load_skill
 
-__all__ = ["extract", "inject", "load_skill", "merge", "run"]
+__all__ = ["compare", "extract", "inject", "load_skill", "merge", "run"]
 
 _HOME = {
+    "compare": "skillgraft.geometry",
     "extract": "skillgraft.arithmetic",
     "inject": "skillgraft.arithmetic",
     "load_skill": "skillgraft.skills",

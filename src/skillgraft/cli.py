@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from skillgraft.cli_arithmetic import ARITHMETIC
 from skillgraft.cli_artefact import ARTEFACT
+from skillgraft.cli_compare import COMPARING
 from skillgraft.cli_library import LIBRARY
 from skillgraft.console import err_console, out_console
 from skillgraft.errors import SkillgraftError
@@ -140,7 +141,7 @@ def status(
     out_console.print(table if rows else f"{runs} holds no stages yet; start one: skillgraft run RECIPE.yaml")
 
 
-for verb, command, example in (*ARITHMETIC, *ARTEFACT, *LIBRARY):
+for verb, command, example in (*ARITHMETIC, *COMPARING, *ARTEFACT, *LIBRARY):
     app.command(name=verb, epilog=f"Example: {example}")(command)
 
 

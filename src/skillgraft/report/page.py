@@ -34,7 +34,7 @@ TEMPLATES = Path(__file__).parent
 
 def render(facts: Mapping[str, Any]) -> str:
     """Return the page of `facts` (see `facts.Facts`); lists that are empty or absent leave their section out."""
-    return _environment().get_template("page.html.j2").render(**_page_view(visible_tree(facts)))
+    return environment().get_template("page.html.j2").render(**_page_view(visible_tree(facts)))
 
 
 def write_report(facts: Mapping[str, Any], directory: Path) -> Path:
@@ -49,7 +49,7 @@ def write_report(facts: Mapping[str, Any], directory: Path) -> Path:
     }
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        _replace_together(directory, texts)
+        replace_together(directory, texts)
     except OSError as error:
         raise StorageError(f"cannot write the report to {directory}: {error}; free space or choose another") from error
     return directory / "report.html"
@@ -58,7 +58,6 @@ def write_report(facts: Mapping[str, Any], directory: Path) -> Path:
 def _page_view(facts: Facts) -> dict[str, Any]:
     evaluations = [item for item in facts.get("evaluations", []) if item["rows"]]
     stages = facts.get("stages", [])
-    style, script = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     return {
         **{name: facts.get(name, "") for name in ("title", "created", "skillgraft_version", "command", "recipe_path")},
         "recipe_yaml": facts.get("recipe_yaml", ""),
@@ -69,10 +68,15 @@ def _page_view(facts: Facts) -> dict[str, Any]:
         "skills": facts.get("skills", []),
         "timeline": _timeline(stages),
         "total_seconds": sum(formatting.finite(stage["seconds"]) or 0 for stage in stages),
-        "style": Markup(style),
-        "script": Markup(script),
-        "policy": _policy(style, script),
+        **frame_view(),
     }
+
+
+def frame_view(*styles: str) -> dict[str, Any]:
+    """Return what every page needs: its own style (with the files `styles` after it), script, and the policy."""
+    style = "".join((TEMPLATES / name).read_text(encoding="utf-8") for name in ("page.css", *styles))
+    script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
+    return {"style": Markup(style), "script": Markup(script), "policy": _policy(style, script)}
 
 
 def _evaluation_view(evaluation: Evaluation, examples_bytes: int) -> dict[str, Any]:
@@ -105,8 +109,9 @@ def _policy(style: str, script: str) -> str:
     return f"default-src 'none'; {sources}; base-uri 'none'; form-action 'none'"
 
 
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """Return the templates with autoescaping on and the filters that they use."""
+    made = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
@@ -114,8 +119,8 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     names = ("count", "duration", "moment", "one_decimal", "percent", "significant", "size")
-    environment.filters.update({name: getattr(formatting, name) for name in names})
-    environment.globals["chart_box"] = {
+    made.filters.update({name: getattr(formatting, name) for name in names})
+    made.globals["chart_box"] = {
         "width": CHART_WIDTH,
         "height": CHART_HEIGHT,
         "left": CHART_LEFT,
@@ -123,7 +128,7 @@ def _environment() -> Environment:
         "top": CHART_TOP,
         "bottom": CHART_HEIGHT - CHART_BOTTOM,
     }
-    return environment
+    return made
 
 
 def _strict_json(value: Any) -> Any:
@@ -135,7 +140,8 @@ def _strict_json(value: Any) -> Any:
     return formatting.finite(value) if isinstance(value, float) else value
 
 
-def _replace_together(directory: Path, texts: Mapping[str, str]) -> None:
+def replace_together(directory: Path, texts: Mapping[str, str]) -> None:
+    """Write each text beside the file that it is to replace, and only then put all in place."""
     temporary = {name: directory / f".{name}.{os.getpid()}.tmp" for name in texts}
     try:
         for name, text in texts.items():

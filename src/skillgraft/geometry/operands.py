@@ -1,0 +1,91 @@
+"""What is compared, as a user writes it: `DIR`, `NAME=DIR`, `GROUP/NAME=DIR`, and `DIR:DIR` for a difference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from skillgraft.checkpoint.layout import CONFIG_FILE, require_directory
+from skillgraft.errors import RecipeError
+from skillgraft.skills.manifest import MANIFEST_FILE
+from skillgraft.skills.peft_adapter import is_adapter
+
+CHECKPOINT, DIFFERENCE, ADAPTER, SKILL = "checkpoint", "difference", "adapter", "skill"
+GROUPS = {CHECKPOINT: "fine-tune", DIFFERENCE: "skill", ADAPTER: "adapter", SKILL: "skill"}
+"""The group of an operand that names none, by its kind: pairs of groups are summed up together."""
+
+LABEL_CHARACTERS = 60
+
+
+@dataclass(frozen=True)
+class OperandSpec:
+    """One vector: `path` less the base (checkpoint), `path` less `minus` (difference), or `path` as it is."""
+
+    label: str
+    group: str
+    kind: str
+    path: Path
+    minus: Path | None = None
+
+
+def parse_operands(texts: Sequence[str]) -> list[OperandSpec]:
+    """Return the operands; `RecipeError` for fewer than two, an empty or overlong label, or one that is given twice.
+
+    A text that is an existing directory is taken as that, whatever = and : it holds. Raises `MissingPathError` for a
+    directory that does not exist.
+    """
+    if len(texts) < 2:
+        given = f"only {texts[0]!r}" if texts else "nothing"
+        raise RecipeError(f"compare got {given}; expected two operands at least: skillgraft compare A B --base BASE")
+    operands = [_parse(text) for text in texts]
+    for place, operand in enumerate(operands):
+        for other in operands[:place]:
+            if other.label == operand.label:
+                raise RecipeError(
+                    f"two operands are called {operand.label!r} ({other.path} and {operand.path}); expected a label "
+                    f"for each: NAME={operand.path}"
+                )
+    return operands
+
+
+def _parse(text: str) -> OperandSpec:
+    label, rest = "", text
+    if not _is_directory(text) and "=" in text:
+        label, _, rest = text.partition("=")
+        if not label.strip():
+            raise RecipeError(f"operand {text!r} has an empty label; expected NAME=DIR, or DIR alone")
+    minus = None
+    if not _is_directory(rest) and ":" in rest:
+        rest, _, second = rest.partition(":")
+        if not rest or not second:
+            raise RecipeError(f"operand {text!r} lacks one side of the difference; expected DIR:DIR, such as rl:sft")
+        minus = require_directory(Path(second).expanduser())
+    if not rest:
+        raise RecipeError(f"operand {text!r} names no directory; expected DIR or NAME=DIR")
+    path = require_directory(Path(rest).expanduser())
+    kind = DIFFERENCE if minus is not None else _kind(path)
+    group, slash, name = label.partition("/") if label else ("", "", "")
+    if not slash:
+        group, name = GROUPS[kind], label or _folder(path) + (f":{_folder(minus)}" if minus is not None else "")
+    for part in (group, name):
+        if not part.strip() or not part.isprintable() or len(part) > LABEL_CHARACTERS:
+            raise RecipeError(
+                f"operand {text!r}: the label {part[:LABEL_CHARACTERS]!r} is empty, longer than {LABEL_CHARACTERS} "
+                "characters or cannot be printed; expected NAME=DIR or GROUP/NAME=DIR"
+            )
+    return OperandSpec(name, group, kind, path, minus)
+
+
+def _is_directory(text: str) -> bool:
+    return "\0" not in text and Path(text).is_dir()
+
+
+def _folder(path: Path) -> str:
+    return path.resolve().name
+
+
+def _kind(path: Path) -> str:
+    if (path / MANIFEST_FILE).is_file():
+        return SKILL
+    return ADAPTER if is_adapter(path) and not (path / CONFIG_FILE).is_file() else CHECKPOINT

@@ -1,0 +1,193 @@
+"""The plan of a comparison, made and checked from headers alone: which leaves make up each vector, tensor by tensor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from skillgraft.arithmetic.leaves import Leaf, Stored
+from skillgraft.arithmetic.matching import check_adapter_fits, check_models, rows_of_vocabulary
+from skillgraft.arithmetic.merge_recipe import OVERRIDES
+from skillgraft.arithmetic.plan import Lookup, Operand, Term, of_adapter, of_skill
+from skillgraft.arithmetic.scratch import FileVersion, file_version
+from skillgraft.checkpoint.layout import Layout, read_layout
+from skillgraft.errors import CompatibilityError, RecipeError, did_you_mean
+from skillgraft.geometry.operands import ADAPTER, CHECKPOINT, DIFFERENCE, OperandSpec
+from skillgraft.skills.compatibility import check_compatibility
+from skillgraft.skills.peft_adapter import read_adapter
+from skillgraft.skills.skill import Skill, load_skill
+
+
+@dataclass(frozen=True)
+class ComparedTensor:
+    """One tensor and the vectors that are not zero in it by construction; `number` of an operand is its place."""
+
+    name: str
+    shape: tuple[int, ...]
+    base: Stored | None
+    operands: tuple[Operand, ...]
+
+    @property
+    def elements(self) -> int:
+        """The number of elements, in the base where there is one."""
+        return math.prod(self.shape)
+
+    @property
+    def breaks(self) -> tuple[int, ...]:
+        """Where some vector ends before the tensor does (a vocabulary without padding)."""
+        return tuple(sorted({min(operand.elements, self.elements) for operand in self.operands}))
+
+    @property
+    def leaves(self) -> tuple[Leaf, ...]:
+        """Everything that is read, each once."""
+        first = (self.base,) if self.base is not None else ()
+        return tuple(dict.fromkeys((*first, *(term.leaf for o in self.operands for term in o.terms))))
+
+
+@dataclass(frozen=True)
+class ComparePlan:
+    """A checked comparison: the tensors with floats of all vectors, and the files' versions when they were planned."""
+
+    base: Path | None
+    vectors: tuple[OperandSpec, ...]
+    tensors: tuple[ComparedTensor, ...]
+    remarks: tuple[str, ...]
+    versions: Mapping[Path, FileVersion]
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes that one pass reads."""
+        return sum(leaf.nbytes for tensor in self.tensors for leaf in tensor.leaves)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What an operand says of a tensor: its terms' lookups, the names and shapes that it has."""
+
+    terms: tuple[tuple[int, Lookup], ...]
+    shapes: Mapping[str, tuple[int, ...]]
+
+
+def plan_comparison(vectors: Sequence[OperandSpec], base: Path | None, allow: Collection[str] = ()) -> ComparePlan:
+    """Return the checked plan; reads headers, configs and tokenizers only (and hashes the base for a skill).
+
+    Raises `RecipeError` for a checkpoint without a base or one that is the base itself, and `MissingPathError`,
+    `CheckpointError` and `CompatibilityError` as `plan_merge` does: `allow` turns the same refusals into remarks.
+    """
+    for name in allow:
+        if name not in OVERRIDES:
+            raise RecipeError(f"--allow {name}{did_you_mean(name, OVERRIDES)}")
+    reference = read_layout(base) if base is not None else None
+    _check_paths(vectors, base)
+    layouts: dict[Path, Layout] = {}
+    remarks: list[str] = []
+    first = next((vector.minus for vector in vectors if vector.minus is not None), None)
+    if reference is None and first is not None:
+        reference = read_layout(first)
+
+    def layout(path: Path) -> Layout:
+        if path not in layouts:
+            layouts[path] = read_layout(path)
+            if reference is not None and path != reference.path:
+                remarks.extend(check_models(reference, layouts[path], allow))
+        return layouts[path]
+
+    skills: list[Skill] = []
+    found = []
+    for vector in vectors:
+        if vector.kind in (CHECKPOINT, DIFFERENCE):
+            minus = layout(vector.minus or base)  # type: ignore[arg-type]  # one of them, by _check_paths
+            found.append(_of_models(layout(vector.path), minus))
+        elif vector.kind == ADAPTER:
+            adapter = read_adapter(vector.path)
+            if reference is not None:
+                check_adapter_fits(adapter, reference)
+            shapes = {name: delta.shape for name, delta in adapter.deltas.items()}
+            found.append(_Found(((1, of_adapter(adapter)),), shapes))
+        else:
+            skill = load_skill(vector.path)
+            if reference is not None:
+                remarks += check_compatibility(reference, skill, "base" in allow)
+            elif skills and "base" not in allow:
+                _check_same_base(skills[0], skill)
+            skills.append(skill)
+            found.append(_Found(((1, of_skill(skill)),), {name: skill.shape(name) for name in skill.names}))
+    tensors = tuple(_tensors(found, reference, base is not None))
+    if not tensors:
+        raise CompatibilityError("the operands have no tensor with floats; expected weights or their differences")
+    if not any(len(tensor.operands) > 1 for tensor in tensors):
+        labels = ", ".join(vector.label for vector in vectors)
+        raise CompatibilityError(f"{labels} change no tensor in common; expected vectors of one model")
+    if reference is not None and (integers := [n for n, info in reference.tensors.items() if not info.is_float]):
+        remarks.append(f"{len(integers)} tensors without floats take no part, such as {integers[0]!r}")
+    for tensor in tensors:
+        if reference is not None and any(stop < tensor.elements for stop in tensor.breaks):
+            remarks.append(f"{tensor.name}: {rows_of_vocabulary(reference, tensor.name)}")
+    paths = dict.fromkeys(info.file for tensor in tensors for leaf in tensor.leaves for info in leaf.files)
+    versions = {path: file_version(path.stat()) for path in paths}
+    return ComparePlan(base, tuple(vectors), tensors, tuple(dict.fromkeys(remarks)), versions)
+
+
+def _check_paths(vectors: Sequence[OperandSpec], base: Path | None) -> None:
+    for vector in vectors:
+        if vector.kind == CHECKPOINT and base is None:
+            raise RecipeError(
+                f"{vector.path} is a checkpoint and no base was given; expected --base BASE, which is subtracted from "
+                f"it, or the difference {vector.label}={vector.path}:OTHER"
+            )
+        subtrahend = vector.minus if vector.kind == DIFFERENCE else base
+        if vector.kind in (CHECKPOINT, DIFFERENCE) and subtrahend is not None and vector.path.samefile(subtrahend):
+            raise RecipeError(
+                f"operand {vector.label!r}: {vector.path} minus itself is zero, which has no direction; expected a "
+                "fine-tune of what is subtracted"
+            )
+
+
+def _check_same_base(one: Skill, other: Skill) -> None:
+    pairs = {
+        "base": (one.manifest.base.fingerprint, other.manifest.base.fingerprint),
+        "token map": (one.manifest.tokenizer, other.manifest.tokenizer),
+    }
+    for what, (first, second) in pairs.items():
+        if first != second:
+            raise CompatibilityError(
+                f"{one.path} and {other.path} are skills of another {what}: {first} and {second}; expected skills of "
+                "one base (--allow base goes on all the same)"
+            )
+
+
+def _of_models(model: Layout, minus: Layout) -> _Found:
+    """Return θ_model − θ_minus; a tensor that one of them lacks (allowed explicitly) has no difference."""
+
+    def of(layout: Layout) -> Lookup:
+        return lambda name: Stored(layout.tensors[name]) if name in model.tensors and name in minus.tensors else None
+
+    both = {name: info.shape for name, info in minus.tensors.items() if info.is_float and name in model.tensors}
+    return _Found(((1, of(model)), (-1, of(minus))), both)
+
+
+def _tensors(found: Sequence[_Found], reference: Layout | None, with_base: bool) -> list[ComparedTensor]:
+    """Return the tensors in the reference's order, else in the order in which the operands name them."""
+    if reference is not None:
+        shapes = {name: info.shape for name, info in reference.tensors.items() if info.is_float and info.elements}
+    else:
+        shapes = {}
+        for operand in found:
+            for name, shape in operand.shapes.items():
+                if shapes.setdefault(name, shape) != shape:
+                    raise CompatibilityError(
+                        f"tensor {name!r} has shape {list(shape)} in one operand and {list(shapes[name])} in another; "
+                        "expected vectors of one model"
+                    )
+    made = []
+    for name, shape in shapes.items():
+        operands = []
+        for number, operand in enumerate(found):
+            terms = tuple(Term(sign, leaf) for sign, lookup in operand.terms if (leaf := lookup(name)) is not None)
+            if terms:
+                operands.append(Operand(number, 1.0, terms))
+        base = Stored(reference.tensors[name]) if with_base and reference is not None else None
+        made.append(ComparedTensor(name, shape, base, tuple(operands)))
+    return made
