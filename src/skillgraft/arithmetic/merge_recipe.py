@@ -6,6 +6,7 @@ operands:
   - {model: chat-model, minus: base-model, weight: 0.5}     # λ·(B − C); without `minus`, B − base
   - {adapter: my-lora, weight: 1.0}                         # λ·B·A of a PEFT adapter
   - {skill: skills/squad-recall, weight: 1.0}               # λ·v; a directory, or a name in the library
+  - {skill: my-skill, weights: {"model.layers.0.*": 0.3, default: 1}}  # a λ for the tensors of each pattern
 parameters: {}
 dtype: bfloat16
 """
@@ -13,6 +14,8 @@ dtype: bfloat16
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -158,14 +161,23 @@ PARAMETERS: dict[str, type[_Strict]] = {
 }
 
 
+DEFAULT = "default"
+"""The key of an operand's `weights` for the tensors that no pattern matches."""
+
+
 class OperandSpec(_Strict):
-    """One operand: a model, a model with an adapter or skill on it, or an adapter or skill alone (a vector)."""
+    """One operand: a model, a model with an adapter or skill on it, or an adapter or skill alone (a vector).
+
+    `weight` is that of all tensors; `weights` instead gives each the number of the first pattern (`fnmatch`) that it
+    matches, and `default` (1, if left out) to the others.
+    """
 
     model: Path | None = None
     adapter: Path | None = None
     skill: Path | None = None
     minus: Path | None = None
     weight: Finite = 1.0
+    weights: dict[str, Finite] | None = Field(None, min_length=1)
 
     @model_validator(mode="after")
     def _says_one_thing(self) -> OperandSpec:
@@ -175,7 +187,26 @@ class OperandSpec(_Strict):
             raise ValueError("names an adapter and a skill; give them as two operands")
         if self.minus is not None and self.model is None:
             raise ValueError("has minus without model; an adapter or skill is a difference already")
+        if self.weights is not None and "weight" in self.model_fields_set:
+            raise ValueError(f"has weight and weights; give the others' weight as weights.{DEFAULT}")
         return self
+
+    def weight_of(self, name: str) -> float:
+        """Return the weight of the tensor `name`."""
+        if self.weights is None:
+            return self.weight
+        matching = (weight for pattern, weight in self.weights.items() if fnmatchcase(name, pattern))
+        return next(matching, self.weights.get(DEFAULT, 1.0))
+
+    @property
+    def all_weights(self) -> tuple[float, ...]:
+        """Every weight that a tensor may get."""
+        return (self.weight,) if self.weights is None else tuple(self.weights.values())
+
+    def unmatched(self, names: Collection[str]) -> list[str]:
+        """Return the patterns of `weights` that none of `names` matches."""
+        patterns = [pattern for pattern in self.weights or {} if pattern != DEFAULT]
+        return [pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in names)]
 
 
 class MergeRecipe(_Strict):

@@ -52,6 +52,10 @@ def mergekit_yaml(recipe: MergeRecipe) -> str:
     base = _path(recipe.base, "base")
     models: list[dict[str, Any]] = []
     for number, operand in enumerate(recipe.operands):
+        if operand.weights is not None:
+            raise RecipeError(
+                f"operands.{number}: weights by pattern have no equivalent in what is written; give one weight"
+            )
         entry: dict[str, Any] = {"model": _name(operand, number, base)}
         if any(entry["model"] == other["model"] for other in models):
             raise RecipeError(f"operands.{number}: {entry['model']} stands there twice; mergekit takes each model once")

@@ -147,6 +147,7 @@ def plan_merge(recipe: MergeRecipe) -> Plan:
                 inputs[f"operand{number}.minus"] = fingerprint_checkpoint(operand.minus)
         elif operand.model is None and method.of == "models":
             terms.insert(0, (1, _of_model(target)))  # an adapter or skill as a model is the base with it
+        _check_patterns(number, operand, [name for name in target.tensors if any(find(name) for _, find in terms)])
         lookups.append(terms)
     dtypes = planned_dtypes(target, OUTPUT_DTYPES[recipe.dtype] if recipe.dtype else None)
     block = recipe.parameters.m if recipe.method == "cabs" else 1
@@ -154,7 +155,9 @@ def plan_merge(recipe: MergeRecipe) -> Plan:
         TensorPlan(
             TensorSpec(name, dtypes[name], info.shape),
             Stored(info),
-            _operands(recipe.operands, lookups, name, method) if info.is_float and info.elements else (),
+            _operands(recipe.operands, lookups, name, method, recipe.parameters)
+            if info.is_float and info.elements
+            else (),
             block,
         )
         for name, info in target.tensors.items()
@@ -217,7 +220,11 @@ def _of_model(layout: Layout) -> Lookup:
 
 
 def _operands(
-    given: Sequence[OperandSpec], lookups: Sequence[Sequence[tuple[int, Lookup]]], name: str, method: Method
+    given: Sequence[OperandSpec],
+    lookups: Sequence[Sequence[tuple[int, Lookup]]],
+    name: str,
+    method: Method,
+    parameters: Any,
 ) -> tuple[Operand, ...]:
     """Return the operands that say something about the tensor `name`; a weight of 0 says nothing.
 
@@ -233,9 +240,26 @@ def _operands(
         present = tuple(Term(sign, leaf) for sign, leaf in leaves if leaf is not None)
         if method.first_pass != "gram":
             present = _cancelled(present)
-        if operand.weight != 0 and present and whole:
-            found.append(Operand(number, operand.weight, present))
+        if (weight := operand.weight_of(name)) != 0 and present and whole:
+            found.append(Operand(number, weight, present))
+    if found:
+        _check_divisor([operand.weight for operand in found], method, parameters, f" of {name!r}")
     return () if method.first_pass == "gram" and len(found) < len(given) else tuple(found)
+
+
+def _check_patterns(number: int, operand: OperandSpec, names: Sequence[str]) -> None:
+    """Raise `RecipeError` for a pattern of `weights` that matches none of the tensors that the operand changes."""
+    for pattern in operand.unmatched(names):
+        raise RecipeError(
+            f"operands.{number}.weights: {pattern!r} matches none of the operand's {len(names)} tensors "
+            f"({', '.join(names[:1])} …); expected a pattern such as 'model.layers.0.*'"
+        )
+
+
+def _check_divisor(weights: Sequence[float], method: Method, parameters: Any, where: str = "") -> None:
+    """Raise `RecipeError` where a weighted mean would divide by 0."""
+    if method.name == "linear" and parameters.normalize and abs(sum(weights)) < 1e-8:
+        raise RecipeError(f"operands: the weights{where} {weights} sum to 0; set parameters.normalize to false")
 
 
 def _cancelled(terms: Sequence[Term]) -> tuple[Term, ...]:
@@ -262,7 +286,7 @@ def check_number(recipe: MergeRecipe) -> None:
     if number < method.least or (method.most is not None and number > method.most):
         expected = f"{method.least}" if method.most == method.least else f"at least {method.least}"
         raise RecipeError(f"operands: {recipe.method} got {number}, expected {expected}")
-    weights = [operand.weight for operand in recipe.operands]
+    weights = [weight for operand in recipe.operands for weight in operand.all_weights]
     if method.first_pass == "gram" and any(weight != 1 for weight in weights):
         raise RecipeError(f"operands: {recipe.method} takes no weights, got {weights}; leave `weight` out")
     if method.of == "models" and any(operand.minus is not None for operand in recipe.operands):
@@ -271,8 +295,8 @@ def check_number(recipe: MergeRecipe) -> None:
         )
     if method.of == "models" and not any(weights):
         raise RecipeError(f"operands: the weights {weights} are all 0; expected one at least that is not")
-    if recipe.method == "linear" and recipe.parameters.normalize and abs(sum(weights)) < 1e-8:
-        raise RecipeError(f"operands: the weights {weights} sum to 0; set parameters.normalize to false")
+    if all(operand.weights is None for operand in recipe.operands):
+        _check_divisor(weights, method, recipe.parameters)
     check_operands(recipe)
 
 
