@@ -42,6 +42,8 @@ def family(tmp_path_factory):
     factors = {side: torch.randn(shape, generator=generator) / 20 for side, shape in (("A", (2, 32)), ("B", (32, 2)))}
     tensors = {f"base_model.model.{Q_PROJ}.lora_{side}.weight": factor for side, factor in factors.items()}
     save_file(tensors, adapter / "adapter_model.safetensors")
+    shutil.copytree(adapter, folder / "second")
+    save_file({name: tensor.flip(0) for name, tensor in tensors.items()}, folder / "second/adapter_model.safetensors")
     (folder / "recipes").mkdir()
     return folder
 
@@ -174,6 +176,35 @@ def test_scales_are_single_runs_read_once(family, tmp_path):
     assert [name for name in made if not torch.equal(made[name], target[name])] == [f"{Q_PROJ}.weight"]
     swept = load_file(tmp_path / "sweep/scale-1/model.safetensors")
     assert all(torch.equal(made[name], swept[name]) for name in swept)
+
+
+def test_several_skills_in_and_out_again(family, tmp_path):
+    options = ("--skill", f"{family / 'adapter'}=0.5", "--skill", family / "second")
+    said = succeeds("inject", "--target", family / "a", *options, "-o", tmp_path / "out")
+    assert "skill survived rounding" in said
+    inject(family / "a", [(family / "adapter", 0.5), (family / "second", 1.0)], tmp_path / "python")
+    made, expected = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "python"))
+    assert all(torch.equal(made[name], expected[name]) for name in expected)
+    ties = ("--method", "ties", "--parameter", "density=0.5")
+    succeeds("inject", "--target", family / "a", *options, *ties, "-o", tmp_path / "ties")
+    assert not torch.equal(load_file(tmp_path / "ties/model.safetensors")[f"{Q_PROJ}.weight"], made[f"{Q_PROJ}.weight"])
+    said = succeeds("inject", "--target", tmp_path / "out", *options, "--scale", -1, "-o", tmp_path / "back")
+    assert f"λ = -1\ntaken out, exact: the original's own bytes ({family / 'a'})\n" in said
+    back, target = (load_file(path / "model.safetensors") for path in (tmp_path / "back", family / "a"))
+    assert all(torch.equal(back[name], target[name]) for name in target)
+    half = ("--target", tmp_path / "out", "--skill", family / "adapter", "--scale", -0.5)
+    said = succeeds("inject", *half, "-o", tmp_path / "half")
+    assert "remark of what was injected there remains: second at 1" in said
+    assert re.search(r"taken out, within [56]\.\de-03 relative \(bfloat16 rounding twice\)", said)
+    report = json.loads(succeeds("inject", *half, "-o", tmp_path / "json", "--json"))
+    assert report["removal"]["left"] == {"adapter": 0.0, "second": 1.0}
+    original = ("--original", family / "b", "-o", tmp_path / "none")
+    assert "bit for bit" in fails("inject", "--target", tmp_path / "out", *options, "--scale", -1, *original)
+    assert "--original and --scales" in fails("inject", "--target", family / "a", *options, "--scales", "1", *original)
+    assert "'x' is no number; expected DIR or DIR=W" in fails(
+        "inject", "--target", family / "a", "--skill", "s=x", "-o", tmp_path / "none"
+    )
+    assert not (tmp_path / "none").exists()
 
 
 def test_scales_that_are_wrong(family, nothing_new):

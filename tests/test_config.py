@@ -80,6 +80,9 @@ def test_bad_overrides(tmp_path, overrides, message):
         load_recipe(recipe_file(tmp_path), overrides)
 
 
+INJECT = {"kind": "inject", "target": "sft", "skills": [{"skill": "skill"}]}
+
+
 @pytest.mark.parametrize(
     ("stage", "message"),
     [
@@ -106,6 +109,16 @@ def test_bad_overrides(tmp_path, overrides, message):
             {"kind": "inject", "target": "sft", "skill": "rl"},
             "'rl' makes a checkpoint, expected a skill",
         ),
+        ({"kind": "inject", "target": "sft"}, "stages.x: neither is given, skill or skills"),
+        ({**INJECT, "skill": "skill"}, "stages.x: both are given, skill or skills"),
+        ({**INJECT, "skills": [{"skill": "skil"}]}, "stages.x.skills: there is no stage 'skil'; did you mean 'skill'"),
+        ({**INJECT, "skills": [{"skill": "rl"}]}, "stages.x.skills: 'rl' makes a checkpoint, expected a skill"),
+        ({**INJECT, "skills": [{"skill": "skill", "scale": ".nan"}]}, "'stages.x.skills.0.scale'"),
+        ({**INJECT, "skills": [{"skill": "skill", "weight": 1}]}, "unknown key 'stages.x.skills.0.weight'"),
+        ({**INJECT, "method": "tise"}, "stages.x: method 'tise' can't combine skills; did you mean 'ties'"),
+        ({**INJECT, "method": "linear"}, "stages.x: method 'linear' can't combine skills"),
+        ({**INJECT, "method": "ties", "parameters": {"densty": 1}}, "stages.x: unknown key 'parameters.densty'"),
+        ({**INJECT, "method": "model_stock"}, "model_stock got 1, expected at least 2"),
         ({"kind": "eval", "models": ["skill"], "questions": "q"}, "'skill' makes a skill, expected a checkpoint"),
         ({"kind": ["sft"]}, "is not a kind of stage"),
         (

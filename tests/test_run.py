@@ -54,6 +54,31 @@ def test_run_directory(finished):
     assert {"reward", "share_without_variance", "completion_tokens"} <= set(rl["curve"][0])
 
 
+def test_a_stage_of_several_skills(finished):
+    recipe, result = finished
+    both = [{"skill": "skill", "scale": 0.5}, {"skill": "random", "scale": 2.0}]
+    changed = tiny_recipe(recipe.parent, both={"kind": "inject", "target": "sft", "skills": both, "scale": 2})
+    stages = {stage.name: stage for stage in prepare(changed, [], result.directory.parent, print)[2]}
+    assert [name for name, stage in stages.items() if not stage.cached] == ["both"]
+    other = prepare(changed, ["both.skills=[{skill: skill, scale: 0.5}, {skill: random}]"], result.directory, print)[2]
+    swapped = prepare(changed, [f"both.skills={json.dumps(both[::-1])}"], result.directory, print)[2]
+    assert len({other[-1].key, swapped[-1].key, stages["both"].key}) == 3
+    again = run(changed, runs=result.directory.parent)
+    sft, made = weights(again.stages["sft"]), weights(again.stages["both"])
+    deltas = [load_skill(again.stages[name]) for name in ("skill", "random")]
+    for name in sft:
+        expected = sft[name].double()
+        for skill, scale in zip(deltas, (0.5, 2.0), strict=True):
+            expected += 2 * scale * skill.delta(name).double() if name in skill.names else 0
+        torch.testing.assert_close(made[name].double(), expected, rtol=0, atol=1e-6)
+    report = json.loads((again.directory / "run.json").read_text())
+    assert [(row["stage"], row["scale"]) for row in report["skills"]][-2:] == [
+        ("both ← skill", 1),
+        ("both ← random", 4),
+    ]
+    tiny_recipe(recipe.parent)
+
+
 def test_second_run_is_cached(finished):
     recipe, result = finished
     before = {name: (path / "stage.json").stat().st_mtime_ns for name, path in result.stages.items()}

@@ -23,6 +23,9 @@ DtypeOption = Annotated[
     str | None, typer.Option(help="Output dtype (float32 loses nothing of a skill); default: the target's own.")
 ]
 ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Threads; default: the cores, at most 8.")]
+ParameterOption = Annotated[
+    list[str], typer.Option("--parameter", metavar="NAME=VALUE", help="A parameter of the method: density=0.2.")
+]
 DeviceOption = Annotated[str, typer.Option(help="cpu, or cuda where a GPU is.")]
 
 
@@ -62,12 +65,26 @@ def extract(
 
 def inject(
     target: Annotated[Path, typer.Option(help="The SFT checkpoint that is to receive the skill.")],
-    skill: Annotated[Path, typer.Option(help="Skill directory or name in the library, or a PEFT LoRA adapter.")],
+    skill: Annotated[
+        list[str],
+        typer.Option("--skill", metavar="DIR[=SCALE]", help="Skill directory or name in the library, or a PEFT LoRA adapter; repeatable."),
+    ],
     out: OutOption,
-    scale: Annotated[float | None, typer.Option(help="λ in target + λ·v; default: 1.")] = None,
+    scale: Annotated[
+        float | None,
+        typer.Option(help="λ in target + λ·v; default: 1. A negative one takes out what was injected."),
+    ] = None,
     scales: Annotated[
         str | None,
         typer.Option(metavar="λ,λ,…", help="Several λ in one go: read once, write OUT/scale-λ for each."),
+    ] = None,
+    method: Annotated[
+        str, typer.Option(help="What makes one v of several skills: task_arithmetic, their sum, or ties, dare_ties, …")
+    ] = "task_arithmetic",
+    parameter: ParameterOption = [],  # noqa: B006 - Typer copies it
+    original: Annotated[
+        Path | None,
+        typer.Option(help="To take a skill out exactly: the checkpoint from before, if it is no longer where it was."),
     ] = None,
     dtype: DtypeOption = None,
     allow_other_base: Annotated[
@@ -77,13 +94,18 @@ def inject(
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
-    """Write target + scale · skill as a new checkpoint that keeps the target's config and tokenizer."""
+    """Write target + scale · skills as a new checkpoint that keeps the target's config and tokenizer."""
     if scale is not None and scales is not None:
         raise RecipeError(f"--scale {scale:g} and --scales {scales} were given; expected one of them")
+    if original is not None and scales is not None:
+        raise RecipeError("--original and --scales were given; expected --original with one --scale")
     numbers = None if scales is None else _numbers(scales)
+    skills = [_weighted("--skill", text) for text in skill]
     from skillgraft import arithmetic
 
     options: dict[str, Any] = {
+        "method": method,
+        "parameters": dict(_pair(text) for text in parameter),
         "dtype": dtype,
         "allow_other_base": allow_other_base,
         "threads": threads,
@@ -92,9 +114,10 @@ def inject(
     with _progress("injecting", as_json) as progress:
         if numbers is None:
             one = 1.0 if scale is None else scale
-            reports = {str(out): arithmetic.inject(target, skill, out, scale=one, progress=progress, **options)}
+            report = arithmetic.inject(target, skills, out, scale=one, original=original, progress=progress, **options)
+            reports = {str(out): report}
         else:
-            made = arithmetic.inject_scales(target, skill, out, numbers, progress=progress, **options)
+            made = arithmetic.inject_scales(target, skills, out, numbers, progress=progress, **options)
             reports = {str(out / name): report for name, report in made.items()}
     if as_json:
         print(json.dumps(reports if numbers is not None else reports[str(out)]))
@@ -102,7 +125,10 @@ def inject(
     _remarks(next(iter(reports.values())))
     for path, report in reports.items():
         _say(f"{path}: λ = {report['scale']:g}")
-        _survival(report)
+        if "removal" in report:
+            _removal(report["removal"])
+        else:
+            _survival(report)
 
 
 def merge(
@@ -127,9 +153,7 @@ def merge(
     minus: Annotated[
         Path | None, typer.Option(help="Without a recipe: what checkpoints are subtracted from; default: the base.")
     ] = None,
-    parameter: Annotated[
-        list[str], typer.Option("--parameter", metavar="NAME=VALUE", help="A parameter of the method: density=0.2.")
-    ] = [],  # noqa: B006
+    parameter: ParameterOption = [],  # noqa: B006
     dtype: DtypeOption = None,
     allow: Annotated[
         list[str], typer.Option(help="Go on although: base, missing, tokenizer or architecture differ.")
@@ -220,7 +244,7 @@ def export(
 
 ARITHMETIC: list[tuple[str, Callable[..., None], str]] = [
     ("extract", extract, "skillgraft extract --rl my-rl-checkpoint --sft my-sft-checkpoint -o my-skill"),
-    ("inject", inject, "skillgraft inject --target my-sft --skill skills/squad-recall --scale 1.0 -o grafted"),
+    ("inject", inject, "skillgraft inject --target my-sft --skill skills/squad-recall --skill mine=0.5 -o grafted"),
     ("merge", merge, "skillgraft merge --method ties --base base --model one --model two=0.5 -o merged"),
     ("verify", verify, "skillgraft verify merged --values"),
     ("export", export, "skillgraft export recipe.yaml --mergekit -o mergekit.yaml"),
@@ -270,19 +294,22 @@ def _operand(text: str, minus: Path | None) -> dict[str, Any]:
     from skillgraft.skills.peft_adapter import is_adapter
     from skillgraft.skills.skill import is_skill
 
-    path, _, weight = text.rpartition("=")
-    given: dict[str, Any] = {}
-    if path:
-        try:
-            given["weight"] = float(weight)
-        except ValueError as error:
-            raise RecipeError(
-                f"--model {text}: {weight!r} is no number; expected DIR or DIR=WEIGHT (a name with = needs its weight)"
-            ) from error
-    directory = path or text
+    directory, weight = _weighted("--model", text)
     kind = "skill" if is_skill(Path(directory)) else "adapter" if is_adapter(Path(directory)) else "model"
     difference = {"minus": str(minus)} if minus is not None and kind == "model" else {}
-    return {kind: directory, **difference, **given}
+    return {kind: directory, **difference, **({} if weight == 1 else {"weight": weight})}
+
+
+def _weighted(option: str, text: str) -> tuple[str, float]:
+    path, _, weight = text.rpartition("=")
+    if not path:
+        return text, 1.0
+    try:
+        return path, float(weight)
+    except ValueError as error:
+        raise RecipeError(
+            f"{option} {text}: {weight!r} is no number; expected DIR or DIR=WEIGHT (a name with = needs its weight)"
+        ) from error
 
 
 def _pair(text: str) -> tuple[str, Any]:
@@ -338,6 +365,13 @@ def _conflicts(layers: list[dict[str, Any]]) -> None:
     _say(f"{len(calm)} of {len(layers)} layers are calm and were averaged; the most conflicting:")
     for layer in sorted(layers, key=lambda layer: -layer["conflict"])[:3]:
         _say(f"  {layer['layer']}: {layer['conflict']:.1%} of the elements that both change have opposite signs")
+
+
+def _removal(removal: dict[str, Any]) -> None:
+    if removal["exact"]:
+        _say(f"taken out, exact: the original's own bytes ({removal['original']})")
+    else:
+        _say(f"taken out, within {removal['relative']:.1e} relative ({removal['rounding']})")
 
 
 def _percent(share: float) -> str:

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from skillgraft.arithmetic.merge_recipe import check_vector_method, parse_merge_recipe
 from skillgraft.errors import RecipeError, did_you_mean
 from skillgraft.yaml_file import read_yaml
 
@@ -30,6 +31,12 @@ BASE = "base"
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, defer_build=True)
+
+
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError("must be a finite number")
+    return value
 
 
 class SftStage(_Strict):
@@ -82,20 +89,28 @@ class RandomVectorStage(_Strict):
     seed: int | None = Field(None, ge=0, lt=2**32)
 
 
+class ScaledSkill(_Strict):
+    """One of several skills."""
+
+    skill: str
+    scale: Annotated[float, AfterValidator(_finite)] = 1.0
+
+
 class InjectStage(_Strict):
-    """θ = θ_target + λ·v."""
+    """θ = θ_target + λ·v; v is one skill, or what a merging method makes of several."""
 
     kind: Literal["inject"]
     target: str
-    skill: str
-    scale: float = 1.0
+    skill: str | None = None
+    skills: list[ScaledSkill] = Field([], description="several, each with its scale, instead of one")
+    scale: Annotated[float, AfterValidator(_finite)] = 1.0
+    method: str = Field("task_arithmetic", description="a merging method of vectors: task_arithmetic is the sum")
+    parameters: dict[str, Any] = Field({}, description="the method's own, as in a merge recipe")
 
-    @field_validator("scale")
-    @classmethod
-    def _finite(cls, value: float) -> float:
-        if not math.isfinite(value):
-            raise ValueError("must be a finite number")
-        return value
+    @property
+    def injected(self) -> list[tuple[str, float]]:
+        """Every skill with its scale."""
+        return [(each.skill, each.scale) for each in self.skills] or [(str(self.skill), 1.0)]
 
 
 class EvalStage(_Strict):
@@ -122,7 +137,7 @@ REFERENCES: dict[str, tuple[str, ...]] = {
     "rl": ("from_",),
     "extract": ("rl", "sft"),
     "random_vector": ("skill",),
-    "inject": ("target", "skill"),
+    "inject": ("target", "skill", "skills"),
     "eval": ("models",),
 }
 """Stage kind -> the fields that name another stage, the base, or a directory."""
@@ -248,7 +263,8 @@ def references(stage: _Strict) -> list[tuple[str, str]]:
     found = []
     for field in REFERENCES[stage.kind]:  # type: ignore[attr-defined]
         value = getattr(stage, field)
-        found += [(field.rstrip("_"), each) for each in (value if isinstance(value, list) else [value])]
+        named = value if isinstance(value, list) else [] if value is None else [value]
+        found += [(field.rstrip("_"), each.skill if isinstance(each, ScaledSkill) else each) for each in named]
     return found
 
 
@@ -263,6 +279,8 @@ def _check_stages(recipe: Recipe) -> None:
             raise RecipeError(f"stages.{name}: answers: shuffled needs questions")
         if isinstance(stage, SftStage | EvalStage) and stage.limit_documents and stage.documents is None:
             raise RecipeError(f"stages.{name}: limit_documents needs documents")
+        if isinstance(stage, InjectStage):
+            _check_inject(name, stage)
         _check_makers(recipe, name, stage)
         if isinstance(stage, RlStage) and stage.rounds and "max_steps" in stage.trainer:
             raise RecipeError(f"stages.{name}: both rounds and trainer.max_steps are given; rounds holds the steps")
@@ -279,11 +297,26 @@ def _check_stages(recipe: Recipe) -> None:
                 raise RecipeError(f"stages.{name}.models: '{model}' stands there twice; name each model once")
 
 
+def _check_inject(name: str, stage: InjectStage) -> None:
+    """Raise for an inject stage that names no skill, or one and several, or a method that it can't take."""
+    if (stage.skill is None) != bool(stage.skills):
+        got = "both are given" if stage.skills else "neither is given"
+        raise RecipeError(f"stages.{name}: {got}, skill or skills; inject needs one of them")
+    if stage.method == "task_arithmetic" and not stage.parameters:
+        return
+    from skillgraft.arithmetic.plan import check_number
+
+    operands = [{"skill": skill, "weight": scale} for skill, scale in stage.injected]
+    data = {"method": stage.method, "base": stage.target, "operands": operands, "parameters": stage.parameters}
+    check_vector_method(stage.method, f"stages.{name}: ")
+    check_number(parse_merge_recipe(data, f"stages.{name}"))
+
+
 def _check_makers(recipe: Recipe, name: str, stage: _Strict) -> None:
     """Raise for a reference to a stage that makes something else than what is needed there."""
     for field, reference in references(stage):
         if reference in recipe.stages:
-            wanted = "skill" if field == "skill" else "checkpoint"
+            wanted = "skill" if field in ("skill", "skills") else "checkpoint"
             made = MAKES[recipe.stages[reference].kind]
             if made != wanted:
                 raise RecipeError(f"stages.{name}.{field}: '{reference}' makes a {made}, expected a {wanted}")
@@ -337,6 +370,8 @@ def _absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
     def resolve_reference(value: Any, is_base: bool = False) -> Any:
         if isinstance(value, list):
             return [resolve_reference(each) for each in value]
+        if isinstance(value, ScaledSkill):
+            return value.model_copy(update={"skill": resolve_reference(value.skill)})
         if isinstance(value, str) and value not in (*recipe.stages, BASE) and (is_path(value) or is_base):
             if is_base and not value.startswith((".", "~", "/")) and not (folder / value).is_dir():
                 return value  # a hub id

@@ -43,8 +43,10 @@ def _role(stages: Mapping[str, PlannedStage], model: str) -> tuple[str, str, str
         return "other", f"RL ({model})", "trained with RL on these questions or others: no skill was injected"
     if stage.kind != "inject":
         return "other", model, f"the result of the stage {model}"
-    scale = f"λ = {stage.scale:g}"
-    origin = _skill_kind(stages, stage.skill)
+    skills = [skill for skill, _ in stage.injected]
+    scale = f"λ = {stage.scale:g}" if len(skills) == 1 else f"{len(skills)} skills, λ = {stage.scale:g}"
+    origins = {_skill_kind(stages, skill) for skill in skills}
+    origin = origins.pop() if len(origins) == 1 else "skill"
     knows = stage.target != config.BASE
     target = "SFT" if knows else "base"
     if origin == "random":
@@ -61,7 +63,7 @@ def _role(stages: Mapping[str, PlannedStage], model: str) -> tuple[str, str, str
         )
     if not knows:
         return "control", "base + skill", f"control: the skill on the base, which never saw the documents, {scale}"
-    elsewhere = "" if stage.skill in stages else "; the cost of the skill, paid once elsewhere, is not in it"
+    elsewhere = "" if stages.keys() >= set(skills) else "; the cost of the skill, paid once elsewhere, is not in it"
     return "grafted", f"SFT + skill ({scale})", f"the SFT model with the skill vector injected{elsewhere}"
 
 

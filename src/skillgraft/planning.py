@@ -147,6 +147,8 @@ def _hash(seed: int, stage: Any, references: Mapping[str, str], data: Mapping[st
     settings = stage.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     for name in ("documents", "questions", *config.REFERENCES[stage.kind]):
         settings.pop(name.rstrip("_"), None)
+    if stage.kind == "inject" and stage.skills:
+        settings["scales"] = [scale for _, scale in stage.injected]
     if stage.kind == "eval":  # its table holds the names
         settings["names"] = [Path(model).name for model in stage.models]
     named = [[setting, references[reference]] for setting, reference in config.references(stage)]

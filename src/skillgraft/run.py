@@ -184,20 +184,21 @@ def check_skills(recipe: config.Recipe, base: Path, stages: list[PlannedStage]) 
             if planned.cached or reference in recipe.stages or reference == config.BASE or field == "rl":
                 continue
             with _named(planned):
-                if field == "skill":
+                if field in ("skill", "skills"):
                     load_skill(planned.inputs[reference])
                 else:
                     read_layout(planned.inputs[reference])
                     tokenizer_identity(planned.inputs[reference])
-        if planned.cached or planned.stage.kind != "inject" or planned.stage.skill in recipe.stages:
+        if planned.cached or planned.stage.kind != "inject":
             continue
         root = _root(recipe, planned.stage.target)
         if root is None:
             continue
         with _named(planned):
-            check_compatibility(
-                read_layout(base if root == config.BASE else root), load_skill(planned.inputs[planned.stage.skill])
-            )
+            for skill in [skill for skill, _ in planned.stage.injected if skill not in recipe.stages]:
+                check_compatibility(
+                    read_layout(base if root == config.BASE else root), load_skill(planned.inputs[skill])
+                )
 
 
 @contextlib.contextmanager

@@ -173,9 +173,11 @@ def run_inject(stage: config.InjectStage, context: Context) -> dict[str, Any]:
 
     report = inject(
         context.inputs[stage.target],
-        context.inputs[stage.skill],
+        [(context.inputs[skill], scale) for skill, scale in stage.injected],
         context.out,
         scale=stage.scale,
+        method=stage.method,
+        parameters=stage.parameters,
     )
     return {"scale": stage.scale, **{k: v for k, v in report.items() if k != "tensors"}}
 

@@ -191,6 +191,9 @@ def test_provenance_and_header_name_the_inputs(models, skill, tmp_path):
     assert provenance["made_by"] == {
         "stage": "inject",
         "scale": 0.5,
+        "method": "task_arithmetic",
+        "parameters": {},
+        "skills": [{"name": "skill", "fingerprint": inputs["skill"], "scale": 1.0}],
         "dtype": None,
         "allow_other_base": False,
         "survived_rounding": report["survived_rounding"],

@@ -1,55 +1,49 @@
 """Injection: θ = θ_target + λ·v, streamed into a new checkpoint that otherwise is the target's.
 
 Formula: Parametric Skill Transfer, arXiv 2601.11258. Departure: the report says how much of λ·v survived the rounding
-to the stored dtype, which for bf16 can be a noticeable part of an RL delta.
+to the stored dtype, which for bf16 can be a noticeable part of an RL delta. Several skills are combined into one v by a
+merging method, in the same pass; a skill that was injected before can be taken out again (`removal`).
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from skillgraft.arithmetic.leaves import Stored
-from skillgraft.arithmetic.merge_recipe import TaskArithmetic
-from skillgraft.arithmetic.merging import write
-from skillgraft.arithmetic.methods import METHODS
-from skillgraft.arithmetic.plan import (
-    OUTPUT_DTYPES,
-    Lookup,
-    Operand,
-    Plan,
-    TensorPlan,
-    Term,
-    adapter_fingerprint,
-    check_tie,
-    of_adapter,
-    of_skill,
-    versions_of,
-)
-from skillgraft.arithmetic.stream import Progress
-from skillgraft.checkpoint.fingerprint import fingerprint_checkpoint, fingerprint_file
-from skillgraft.checkpoint.header import TensorSpec
-from skillgraft.checkpoint.layout import Layout, read_layout
+from skillgraft.arithmetic.in_memory import operand_norms
+from skillgraft.arithmetic.merge_recipe import MergeRecipe, check_vector_method, parse_merge_recipe
+from skillgraft.arithmetic.merging import machine_for, write
+from skillgraft.arithmetic.plan import OUTPUT_DTYPES, Plan, plan_merge
+from skillgraft.arithmetic.removal import Injected, plan_of_original, plan_removal, removal_report
+from skillgraft.arithmetic.stream import Machine, Progress
+from skillgraft.checkpoint.layout import Layout
+from skillgraft.checkpoint.places import note_place
 from skillgraft.checkpoint.provenance import base_of
-from skillgraft.checkpoint.weights import planned_dtypes
 from skillgraft.errors import CheckpointError, RecipeError, did_you_mean
-from skillgraft.skills.compatibility import adapter_findings, check_compatibility, match_base, raise_refusals
+from skillgraft.skills.compatibility import adapter_findings, match_base
 from skillgraft.skills.library import resolve_skill
 from skillgraft.skills.peft_adapter import is_adapter, read_adapter
 from skillgraft.skills.skill import Skill, load_skill
 
 NORM_TOLERANCE = 1e-3
 
+Given = Skill | str | os.PathLike[str]
+"""A skill, its directory or name in the library, or a PEFT LoRA adapter's directory."""
+
 
 def inject(
     target: str | os.PathLike[str],
-    skill: Skill | str | os.PathLike[str],
+    skill: Given | Sequence[tuple[Given, float]],
     out: str | os.PathLike[str],
     *,
     scale: float = 1.0,
+    method: str = "task_arithmetic",
+    parameters: Mapping[str, Any] | None = None,
+    original: str | os.PathLike[str] | None = None,
     allow_other_base: bool = False,
     dtype: str | None = None,
     threads: int | None = None,
@@ -58,92 +52,160 @@ def inject(
 ) -> dict[str, Any]:
     """Write θ = θ_target + λ·v as the new checkpoint `out` and return a report.
 
-    `skill` is a skill, its directory or name in the library, or a PEFT LoRA adapter directory (then v = B·A). λ is
-    `scale` (any finite number; 0 keeps the target bit for bit). `dtype` (float32, bfloat16, float16, float64) stores
-    all float tensors and names itself in the config; None keeps each tensor's own. Config, tokenizer, generation
-    config, chat template, other small files and every tensor that the skill does not name are the target's.
-    Arithmetic is in fp64 with one rounding.
+    `skill` is a skill, its directory or name in the library, or a PEFT LoRA adapter directory (then v = B·A); or
+    several, `[(skill, 0.5), (other, 1.0)]`: then v is what `method` (any of `methods.METHODS` on vectors, with
+    `parameters`) makes of them, by default their sum with these scales. λ is `scale` (any finite number; 0 keeps the
+    target bit for bit). `dtype` (float32, bfloat16, float16, float64) stores all float tensors and names itself in the
+    config; None keeps each tensor's own. Config, tokenizer, generation config, chat template, other small files and
+    every tensor that no skill names are the target's. Arithmetic is in fp64 with one rounding.
 
-    The report: `scale`, `dtype`, `remarks` (how the base was recognised), `survived_rounding` =
-    1 − ‖stored − exact‖ / ‖λ·v‖ over all tensors (1.0 for λ = 0; below 0 where rounding an fp32 target to `dtype`
-    costs more than the step), `worst` (`name` and `survived_rounding` of one tensor) and `tensors` (per name:
-    `norm` = ‖λ·v‖ and `survived_rounding`).
+    Scales opposite to those of the injection that made the target take the skills out again. Where precisely what was
+    injected is taken out and the checkpoint from before is found, where it was last or as `original`, the result is
+    that checkpoint, its own bytes; else it lies within two roundings of it.
+
+    The report: `scale`, `dtype`, `skills` (name, fingerprint and scale of each), `remarks` (how the base was
+    recognised), `survived_rounding` = 1 − ‖stored − exact‖ / ‖λ·v‖ over all tensors (1.0 for λ = 0; below 0 where
+    rounding an fp32 target to `dtype` costs more than the step), `worst` (`name` and `survived_rounding` of one
+    tensor), `tensors` (per name: `norm` = ‖λ·v‖ and `survived_rounding`), and `removal` where something was taken out
+    (see `removal.removal_report`).
 
     Raises `CompatibilityError` (see `check_compatibility`; NaN, infinity or overflow, naming the tensor),
     `CheckpointError` (a skill whose tensors no longer have the norms of its manifest), `MissingPathError`,
-    `OutputExistsError`, `StorageError`, and `RecipeError` for a scale or dtype that makes no sense.
+    `OutputExistsError`, `StorageError`, and `RecipeError` for a scale, method or dtype that makes no sense.
     Source: arXiv 2601.11258.
     """
-    (report,) = _inject(target, skill, Path(out), {"": scale}, allow_other_base, dtype, threads, device, progress)
-    return report
+    recipe, names, said = _recipe(target, skill, method, parameters, dtype, allow_other_base)
+    plan, skills = _plan(recipe, names, said, allow_other_base)
+    asked = Injected(
+        tuple((each["fingerprint"], each["name"], each["scale"]) for each in plan.settings["skills"]),
+        method,
+        plan.settings["parameters"],
+        _checked(scale),
+    )
+    machine = machine_for(threads, device)
+    removal = plan_removal(recipe, plan, asked, Path(original) if original is not None else None, machine)
+    if removal is None:
+        return _write(plan, skills, Path(out), {"": scale}, threads, device, progress)[0]
+    plan = replace(plan, remarks=(*plan.remarks, *removal.remarks))
+    made = plan if removal.original is None else plan_of_original(plan, removal)
+    (report,) = _write(made, skills, Path(out), {"": scale}, threads, device, progress)
+    return {**report, "removal": removal_report(plan, removal, Path(out), machine)}
 
 
 def inject_scales(
     target: str | os.PathLike[str],
-    skill: Skill | str | os.PathLike[str],
+    skill: Given | Sequence[tuple[Given, float]],
     out: str | os.PathLike[str],
     scales: Sequence[float],
     *,
+    method: str = "task_arithmetic",
+    parameters: Mapping[str, Any] | None = None,
     allow_other_base: bool = False,
     dtype: str | None = None,
     threads: int | None = None,
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Write one checkpoint per λ into the new directory `out` as `scale-<λ>`, reading target and skill once.
+    """Write one checkpoint per λ into the new directory `out` as `scale-<λ>`, reading target and skills once.
 
-    Returns the reports by folder. All λ appear together; a killed sweep goes on. Else as `inject`.
+    Returns the reports by folder. All λ appear together; a killed sweep goes on. Else as `inject`, but that a sweep
+    never looks for an original to return to.
     """
     if not scales:
         raise RecipeError("scales is empty, expected numbers such as 0,0.25,0.5,1")
     named = {f"scale-{_short(_checked(scale))}": scale for scale in scales}
     if len(named) != len(scales):
         raise RecipeError(f"scales {list(scales)} name one λ twice; expected each once")
-    reports = _inject(target, skill, Path(out), named, allow_other_base, dtype, threads, device, progress)
+    recipe, names, said = _recipe(target, skill, method, parameters, dtype, allow_other_base)
+    plan, skills = _plan(recipe, names, said, allow_other_base)
+    reports = _write(plan, skills, Path(out), named, threads, device, progress)
     return dict(zip(named, reports, strict=True))
 
 
-def _inject(
+def _recipe(
     target: str | os.PathLike[str],
-    skill: Skill | str | os.PathLike[str],
+    skill: Given | Sequence[tuple[Given, float]],
+    method: str,
+    parameters: Mapping[str, Any] | None,
+    dtype: str | None,
+    allow_other_base: bool,
+) -> tuple[MergeRecipe, list[str], list[str]]:
+    """Return the merge that the injection is, the skills' names in its order, and remarks on finding them."""
+    check_vector_method(method)
+    if dtype is not None and dtype not in OUTPUT_DTYPES:
+        raise RecipeError(f"dtype {dtype!r} can't store a checkpoint{did_you_mean(dtype, OUTPUT_DTYPES)}")
+    operands, names, said = [], [], []
+    for each, scale in _pairs(skill):
+        path, remark = (each.path, None) if isinstance(each, Skill) else resolve_skill(each)
+        said += [remark] if remark else []
+        kind = "adapter" if not isinstance(each, Skill) and is_adapter(path) else "skill"
+        operands.append({kind: str(path), **({} if scale == 1 else {"weight": scale})})
+        names.append(path.resolve().name)
+    data: dict[str, Any] = {"method": method, "base": str(Path(target)), "operands": operands}
+    data |= {"parameters": dict(parameters or {}), "dtype": dtype, "allow": ["base"] if allow_other_base else []}
+    return parse_merge_recipe(data, "inject"), names, said
+
+
+def _pairs(skill: Given | Sequence[tuple[Given, float]]) -> list[tuple[Given, float]]:
+    if isinstance(skill, Skill | str | os.PathLike):
+        return [(skill, 1.0)]
+    pairs: list[tuple[Given, float]] = []
+    for pair in skill:
+        if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
+            raise RecipeError(
+                f"skill holds {pair!r}, expected pairs of a skill and its scale, such as ('my-skill', 0.5)"
+            )
+        pairs.append((pair[0], _checked(pair[1])))
+    if not pairs:
+        raise RecipeError("skill is an empty list, expected pairs such as ('my-skill', 0.5)")
+    return pairs
+
+
+def _plan(
+    recipe: MergeRecipe, names: Sequence[str], said: Sequence[str], allow_other_base: bool
+) -> tuple[Plan, list[Skill | None]]:
+    """Return the plan, named as an injection, and the skills of its operands (None for an adapter)."""
+    plan = plan_merge(recipe)
+    skills = [load_skill(operand.skill) if operand.skill is not None else None for operand in recipe.operands]
+    inputs, given = {"target": plan.inputs["base"]}, []
+    for number, (operand, name) in enumerate(zip(recipe.operands, names, strict=True)):
+        fingerprint = plan.inputs[f"operand{number}.{'adapter' if operand.skill is None else 'skill'}"]
+        inputs["skill" if len(names) == 1 else f"skill{number}"] = fingerprint
+        given.append({"name": name, "fingerprint": fingerprint, "scale": operand.weight})
+    settings = {
+        "method": recipe.method,
+        "parameters": recipe.parameters.model_dump(),
+        "skills": given,
+        "dtype": recipe.dtype,
+        "allow_other_base": allow_other_base,
+    }
+    adapters = [read_adapter(operand.adapter) for operand in recipe.operands if operand.adapter is not None]
+    findings = [finding for adapter in adapters for finding in adapter_findings(plan.target, adapter)]
+    remarks = (*said, *plan.remarks, *(finding.message for finding in findings if finding.level == "remark"))
+    return replace(plan, inputs=inputs, settings=settings, remarks=remarks), skills
+
+
+def _write(
+    plan: Plan,
+    skills: Sequence[Skill | None],
     out: Path,
     outputs: dict[str, float],
-    allow_other_base: bool,
-    dtype: str | None,
     threads: int | None,
     device: str,
     progress: Progress | None,
 ) -> list[dict[str, Any]]:
     for scale in outputs.values():
         _checked(scale)
-    if dtype is not None and dtype not in OUTPUT_DTYPES:
-        raise RecipeError(f"dtype {dtype!r} can't store a checkpoint{did_you_mean(dtype, OUTPUT_DTYPES)}")
-    layout = read_layout(target)
-    said: list[str] = []
-    if not isinstance(skill, Skill):
-        skill, remark = resolve_skill(skill)
-        said = [remark] if remark else []
-    if not isinstance(skill, Skill) and is_adapter(skill):
-        adapter = read_adapter(skill)
-        findings = adapter_findings(layout, adapter)
-        raise_refusals(findings)
-        remarks = said + [finding.message for finding in findings if finding.level == "remark"]
-        plan = _plan(layout, of_adapter(adapter), remarks, adapter_fingerprint(adapter), dtype)
-        return write(plan, out, outputs, "inject", threads, device, progress=progress)
-    loaded = skill if isinstance(skill, Skill) else load_skill(skill)
-    remarks = said + check_compatibility(layout, loaded, allow_other_base)
-    plan = _plan(layout, of_skill(loaded), remarks, fingerprint_file(loaded.weights_file), dtype, allow_other_base)
-    return write(
-        plan,
-        out,
-        outputs,
-        "inject",
-        threads,
-        device,
-        progress=progress,
-        base=_base(layout, loaded),
-        check=_norms(loaded),
+    check = None
+    if len(skills) == 1 and plan.method.name == "task_arithmetic":
+        check = _norm_check(skills[0], plan.settings["skills"][0]["scale"])  # the stream computes the norms anyway
+    else:
+        _check_norms(plan, skills, machine_for(threads, device))
+    reports = write(
+        plan, out, outputs, "inject", threads, device, progress=progress, base=_base(plan.target, skills), check=check
     )
+    note_place(plan.inputs.get("original", plan.inputs["target"]), plan.target.path)
+    return [{**report, "skills": plan.settings["skills"]} for report in reports]
 
 
 def _short(scale: float) -> str:
@@ -157,49 +219,36 @@ def _checked(scale: Any) -> float:
     return float(scale)
 
 
-def _plan(
-    layout: Layout,
-    lookup: Lookup,
-    remarks: list[str],
-    fingerprint: str,
-    dtype: str | None,
-    allow_other_base: bool = False,
-) -> Plan:
-    dtypes = planned_dtypes(layout, OUTPUT_DTYPES[dtype] if dtype else None)
-    tensors = []
-    for name, info in layout.tensors.items():
-        leaf = lookup(name)
-        operands = (Operand(0, 1.0, (Term(1, leaf),)),) if leaf is not None and info.elements else ()
-        tensors.append(TensorPlan(TensorSpec(name, dtypes[name], info.shape), Stored(info), operands))
-    check_tie(layout, tensors)
-    inputs = {"target": fingerprint_checkpoint(layout.path), "skill": fingerprint}
-    settings = {"dtype": dtype, "allow_other_base": allow_other_base}
-    method = METHODS["task_arithmetic"]
-    return Plan(
-        layout, method, TaskArithmetic(), tuple(tensors), inputs, settings, tuple(remarks), dtype, versions_of(tensors)
-    )
+def _norm_check(skill: Skill | None, weight: float) -> Callable[[str, float], None] | None:
+    """Return the check that every delta, times `weight`, still has the norm that its manifest says."""
+    if skill is None or weight == 0:
+        return None
+    return lambda name, norm: _check_norm(skill, name, norm / abs(weight))
 
 
-def _norms(skill: Skill) -> Any:
-    """Return the check that every delta still has the norm that its manifest says."""
-
-    def check(name: str, norm: float) -> None:
-        expected = skill.norm(name)
-        # "not <=" rather than ">": NaN must not pass.
-        if not abs(norm - expected) <= NORM_TOLERANCE * expected:
-            raise CheckpointError(
-                f"{skill.path}: the delta of {name!r} has norm {norm:.6g}, expected {expected:.6g} from skill.json; "
-                "the skill is damaged: extract or download it again"
-            )
-
-    return check
+def _check_norms(plan: Plan, skills: Sequence[Skill | None], machine: Machine) -> None:
+    for (name, number), norm in operand_norms(plan, machine).items():
+        skill = skills[number]
+        if skill is not None:
+            _check_norm(skill, name, norm)
 
 
-def _base(layout: Layout, skill: Skill) -> dict[str, str | None]:
-    """Return the base to record: the target's own, else the skill's where the weights showed it, else unknown."""
+def _check_norm(skill: Skill, name: str, norm: float) -> None:
+    expected = skill.norm(name)
+    # "not <=" rather than ">": NaN must not pass.
+    if not abs(norm - expected) <= NORM_TOLERANCE * expected:
+        raise CheckpointError(
+            f"{skill.path}: the delta of {name!r} has norm {norm:.6g}, expected {expected:.6g} from skill.json; "
+            "the skill is damaged: extract or download it again"
+        )
+
+
+def _base(layout: Layout, skills: Sequence[Skill | None]) -> dict[str, str | None]:
+    """Return the base to record: the target's own, else a skill's where the weights showed it, else unknown."""
     stated = base_of(layout.path)
     if stated is not None:
         return stated
-    if skill.manifest.base_is_known and match_base(layout, skill).same:
-        return {"id": skill.manifest.base.id, "fingerprint": skill.manifest.base.fingerprint}
+    for skill in skills:
+        if skill is not None and skill.manifest.base_is_known and match_base(layout, skill).same:
+            return {"id": skill.manifest.base.id, "fingerprint": skill.manifest.base.fingerprint}
     return {"id": None, "fingerprint": None}

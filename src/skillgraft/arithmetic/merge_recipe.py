@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from skillgraft.arithmetic.methods import METHODS
 from skillgraft.errors import RecipeError, did_you_mean
 from skillgraft.yaml_file import read_yaml
 
@@ -218,6 +219,13 @@ class MergeRecipe(_Strict):
     parameters: Any = Field(default_factory=dict)
     dtype: Literal["float32", "bfloat16", "float16", "float64"] | None = None
     allow: list[Literal["base", "missing", "tokenizer", "architecture"]] = Field(default_factory=list)
+
+
+def check_vector_method(method: str, where: str = "") -> None:
+    """Raise `RecipeError` for a method that does not make one change of several skills."""
+    vectors = [name for name, each in METHODS.items() if each.of == "vectors"]
+    if method not in vectors:
+        raise RecipeError(f"{where}method {method!r} can't combine skills{did_you_mean(str(method), vectors)}")
 
 
 def load_merge_recipe(file: Path) -> MergeRecipe:

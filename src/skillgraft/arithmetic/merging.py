@@ -80,9 +80,7 @@ def write(
     `base` is what the provenance says of the pre-trained model, by default what the target's says. `check` is called
     with the name of each changed tensor and the Frobenius norm of its change at λ = 1; it may raise.
     """
-    if threads is not None and threads < 1:
-        raise RecipeError(f"threads is {threads}, expected a positive number")
-    machine = Machine(threads or default_threads(), compute_on(device))
+    machine = machine_for(threads, device)
     began = time.monotonic()
     stated = dict(base or base_of(plan.target.path) or {"id": None, "fingerprint": None})
     metadata = {"skillgraft_inputs": json.dumps(dict(plan.inputs), sort_keys=True)}
@@ -122,6 +120,13 @@ def write(
             write_provenance(output.directory, kind=kind, base=stated, made_by=made_by, inputs=plan.inputs)
             reports.append(report)
     return reports
+
+
+def machine_for(threads: int | None, device: str) -> Machine:
+    """Return what runs the arithmetic; `RecipeError` for a number of threads or a device that cannot be."""
+    if threads is not None and threads < 1:
+        raise RecipeError(f"threads is {threads}, expected a positive number")
+    return Machine(threads or default_threads(), compute_on(device))
 
 
 def work_key(plan: Plan, kind: str, scales: list[float]) -> str:

@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -45,6 +45,13 @@ class Output:
     directory: Path
     scale: float = 1.0
     metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+class Sink(Protocol):
+    """What takes the bytes of tensors as they are made: a shard's file, or memory."""
+
+    def write(self, name: str, begin: int, data: memoryview | np.ndarray) -> None:
+        """Take bytes of the tensor `name` from its byte `begin` on; threads may do so at once."""
 
 
 Compute = Callable[..., Computed]
@@ -137,18 +144,11 @@ def _write_shard(
 
         def visit(tensor: TensorPlan, tile: Tile, scratch: Scratch) -> None:
             scales = [output.scale for output in outputs]
-            operands = [operand for operand in tensor.operands if tile.stop <= operand.elements]
-            whole = len(operands) == len(tensor.operands)
-            if not whole and (plan.method.of == "models" or plan.method.first_pass == "gram"):
-                operands = []  # rows that not every model has are the target's
-            if not operands or not any(scales):
-                _copy(tensor, tile, shards, machine.compute, plan, scratch, files)
-                losses = [(0.0, 0.0)] * len(outputs)
-            else:
-                losses = _combine(plan, facts, tensor, operands, tile, scales, shards, machine.compute, scratch, files)
+            losses = make_tile(plan, facts, tensor, tile, scales, shards, machine.compute, scratch, files)
             for sums, loss in zip(parts, losses if tensor.operands else [], strict=bool(tensor.operands)):
                 sums[tensor.spec.name].append(loss)
-            width = tensor.target.nbytes / max(1, tensor.target.elements) * (1 + len(operands))
+            operands = sum(tile.stop <= operand.elements for operand in tensor.operands)
+            width = tensor.target.nbytes / max(1, tensor.target.elements) * (1 + operands)
             written = DTYPE_BYTES[tensor.spec.dtype] * len(outputs)
             done.add(tensor.spec.name, round((tile.stop - tile.start) * (width + written)))
 
@@ -166,6 +166,28 @@ def _write_shard(
     ]
 
 
+def make_tile(
+    plan: Plan,
+    facts: Mapping[str, Any],
+    tensor: TensorPlan,
+    tile: Tile,
+    scales: Sequence[float],
+    sinks: Sequence[Sink],
+    compute: Compute,
+    scratch: Scratch,
+    files: Files,
+) -> list[tuple[float, float]]:
+    """Make one tile for every λ and give it to its sink; return (squared loss, squared norm of the change) each."""
+    operands = [operand for operand in tensor.operands if tile.stop <= operand.elements]
+    whole = len(operands) == len(tensor.operands)
+    if not whole and (plan.method.of == "models" or plan.method.first_pass == "gram"):
+        operands = []  # rows that not every model has are the target's
+    if not operands or not any(scales):
+        _copy(tensor, tile, sinks, compute, plan, scratch, files)
+        return [(0.0, 0.0)] * len(sinks)
+    return _combine(plan, facts, tensor, operands, tile, scales, sinks, compute, scratch, files)
+
+
 def tiles_of(tensors: Iterable[TensorPlan]) -> Iterator[tuple[TensorPlan, Tile]]:
     """Yield every tile of every tensor, each cut where some operand ends."""
     for tensor in tensors:
@@ -180,7 +202,7 @@ def _combine(
     operands: Sequence[Operand],
     tile: Tile,
     scales: Sequence[float],
-    shards: Sequence[ShardFile],
+    shards: Sequence[Sink],
     compute: Compute,
     scratch: Scratch,
     files: Files,
@@ -205,7 +227,7 @@ def _combine(
 def _copy(
     tensor: TensorPlan,
     tile: Tile,
-    shards: Sequence[ShardFile],
+    shards: Sequence[Sink],
     compute: Compute,
     plan: Plan,
     scratch: Scratch,

@@ -55,9 +55,10 @@ def gather(
             for stage in stages
         ],
         "skills": [
-            _skill(stage, records[stage.name], {each.name for each in stages})
+            _skill(stage, skill, scale, records[stage.name], {each.name for each in stages})
             for stage in stages
             if stage.stage.kind == "inject"
+            for skill, scale in stage.stage.injected
         ],
     }
 
@@ -95,19 +96,19 @@ def _training(name: str, record: Mapping[str, Any]) -> dict[str, Any]:
     return {**kept, **{key: facts[key] for key in ("tokens", "curve", "headline")}}
 
 
-def _skill(stage: PlannedStage, record: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
-    directory = stage.inputs[stage.stage.skill]
+def _skill(stage: PlannedStage, skill: str, scale: float, record: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
+    directory = stage.inputs[skill]
     manifest = json.loads((directory / "skill.json").read_text())
     tensors = manifest["tensors"].values()
     ranks = {t["rank"] for t in tensors if t.get("rank")}
     facts = record["facts"]
     return {
-        "stage": f"{stage.name} ← {stage.stage.skill if stage.stage.skill in names else directory.name}",
+        "stage": f"{stage.name} ← {skill if skill in names else directory.name}",
         "form": "lowrank" if ranks else "dense",
         "rank": max(ranks) if ranks else None,
         "size_bytes": (directory / "skill.safetensors").stat().st_size,
         "norm": sum(t["norm"] ** 2 for t in tensors) ** 0.5,
-        "scale": facts["scale"],
+        "scale": facts["scale"] * scale,
         "survived_rounding": facts.get("survived_rounding"),
         "base": manifest["base"].get("id") or manifest["base"]["fingerprint"],
         "domain": manifest.get("domain"),
