@@ -403,6 +403,7 @@ def test_every_verb_has_an_example_that_parses():
     assert set(group.commands) >= {
         "run",
         "status",
+        "search",
         "eval",
         *(verb for verb, _, _ in (*ARITHMETIC, *COMPARING, *ARTEFACT, *LIBRARY)),
     }

@@ -14,8 +14,14 @@ from skillgraft.cli_arithmetic import ARITHMETIC
 from skillgraft.cli_artefact import ARTEFACT
 from skillgraft.cli_compare import COMPARING
 from skillgraft.cli_library import LIBRARY
+from skillgraft.cli_search import search
 from skillgraft.console import err_console, out_console
 from skillgraft.errors import SkillgraftError
+
+_AFTER_CTRL_C = {
+    "run": "the same command goes on from the last checkpoint",
+    "search": "the same command goes on from the last look",
+}
 
 
 class _Guarded(TyperGroup):
@@ -31,9 +37,7 @@ class _Guarded(TyperGroup):
             err_console.print(visible(str(error), 20_000), soft_wrap=True, highlight=False, markup=False)
             raise typer.Exit(2) from error
         except KeyboardInterrupt as error:
-            resumes = ctx.invoked_subcommand == "run"
-            left = "the same command goes on from the last checkpoint" if resumes else "nothing was left behind"
-            err_console.print(f"stopped; {left}")
+            err_console.print(f"stopped; {_AFTER_CTRL_C.get(str(ctx.invoked_subcommand), 'nothing was left behind')}")
             raise typer.Exit(130) from error
 
 
@@ -143,6 +147,7 @@ def status(
 
 for verb, command, example in (*ARITHMETIC, *COMPARING, *ARTEFACT, *LIBRARY):
     app.command(name=verb, epilog=f"Example: {example}")(command)
+app.command(epilog="Example: skillgraft search merge.yaml --questions dev.jsonl --vary weights=0,1.5 -o search")(search)
 
 
 @app.command(name="eval", epilog="Example: skillgraft eval base-dir sft-dir grafted-dir --questions q.jsonl")

@@ -100,7 +100,7 @@ def inject(
     if original is not None and scales is not None:
         raise RecipeError("--original and --scales were given; expected --original with one --scale")
     numbers = None if scales is None else _numbers(scales)
-    skills = [_weighted("--skill", text) for text in skill]
+    skills = [weighted("--skill", text) for text in skill]
     from skillgraft import arithmetic
 
     options: dict[str, Any] = {
@@ -294,13 +294,14 @@ def _operand(text: str, minus: Path | None) -> dict[str, Any]:
     from skillgraft.skills.peft_adapter import is_adapter
     from skillgraft.skills.skill import is_skill
 
-    directory, weight = _weighted("--model", text)
+    directory, weight = weighted("--model", text)
     kind = "skill" if is_skill(Path(directory)) else "adapter" if is_adapter(Path(directory)) else "model"
     difference = {"minus": str(minus)} if minus is not None and kind == "model" else {}
     return {kind: directory, **difference, **({} if weight == 1 else {"weight": weight})}
 
 
-def _weighted(option: str, text: str) -> tuple[str, float]:
+def weighted(option: str, text: str) -> tuple[str, float]:
+    """Return the two parts of an option's DIR=WEIGHT; without a weight, 1."""
     path, _, weight = text.rpartition("=")
     if not path:
         return text, 1.0

@@ -10,6 +10,8 @@ from importlib import resources
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from skillgraft.evals.likelihood import log_likelihood
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -47,31 +49,12 @@ def score_choices(
     by_length = sorted(range(len(texts)), key=lambda i: len(texts[i][0]) + len(texts[i][1]))
     for start in range(0, len(texts), batch_size):
         rows = by_length[start : start + batch_size]
-        scores[rows] = _log_likelihood(model, tokenizer, [texts[i] for i in rows])
+        contexts = [tokenizer(texts[i][0])["input_ids"] for i in rows]
+        endings = [tokenizer(texts[i][1], add_special_tokens=False)["input_ids"] for i in rows]
+        scores[rows] = log_likelihood(model, list(zip(contexts, endings, strict=True)))
     normalised = scores / torch.tensor(sizes)
     best: list[float] = []
     for number, item in enumerate(choices):
         mine = [i for i, owner in enumerate(owners) if owner == number]
         best.append(float(int(normalised[mine].argmax()) == item.answer))
     return best
-
-
-def _log_likelihood(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[str, str]]
-) -> torch.Tensor:
-    """Return the summed log-probability (natural log) of each pair's second part after its first, shape (pairs,)."""
-    contexts = [tokenizer(context)["input_ids"] for context, _ in pairs]
-    endings = [tokenizer(ending, add_special_tokens=False)["input_ids"] for _, ending in pairs]
-    width = max(len(c) + len(e) for c, e in zip(contexts, endings, strict=True))
-    ids = torch.zeros(len(pairs), width, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    counted = torch.zeros_like(ids)
-    for row, (context, ending) in enumerate(zip(contexts, endings, strict=True)):
-        length = len(context) + len(ending)
-        ids[row, :length] = torch.tensor(context + ending)
-        mask[row, :length] = 1
-        counted[row, len(context) : length] = 1
-    ids, mask, counted = (t.to(model.device) for t in (ids, mask, counted))
-    logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1].float()
-    log_probabilities = torch.log_softmax(logits, dim=-1).gather(-1, ids[:, 1:, None])[..., 0]
-    return (log_probabilities * counted[:, 1:]).sum(dim=1).cpu()
