@@ -371,8 +371,13 @@ def _conflicts(layers: list[dict[str, Any]]) -> None:
 def _removal(removal: dict[str, Any]) -> None:
     if removal["exact"]:
         _say(f"taken out, exact: the original's own bytes ({removal['original']})")
+    elif removal["bound"] is None:
+        _say("taken out of a checkpoint that changed since: how far it is from the original is not known")
     else:
-        _say(f"taken out, within {removal['relative']:.1e} relative ({removal['rounding']})")
+        _say(
+            f"taken out, within {removal['relative']:.1e} relative ({removal['rounding']}); "
+            f"at most {removal['elements']:,} numbers are off"
+        )
 
 
 def _percent(share: float) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,8 +15,9 @@ from skillgraft.arithmetic.leaves import Stored
 from skillgraft.arithmetic.plan import Operand, Plan, TensorPlan, Term
 from skillgraft.arithmetic.scratch import Files, Scratch
 from skillgraft.arithmetic.stream import Machine, Sink, make_tile, tiles_of
-from skillgraft.arithmetic.tiles import Tile, cut, each_tile
+from skillgraft.arithmetic.tiles import Tile, each_tile
 from skillgraft.checkpoint.header import TensorInfo, TensorSpec
+from skillgraft.checkpoint.layout import Layout
 
 
 def make_tensors(plan: Plan, tensors: Sequence[TensorPlan], sink: Sink, machine: Machine, scale: float = 1.0) -> None:
@@ -49,30 +51,64 @@ def operand_norms(plan: Plan, machine: Machine) -> dict[tuple[str, int], float]:
 
 _MANTISSA = {"BF16": 7, "F16": 10, "F32": 23, "F64": 52}
 _LEAST_EXPONENT = {"BF16": -126, "F16": -14, "F32": -126, "F64": -1022}
+_FP64_SLACK = 2.0**-50
+"""What the fp64 sums of both directions may add, as a share of the numbers added."""
 
 
-def rounding_bounds(infos: Iterable[TensorInfo], machine: Machine) -> dict[str, tuple[float, float]]:
-    """Return by name (the most that rounding can have moved a stored tensor, its norm), both Frobenius, in fp64.
+class Bound(NamedTuple):
+    """Of one tensor: the most that the result can be off, the norm before, and how many elements may be off."""
 
-    The first is ‖ulp(x)/2‖: whatever was rounded to the nearest stored number x lay within half of the distance to
-    x's neighbours, ulp(x) = 2^(e − t) for x in [2^e, 2^(e+1)) and t stored bits of mantissa, e never below the least
-    normal exponent.
+    bound: float
+    norm: float
+    elements: int
+
+
+class UndoneBounds:
+    """A sink that takes the exact results of undoing a change in fp64 and bounds how far the stored ones are off.
+
+    The grafted number g was what θ + δ was rounded to, so that θ + δ lies between the middles of g and its neighbours,
+    and θ in that interval less δ, which lies around the exact x = g − δ. The result is x rounded; it is off by no more
+    than the distance to the interval's farther end, and not at all where θ is known to be a number of the same dtype
+    (`on_grid`) and no other such number than the result lies in the interval.
     """
-    sums: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    with Files() as files:
 
-        def visit(info: TensorInfo, tile: Tile, scratch: Scratch) -> None:
-            leaf = Stored(info)
-            whole = TensorPlan(TensorSpec(info.name, info.dtype, info.shape), leaf, ())
-            values = operand_values(whole, [Operand(0, 1.0, (Term(1, leaf),))], tile, scratch, files)[0]
-            exponents = np.frexp(values)[1] - 1
-            exponents[values == 0] = _LEAST_EXPONENT[info.dtype]
-            halves = np.ldexp(1.0, np.maximum(exponents, _LEAST_EXPONENT[info.dtype]) - _MANTISSA[info.dtype] - 1)
-            sums[info.name].append((float(halves @ halves), float(values @ values)))
+    def __init__(self, before: Layout, after: Layout, on_grid: bool, files: Files) -> None:
+        self._before, self._after, self._on_grid, self._files = before.tensors, after.tensors, on_grid, files
+        self._sums: dict[str, list[tuple[float, float, int]]] = defaultdict(list)
 
-        tiles = ((info, tile) for info in infos for tile in cut(info.elements))
-        each_tile(tiles, visit, threads=machine.threads, scratches=machine.scratches())
-    return {
-        name: (math.fsum(a for a, _ in parts) ** 0.5, math.fsum(b for _, b in parts) ** 0.5)
-        for name, parts in sums.items()
-    }
+    def write(self, name: str, begin: int, data: memoryview | np.ndarray) -> None:
+        """Take exact results (fp64) of the tensor `name` from byte `begin` on."""
+        exact = np.frombuffer(data, dtype=np.float64)
+        tile = Tile(begin // 8, begin // 8 + len(exact))
+        before, after = self._before[name], self._after[name]
+        grafted, result = self._values(before, tile), self._values(after, tile)
+        inward, outward = _gaps(grafted, before.dtype)
+        slack = _FP64_SLACK * (np.abs(grafted) + np.abs(exact))
+        high = exact + np.where(grafted < 0, inward, outward) / 2 + slack
+        low = exact - np.where(grafted < 0, outward, inward) / 2 - slack
+        off = np.maximum(np.abs(high - result), np.abs(low - result))
+        if self._on_grid and before.dtype == after.dtype:
+            inward, outward = _gaps(result, after.dtype)
+            over = high >= result + np.where(result < 0, inward, outward)
+            under = low <= result - np.where(result < 0, outward, inward)
+            off = np.where(over | under, off, 0.0)
+        self._sums[name].append((float(off @ off), float(grafted @ grafted), int(np.count_nonzero(off))))
+
+    def bounds(self) -> dict[str, Bound]:
+        """Return what is known of each tensor."""
+        columns = {name: tuple(zip(*parts, strict=True)) for name, parts in self._sums.items()}
+        return {n: Bound(math.fsum(a) ** 0.5, math.fsum(b) ** 0.5, int(sum(c))) for n, (a, b, c) in columns.items()}
+
+    def _values(self, info: TensorInfo, tile: Tile) -> np.ndarray:
+        leaf = Stored(info)
+        whole = TensorPlan(TensorSpec(info.name, info.dtype, info.shape), leaf, ())
+        return operand_values(whole, [Operand(0, 1.0, (Term(1, leaf),))], tile, Scratch(), self._files)[0]
+
+
+def _gaps(values: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the distances of stored numbers to their neighbours of smaller and of larger magnitude."""
+    mantissas, exponents = np.frexp(np.abs(values))
+    least = _LEAST_EXPONENT[dtype]
+    exponents = np.where(values == 0, least, np.maximum(exponents - 1, least))
+    outward = np.ldexp(1.0, exponents - _MANTISSA[dtype])
+    return np.where((mantissas == 0.5) & (exponents > least), outward / 2, outward), outward

@@ -89,7 +89,7 @@ def inject(
     plan = replace(plan, remarks=(*plan.remarks, *removal.remarks))
     made = plan if removal.original is None else plan_of_original(plan, removal)
     (report,) = _write(made, skills, Path(out), {"": scale}, threads, device, progress)
-    return {**report, "removal": removal_report(plan, removal, Path(out), machine)}
+    return {**report, "removal": removal_report(plan, removal, scale, Path(out), machine)}
 
 
 def inject_scales(

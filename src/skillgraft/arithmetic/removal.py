@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from skillgraft.arithmetic.in_memory import make_tensors, rounding_bounds
+from skillgraft.arithmetic.in_memory import UndoneBounds, make_tensors
 from skillgraft.arithmetic.leaves import Stored
 from skillgraft.arithmetic.merge_recipe import MergeRecipe
 from skillgraft.arithmetic.plan import OUTPUT_DTYPES, Plan, plan_merge, versions_of
@@ -35,9 +35,6 @@ from skillgraft.errors import CompatibilityError, RecipeError, SkillgraftError
 _SAME = 1e-12
 """Two products of scales count as equal up to this share: 0.1 · 3 and 0.3."""
 
-_FP64_SLACK = 2.0**-48
-"""What the fp64 sums of both directions may add to the two roundings, as a share of the norms."""
-
 _OWN_FILES = ("generation_config.json", TOKENIZER_FILE, "tokenizer_config.json", "chat_template.jinja")
 
 
@@ -52,16 +49,30 @@ class Injected(NamedTuple):
 
 @dataclass(frozen=True)
 class Removal:
-    """What taking out means here: `left` of each recorded skill by name, `original` where its bytes are the result."""
+    """What taking out means here: `left` of each recorded skill by name, `original` where its bytes are the result.
+
+    `on_grid`: nothing is left, and the injection kept the original's dtypes, so that its numbers are of those.
+    `bounded`: nothing shows that the target changed since the injection, which would leave nothing to be said.
+    """
 
     left: dict[str, float]
     original: Layout | None
     original_fingerprint: str | None
     remarks: tuple[str, ...]
+    on_grid: bool = False
+    bounded: bool = True
 
 
-def recorded_injection(directory: Path) -> tuple[Injected, str] | None:
-    """Return what a checkpoint's provenance says was injected last, and into which checkpoint; None if nothing."""
+class Record(NamedTuple):
+    """A provenance's word: what was injected, into which checkpoint (its fingerprint), and the dtype asked for."""
+
+    injected: Injected
+    target: str
+    dtype: str | None
+
+
+def recorded_injection(directory: Path) -> Record | None:
+    """Return what a checkpoint's provenance says was injected last; None if nothing."""
     provenance = read_provenance(directory)
     made = (provenance or {}).get("made_by")
     if provenance is None or not isinstance(made, dict) or made.get("stage") != "inject":
@@ -69,7 +80,7 @@ def recorded_injection(directory: Path) -> tuple[Injected, str] | None:
     try:
         skills = tuple((str(s["fingerprint"]), str(s["name"]), float(s["scale"])) for s in made["skills"])
         injected = Injected(skills, str(made["method"]), dict(made["parameters"]), float(made["scale"]))
-        return injected, str(provenance["inputs"]["target"])
+        return Record(injected, str(provenance["inputs"]["target"]), made["dtype"])
     except (KeyError, TypeError, ValueError):
         return None  # of an older version, or changed by hand: then nothing is known
 
@@ -118,15 +129,15 @@ def plan_removal(
     not give the target again.
     """
     known = recorded_injection(plan.target.path)
-    left = what_is_left(known[0], asked) if known is not None else None
+    left = what_is_left(known.injected, asked) if known is not None else None
     if original is not None:
         if known is not None and (left is None or any(left.values())):
             raise RecipeError(
-                f"original: {plan.target.path} is not undone by this: {_said(known[0])} was injected, {_said(asked)} "
-                "is asked for; expected the same skills with the opposite scales, or no original"
+                f"original: {plan.target.path} is not undone by this: {_said(known.injected)} was injected, "
+                f"{_said(asked)} is asked for; expected the same skills with the opposite scales, or no original"
             )
         layout = read_layout(original)
-        forward = known[0] if known is not None else asked._replace(scale=-asked.scale)
+        forward = known.injected if known is not None else asked._replace(scale=-asked.scale)
         if not _reproduces(layout, recipe, plan, asked, forward, machine):
             raise CompatibilityError(
                 f"{original} with {_said(asked, -1.0)} injected is not {plan.target.path}, bit for bit; expected the "
@@ -138,31 +149,28 @@ def plan_removal(
     if any(left.values()):
         rest = ", ".join(f"{name} at {scale:g}" for name, scale in left.items() if scale)
         return Removal(left, None, None, (f"of what was injected there remains: {rest}",))
-    return _from_noted_place(recipe, plan, asked, known[0], known[1], machine)
+    return _from_noted_place(recipe, plan, asked, known, machine)
 
 
-def _from_noted_place(
-    recipe: MergeRecipe, plan: Plan, asked: Injected, recorded: Injected, fingerprint: str, machine: Machine
-) -> Removal:
-    left = {name: 0.0 for _, name, _ in recorded.skills}
-    path = noted_place(fingerprint)
+def _from_noted_place(recipe: MergeRecipe, plan: Plan, asked: Injected, known: Record, machine: Machine) -> Removal:
+    left = {name: 0.0 for _, name, _ in known.injected.skills}
+    near = Removal(left, None, None, (), on_grid=known.dtype is None)
+    path = noted_place(known.target)
     if path is None:
         hint = "the original's place is not known here; naming it (--original DIR) makes the result exact"
-        return Removal(left, None, None, (hint,))
+        return replace(near, remarks=(hint,))
     try:
         found = fingerprint_checkpoint(path)
-        if found != fingerprint:
-            said = (
-                f"{path}, once the original, is another checkpoint by now ({found}, expected {fingerprint}): not used"
-            )
-            return Removal(left, None, None, (said,))
+        if found != known.target:
+            said = f"{path}, once the original, is another checkpoint by now ({found}, not {known.target}): not used"
+            return replace(near, remarks=(said,))
         layout = read_layout(path)
-        if not _reproduces(layout, recipe, plan, asked, recorded, machine):
+        if not _reproduces(layout, recipe, plan, asked, known.injected, machine):
             said = f"{path}, the original, no longer gives {plan.target.path} with the skills: that changed; not used"
-            return Removal(left, None, None, (said,))
+            return replace(near, remarks=(said,), bounded=False)
     except SkillgraftError as error:
-        return Removal(left, None, None, (f"the original cannot be used: {error}",))
-    return Removal(left, layout, found, _differences(layout, plan.target))
+        return replace(near, remarks=(f"the original cannot be used: {error}",))
+    return replace(near, original=layout, original_fingerprint=found, remarks=_differences(layout, plan.target))
 
 
 def _said(injected: Injected, factor: float = 1.0) -> str:
@@ -227,36 +235,38 @@ def plan_of_original(plan: Plan, removal: Removal) -> Plan:
     return replace(plan, target=original, tensors=tensors, inputs=inputs, versions=versions_of(tensors))
 
 
-def removal_report(plan: Plan, removal: Removal, out: Path, machine: Machine) -> dict[str, Any]:
+def removal_report(plan: Plan, removal: Removal, scale: float, out: Path, machine: Machine) -> dict[str, Any]:
     """Return what is known of the distance between the result and what was there before the injection.
 
     `left`: what remains of each skill. `exact` with `original`, or `bound` ≥ ‖result − (original + what is left)‖ over
-    all changed tensors, `relative` to the grafted tensors' norm, and both by tensor: half a unit in the last place of
-    every stored number, once for the grafted and once for the result. It holds where the grafted checkpoint is what the
-    injection wrote.
+    all changed tensors, `relative` to the grafted tensors' norm, `elements`, how many of the result's numbers may
+    differ at all, and the three by tensor (see `in_memory.UndoneBounds`). They hold where the grafted checkpoint is
+    what the injection wrote; where it is found not to be, `bound` is None.
     """
     if removal.original is not None:
         return {"exact": True, "original": str(removal.original.path), "left": removal.left}
-    changed = [tensor for tensor in plan.tensors if tensor.operands]
-    before = rounding_bounds([tensor.target.info for tensor in changed], machine)
-    result = read_layout(out).tensors
-    after = rounding_bounds([result[tensor.spec.name] for tensor in changed], machine)
-    rows, dtypes = {}, []
-    for tensor in changed:
-        name = tensor.spec.name
-        slack = _FP64_SLACK * (before[name][1] + after[name][1])
-        bound = before[name][0] + after[name][0] + slack
-        rows[name] = {"bound": bound, "relative": bound / before[name][1] if before[name][1] else 0.0}
-        dtypes += [TORCH_NAMES[tensor.target.info.dtype], TORCH_NAMES[tensor.spec.dtype]]
-    bound = math.fsum(row["bound"] ** 2 for row in rows.values()) ** 0.5
-    norm = math.fsum(before[name][1] ** 2 for name in rows) ** 0.5
+    if not removal.bounded:
+        return {"exact": False, "original": None, "left": removal.left, "bound": None}
+    wide = tuple(replace(t, spec=t.spec._replace(dtype="F64")) for t in plan.tensors if t.operands)
+    with Files() as files:
+        sink = UndoneBounds(plan.target, read_layout(out), removal.on_grid, files)
+        make_tensors(replace(plan, tensors=wide), wide, sink, machine, scale)
+    found = sink.bounds()
+    rows = {
+        name: {"bound": b.bound, "relative": b.bound / b.norm if b.norm else 0.0, "elements": b.elements}
+        for name, b in found.items()
+    }
+    bound = math.fsum(b.bound**2 for b in found.values()) ** 0.5
+    norm = math.fsum(b.norm**2 for b in found.values()) ** 0.5
+    dtypes = [code for t in plan.tensors if t.operands for code in (t.target.dtype, t.spec.dtype)]
     return {
         "exact": False,
         "original": None,
         "left": removal.left,
-        "rounding": _rounding(dtypes),
+        "rounding": _rounding([TORCH_NAMES[code] for code in dtypes]),
         "bound": bound,
         "relative": bound / norm if norm else 0.0,
+        "elements": sum(b.elements for b in found.values()),
         "tensors": rows,
     }
 
