@@ -213,6 +213,14 @@ def test_parameters_and_layers_vary(folder, tmp_path):
     assert all(torch.equal(tensor, made[name]) for name, tensor in weights(tmp_path / "again").items())
 
 
+def test_the_recipe_as_it_is_is_that_to_the_last_bit(folder):
+    operands = [{"skill": str(folder / "a"), "weight": 0.1}, {"skill": str(folder / "b"), "weight": -0.3}]
+    recipe = parse_merge_recipe({"method": "ties", "base": str(folder / "target"), "operands": operands})
+    space = space_of(recipe, {"weights": (-0.7, 2.1), "density": (0.03, 0.9)})
+    assert space.recipe_at(space.start) == recipe
+    assert [o.weight for o in space.recipe_at(None).operands] == [0.0, 0.0]
+
+
 def test_groups_of_layers(tmp_path):
     base = tiny_checkpoint(tmp_path / "base", num_hidden_layers=12)
     rl = tiny_finetune(base, tmp_path / "rl", names=[f"model.layers.{n}.mlp.up_proj.weight" for n in range(1, 12)])
@@ -266,6 +274,7 @@ def test_the_whole_path_with_a_model(folder, tmp_path):
         folder / "merge.yaml", folder / "dev.jsonl", tmp_path, report_questions=folder / "report.jsonl", **options
     )
     assert result["winner"]["metrics"]["answer_likelihood"] < 0
+    assert (tmp_path / "precision").read_text() == "fp32"
     scores = [row["score"] for row in looks(tmp_path)]
     assert len(set(scores)) == 4
     assert result["winner"]["score"] == max(scores)
@@ -323,6 +332,7 @@ def test_an_algorithm_says_what_it_needs(folder, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "cma", None)
     with pytest.raises(RecipeError, match=r"cmaes needs the package cma: pip install 'skillgraft\[search\]'"):
         run(folder, tmp_path / "cma")
+    assert [path.name for path in tmp_path.iterdir()] == ["auto"]
 
 
 def test_overlap_is_judged_by_question_and_answer(folder, tmp_path):

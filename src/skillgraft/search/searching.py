@@ -29,7 +29,7 @@ from skillgraft.domains.knowledge import Question, read_questions
 from skillgraft.errors import CheckpointError, DataError, RecipeError, did_you_mean
 from skillgraft.evals.intervals import bootstrap
 from skillgraft.evals.metrics import METRICS, normalise
-from skillgraft.search.algorithms import ALGORITHMS
+from skillgraft.search.algorithms import ALGORITHMS, Points
 from skillgraft.search.looks import Log, Look, open_log
 from skillgraft.search.space import WEIGHTS, Range, Space, space_of
 
@@ -98,23 +98,30 @@ def search(
         **{"max_new_tokens": max_new_tokens, "batch_size": batch_size},
         **({"looks": looks} if by == "grid" else {}),  # they decide how fine the grid is
     }
-    score = scorer or _live(parsed, list(metric), max_new_tokens, batch_size, threads)
+    points = ALGORITHMS[by](space.start, seed, looks - 1 - space.has_target_alone)
+    first = next(points)  # what the algorithm lacks is said before anything is written
+    score = scorer or _live(parsed, list(metric), max_new_tokens, batch_size, threads, Path(out))
     with open_log(Path(out), settings) as log:
-        _look(space, log, asked, metric, by, looks, seed, score, looked)
+        _look(space, log, asked, metric, by, points, first, looks, score, looked)
         return _finish(space, log, asked, others, metric, score, Path(out), threads)
 
 
 def _live(
-    recipe: MergeRecipe, metrics: Sequence[str], max_new_tokens: int, batch_size: int, threads: int | None
+    recipe: MergeRecipe, metrics: Sequence[str], max_new_tokens: int, batch_size: int, threads: int | None, work: Path
 ) -> Scorer:
-    """Return the scorer that loads the model when it is first asked: a finished search asks nothing."""
+    """Return the scorer that loads the model when it is first asked: a finished search asks nothing.
+
+    Its precision is kept in `work`: looks before and after a kill must be of one arithmetic.
+    """
     loaded: list[Scorer] = []
 
     def score(candidate: MergeRecipe, questions: Sequence[Question]) -> Mapping[str, Sequence[float]]:
         if not loaded:
             from skillgraft.search.live import LiveModel
+            from skillgraft.train.precision import one_precision
 
-            loaded.append(LiveModel(recipe.base, metrics, max_new_tokens, batch_size, threads).score)
+            with one_precision(work):
+                loaded.append(LiveModel(recipe.base, metrics, max_new_tokens, batch_size, threads).score)
         return loaded[0](candidate, questions)
 
     return score
@@ -151,12 +158,13 @@ def _look(
     questions: Sequence[Question],
     metric: Mapping[str, float],
     by: str,
+    points: Points,
+    point: list[float],
     looks: int,
-    seed: int,
     score: Scorer,
     looked: Callable[[Look], None],
 ) -> None:
-    """Make the looks that the log does not hold yet."""
+    """Make the looks that the log does not hold yet; `point` is the first of `points`."""
     number = 0
 
     def look(what: str, point: list[float] | None) -> float:
@@ -178,9 +186,7 @@ def _look(
     if space.has_target_alone:
         look("target alone", None)
     look("recipe as it is", space.start)
-    points = ALGORITHMS[by](space.start, seed, looks - number)
     with contextlib.suppress(StopIteration):  # a grid ends, and CMA-ES where it has converged
-        point = next(points)
         while number < looks:
             point = points.send(look(by, point))
 

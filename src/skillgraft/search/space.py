@@ -31,9 +31,14 @@ class Dimension:
     operand: int | None = None
     patterns: tuple[str, ...] = ()
 
+    @property
+    def place(self) -> float:
+        """Where `start` lies in [0, 1]."""
+        return (self.start - self.low) / (self.high - self.low)
+
     def value(self, unit: float) -> float:
-        """Return the number at `unit` in [0, 1]."""
-        return self.low + (self.high - self.low) * unit
+        """Return the number at `unit` in [0, 1], `start` to its last bit."""
+        return self.start if unit == self.place else self.low + (self.high - self.low) * unit
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ class Space:
     @property
     def start(self) -> list[float]:
         """The recipe's own numbers, each as a place in [0, 1]."""
-        return [(d.start - d.low) / (d.high - d.low) for d in self.dimensions]
+        return [dimension.place for dimension in self.dimensions]
 
     def values(self, point: Sequence[float]) -> dict[str, float]:
         """Return the numbers at a point of the unit cube, by name."""
