@@ -1,7 +1,9 @@
 """A search from recipe to winner on tiny models: the optimum, the log, resuming, what is written, what is refused."""
 
+import errno
 import json
 import math
+import os
 import re
 import shutil
 
@@ -374,6 +376,17 @@ def test_an_output_that_is_something_else(folder, tmp_path):
         open_log(tmp_path / "busy", {}),
     ):
         pass
+
+
+def test_a_full_disk(folder, tmp_path, monkeypatch):
+    def fsync(handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        with pytest.raises(StorageError, match=r"out: the disk is full"):
+            run(folder, tmp_path / "out", looks=5)
+    assert run(folder, tmp_path / "out", looks=5) == run(folder, tmp_path / "other", looks=5)
 
 
 def test_a_damaged_log(folder, tmp_path):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from skillgraft.checkpoint.json_file import read_json_object, write_json
-from skillgraft.checkpoint.writer import BusyOutputError
+from skillgraft.checkpoint.writer import BusyOutputError, storage_error
 from skillgraft.errors import CheckpointError, OutputExistsError, StorageError
 
 LOG_FILE = "looks.jsonl"
@@ -75,7 +75,10 @@ def open_log(directory: Path, settings: Mapping[str, Any]) -> Iterator[Log]:
             part = file.with_suffix(".part")
             write_json(part, settings)
             os.replace(part, file)
-        yield Log(handle, _read(directory / LOG_FILE, handle))
+        try:
+            yield Log(handle, _read(directory / LOG_FILE, handle))
+        except OSError as error:
+            raise storage_error(error, directory) or error from error
 
 
 def _check_settings(directory: Path, kept: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
