@@ -67,7 +67,11 @@ def inject(
     target: Annotated[Path, typer.Option(help="The SFT checkpoint that is to receive the skill.")],
     skill: Annotated[
         list[str],
-        typer.Option("--skill", metavar="DIR[=SCALE]", help="Skill directory or name in the library, or a PEFT LoRA adapter; repeatable."),
+        typer.Option(
+            "--skill",
+            metavar="DIR[=SCALE]",
+            help="Skill (directory or name in the library) or PEFT LoRA adapter; repeatable.",
+        ),
     ],
     out: OutOption,
     scale: Annotated[

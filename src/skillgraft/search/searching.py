@@ -32,6 +32,7 @@ from skillgraft.evals.metrics import METRICS, normalise
 from skillgraft.search.algorithms import ALGORITHMS, Points
 from skillgraft.search.looks import Log, Look, open_log
 from skillgraft.search.space import WEIGHTS, Range, Space, space_of
+from skillgraft.skills.library import resolve_skill
 
 LIKELIHOOD = "answer_likelihood"
 """The smooth metric: see `evals.likelihood`."""
@@ -305,7 +306,8 @@ def recipe_yaml(recipe: MergeRecipe, folder: Path) -> str:
 
     operands = []
     for operand in recipe.operands:
-        named = {key: getattr(operand, key) for key in ("model", "adapter", "skill", "minus")}
+        named = {key: getattr(operand, key) for key in ("model", "adapter", "minus")}
+        named["skill"] = resolve_skill(operand.skill).path if operand.skill is not None else None
         weight = {"weight": operand.weight} if operand.weights is None else {"weights": operand.weights}
         operands.append({**{key: relative(path) for key, path in named.items() if path is not None}, **weight})
     data: dict[str, Any] = {"method": recipe.method, "base": relative(recipe.base), "operands": operands}
