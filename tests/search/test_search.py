@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from skillgraft.arithmetic import extract, merge
+from skillgraft.arithmetic import extract, inject, merge
 from skillgraft.arithmetic.merge_recipe import parse_merge_recipe
 from skillgraft.errors import CheckpointError, DataError, OutputExistsError, RecipeError, StorageError
 from skillgraft.evals.answers import evaluate_checkpoint
@@ -20,6 +20,7 @@ from skillgraft.search.live import LiveModel
 from skillgraft.search.looks import open_log
 from skillgraft.search.searching import search
 from skillgraft.search.space import space_of
+from skillgraft.skills.library import add_skill
 from tests.recipes import write_jsonl
 from tests.tiny import tiny_checkpoint, tiny_finetune, weights
 
@@ -401,3 +402,17 @@ def test_a_damaged_log(folder, tmp_path):
         (copy / "looks.jsonl").write_text("".join(f"{line}\n" for line in lines))
         with pytest.raises(CheckpointError, match=name):
             run(folder, copy, looks=5)
+
+
+def test_skills_of_the_library(folder, tmp_path, monkeypatch):
+    """A bare name is the library's skill, in `inject` too; the winner's recipe names its place."""
+    monkeypatch.chdir(tmp_path)
+    add_skill(folder / "a", "mine")
+    recipe = {"method": "task_arithmetic", "base": str(folder / "target"), "operands": [{"skill": "mine"}]}
+    options = {"looks": 4, "scorer": lambda recipe, questions: {"f1": [recipe.operands[0].weight] * len(questions)}}
+    result = search(recipe, folder / "dev.jsonl", tmp_path / "out", **options)
+    assert result["winner"]["values"] == {"operands.0.weight": 1.5}
+    merge(tmp_path / "out/best.yaml", tmp_path / "again")
+    inject(folder / "target", [("mine", 1.5)], tmp_path / "injected")
+    made, expected = weights(tmp_path / "again"), weights(tmp_path / "injected")
+    assert all(torch.equal(made[name], expected[name]) for name in expected)
