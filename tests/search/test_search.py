@@ -224,6 +224,15 @@ def test_the_recipe_as_it_is_is_that_to_the_last_bit(folder):
     assert [o.weight for o in space.recipe_at(None).operands] == [0.0, 0.0]
 
 
+@pytest.mark.parametrize(("method", "alone"), [("ties", True), ("pcb", True), ("mediator", False), ("linear", False)])
+def test_the_target_alone_where_a_method_can_leave_all_out(folder, tmp_path, method, alone):
+    operands = [{"skill": str(folder / "a")}, {"skill": str(folder / "b")}]
+    recipe = {"method": method, "base": str(folder / "target"), "operands": operands}
+    result = search(recipe, folder / "dev.jsonl", tmp_path, looks=4, vary={"weights": (0.1, 2.0)}, scorer=bowl([1, 1]))
+    assert (result["target_alone"] is not None) == alone
+    assert result["winner"]["what"] == "recipe as it is"
+
+
 def test_groups_of_layers(tmp_path):
     base = tiny_checkpoint(tmp_path / "base", num_hidden_layers=12)
     rl = tiny_finetune(base, tmp_path / "rl", names=[f"model.layers.{n}.mlp.up_proj.weight" for n in range(1, 12)])

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from skillgraft.arithmetic.merge_recipe import DEFAULT, PARAMETERS, MergeRecipe
 from skillgraft.arithmetic.methods import METHODS
-from skillgraft.arithmetic.plan import plan_merge
+from skillgraft.arithmetic.plan import check_number, plan_merge
 from skillgraft.errors import RecipeError, did_you_mean
 
 WEIGHTS = "weights"
@@ -80,8 +80,11 @@ class Space:
     @property
     def has_target_alone(self) -> bool:
         """Whether the method can leave all of its operands out."""
-        method = METHODS[self.recipe.method]
-        return method.of == "vectors" and method.first_pass != "gram"
+        try:
+            check_number(self.recipe_at(None))
+        except RecipeError:
+            return False
+        return True
 
 
 def space_of(recipe: MergeRecipe, vary: Mapping[str, Range], per_layer: int | None = None) -> Space:
