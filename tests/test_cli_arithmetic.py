@@ -20,6 +20,7 @@ from skillgraft.cli_arithmetic import ARITHMETIC
 from skillgraft.cli_artefact import ARTEFACT
 from skillgraft.cli_compare import COMPARING
 from skillgraft.cli_library import LIBRARY
+from skillgraft.cli_skills import SKILLS
 from tests.test_cli import fails, invoke
 from tests.tiny import edit_json, split_into_shards, tiny_checkpoint, tiny_finetune
 
@@ -405,7 +406,7 @@ def test_every_verb_has_an_example_that_parses():
         "status",
         "search",
         "eval",
-        *(verb for verb, _, _ in (*ARITHMETIC, *COMPARING, *ARTEFACT, *LIBRARY)),
+        *(verb for verb, _, _ in (*ARITHMETIC, *COMPARING, *ARTEFACT, *LIBRARY, *SKILLS)),
     }
     for verb, command in group.commands.items():
         assert command.epilog.startswith(f"Example: skillgraft {verb} ")

@@ -7,6 +7,7 @@
     skillgraft.merge("merge.yaml", out="merged")         # or a mapping: method, base, operands
     skillgraft.compare(["one", "two"], base="base")      # norms, cosines, signs, beside what chance gives
     skill = skillgraft.load_skill("skills/mine")
+    skillgraft.pack(skill, "small", "packed", budget=1_000_000)
     skill.delta("model.layers.0.mlp.up_proj.weight")     # fp32, (1536, 576)
     result = skillgraft.run("recipes/quickstart.yaml")
 
@@ -25,8 +26,9 @@ if TYPE_CHECKING:
     from skillgraft.arithmetic import extract, inject, merge
     from skillgraft.geometry import compare
     from skillgraft.skills import load_skill
+    from skillgraft.skills.packing import pack
 
-__all__ = ["compare", "extract", "inject", "load_skill", "merge", "run"]
+__all__ = ["compare", "extract", "inject", "load_skill", "merge", "pack", "run"]
 
 _HOME = {
     "compare": "skillgraft.geometry",
@@ -34,6 +36,7 @@ _HOME = {
     "inject": "skillgraft.arithmetic",
     "load_skill": "skillgraft.skills",
     "merge": "skillgraft.arithmetic",
+    "pack": "skillgraft.skills.packing",
 }
 
 

@@ -15,6 +15,7 @@ from skillgraft.cli_artefact import ARTEFACT
 from skillgraft.cli_compare import COMPARING
 from skillgraft.cli_library import LIBRARY
 from skillgraft.cli_search import search
+from skillgraft.cli_skills import SKILLS
 from skillgraft.console import err_console, out_console
 from skillgraft.errors import SkillgraftError
 
@@ -145,7 +146,7 @@ def status(
     out_console.print(table if rows else f"{runs} holds no stages yet; start one: skillgraft run RECIPE.yaml")
 
 
-for verb, command, example in (*ARITHMETIC, *COMPARING, *ARTEFACT, *LIBRARY):
+for verb, command, example in (*ARITHMETIC, *COMPARING, *ARTEFACT, *LIBRARY, *SKILLS):
     app.command(name=verb, epilog=f"Example: {example}")(command)
 app.command(epilog="Example: skillgraft search merge.yaml --questions dev.jsonl --vary weights=0,1.5 -o search")(search)
 

@@ -2,12 +2,13 @@ import torch
 
 from skillgraft.skills.forms import (
     FORMS,
+    Storage,
     decode_dense,
     decode_lowrank,
     encode_dense,
     encode_lowrank,
     stored_names,
-    stored_shapes,
+    stored_specs,
 )
 
 
@@ -34,8 +35,23 @@ def test_lowrank_multiplies_in_fp32():
 
 
 def test_names_and_shapes():
-    assert FORMS.keys() == {"dense", "lowrank"}
+    assert FORMS.keys() == {"dense", "lowrank", "sparse", "packed"}
     assert stored_names("w", "dense") == ("w",)
     assert stored_names("w", "lowrank") == ("w.lowrank_a", "w.lowrank_b")
-    assert stored_shapes("dense", (2, 3), None) == ((2, 3),)
-    assert stored_shapes("lowrank", (2, 3), 1) == ((1, 3), (2, 1))
+    assert stored_specs("w", Storage("dense", (2, 3), "F32")) == (("w", "F32", (2, 3)),)
+    assert stored_specs("w", Storage("lowrank", (2, 3), "BF16", 1)) == (
+        ("w.lowrank_a", "BF16", (1, 3)),
+        ("w.lowrank_b", "BF16", (2, 1)),
+    )
+    assert stored_specs("w", Storage("sparse", (300, 300), "F16", count=7, coding="places")) == (
+        ("w.sparse_offsets", "I64", (3,)),
+        ("w.sparse_index", "U16", (7,)),
+        ("w.sparse_values", "F16", (7,)),
+    )
+    assert stored_specs("w", Storage("sparse", (3, 3), "F32", count=7, coding="bitmap"))[1].shape == (2,)
+    assert stored_specs("w", Storage("packed", (65, 5), "BF16", 3, bits={8: 1, 3: 2})) == (
+        ("w.packed_a", "U8", (5 + 2 * 2,)),
+        ("w.packed_b", "U8", (65 + 2 * 25,)),
+        ("w.packed_a_scales", "BF16", (3, 1)),
+        ("w.packed_b_scales", "BF16", (3, 2)),
+    )

@@ -92,8 +92,8 @@ ENTRY = {"form": "dense", "rank": None, "shape": [32], "dtype": "F32", "norm": 1
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": 2}, "format_version is 2, expected 1"),
-        ({"format_version": ...}, "format_version is None, expected 1"),
+        ({"format_version": 3}, "format_version is 3, expected 2 or older"),
+        ({"format_version": ...}, "format_version is None, expected 2"),
         ({"formula": ...}, "formula: Field required"),
         ({"surprise": 1}, "surprise: Extra inputs are not permitted"),
         ({"base": {"id": None}}, r"base\.fingerprint: Field required"),
@@ -103,7 +103,7 @@ ENTRY = {"form": "dense", "rank": None, "shape": [32], "dtype": "F32", "norm": 1
         ({"reconstruction_error": float("nan")}, "reconstruction_error: Input should be a finite number"),
         ({"tensors": {}}, "tensors: Dictionary should have at least 1 item"),
         ({"tensors": {"w": {**ENTRY, "norm": float("inf")}}}, r"tensors\.w\.norm: Input should be a finite number"),
-        ({"tensors": {"w": {**ENTRY, "form": "magic"}}}, r"tensors\.w\.form: Input should be 'dense' or 'lowrank'"),
+        ({"tensors": {"w": {**ENTRY, "form": "magic"}}}, r"w\.form: Input should be 'dense', 'lowrank', 'sparse' or"),
         ({"tensors": {"w": {**ENTRY, "rank": 4}}}, r"tensors\.w: .*rank 4 with form dense"),
         ({"tensors": {"w": {**ENTRY, "form": "lowrank", "rank": 4}}}, r"tensors\.w: .*expected two dimensions"),
         ({"tensors": {"w": {**ENTRY, "shape": [-1]}}}, r"tensors\.w\.shape\.0: Input should be greater"),

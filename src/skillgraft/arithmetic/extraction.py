@@ -44,7 +44,7 @@ from skillgraft.checkpoint.weights import SafetensorsAppender
 from skillgraft.checkpoint.writer import atomic_directory
 from skillgraft.errors import CompatibilityError, RecipeError, did_you_mean
 from skillgraft.skills.architecture import architecture_facts
-from skillgraft.skills.forms import DENSE, LOWRANK, decode_lowrank, stored_names, stored_shapes
+from skillgraft.skills.forms import DENSE, LOWRANK, Storage, decode_lowrank, stored_names, stored_specs
 from skillgraft.skills.manifest import SKILL_FORMULA, CheckpointReference, Manifest, TensorEntry
 from skillgraft.skills.sketch import sketch_weights
 from skillgraft.skills.skill import WEIGHTS_FILE, Skill, load_skill, write_skill_description
@@ -139,12 +139,10 @@ def _inputs(operands: Operands) -> dict[str, str]:
 
 def _plan(operands: Operands, code: str) -> list[TensorSpec]:
     """Return every tensor that the artefact may hold."""
-    specs = []
+    specs: list[TensorSpec] = []
     if operands.adapter is not None:
         for name, delta in operands.adapter.deltas.items():
-            shapes = stored_shapes(LOWRANK, delta.shape, delta.rank)
-            pairs = zip(stored_names(name, LOWRANK), shapes, strict=True)
-            specs += [TensorSpec(key, code, shape) for key, shape in pairs]
+            specs += stored_specs(name, Storage(LOWRANK, delta.shape, code, delta.rank))
         return specs
     return [TensorSpec(name, code, info.shape) for name, info in operands.sft.tensors.items() if info.is_float]
 

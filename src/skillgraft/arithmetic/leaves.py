@@ -1,10 +1,11 @@
-"""Where the numbers of a merge come from: a stored tensor, or the product of a delta's low-rank factors.
+"""Where the numbers of a merge come from: a stored tensor, or a delta in one of a skill's storage forms.
 
 A leaf gives the bytes of any part of its tensor. The plan is made of leaves, from headers alone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,10 @@ from skillgraft.arithmetic import kernels
 from skillgraft.arithmetic.methods.copa import copa
 from skillgraft.arithmetic.scratch import Files
 from skillgraft.checkpoint.header import DTYPE_BYTES, TensorInfo
+from skillgraft.checkpoint.tensor_io import numpy_dtype
+from skillgraft.skills.forms import DENSE, LOWRANK, PACKED, packed, sparse
+from skillgraft.skills.manifest import TensorEntry
+from skillgraft.skills.skill import damaged
 
 
 @dataclass(frozen=True)
@@ -121,7 +126,116 @@ class MergedProduct:
         return copa(factors, self.weights, self.density, self.clamp, self.coefficient)
 
 
-Leaf = Stored | Product | MergedProduct
+@dataclass(frozen=True)
+class Packed:
+    """The elements of `b @ a` with quantised factors: codes and scales of a (rank, in) and of bᵀ (rank, out).
+
+    `widths` are (bits, number of directions), the largest directions first. Decoded exactly, multiplied in fp64.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    widths: tuple[tuple[int, int], ...]
+    files: tuple[TensorInfo, ...]
+
+    @property
+    def dtype(self) -> str:
+        """The safetensors code of its elements."""
+        return "F64"
+
+    @property
+    def elements(self) -> int:
+        """How many elements the product has."""
+        return self.shape[0] * self.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are read from the disk for all of it."""
+        return sum(info.end - info.begin for info in self.files)
+
+    def read(self, start: int, stop: int, files: Files, raw: np.ndarray) -> None:
+        """Write the bytes of the flat elements from `start` to `stop` to the beginning of `raw` (uint8)."""
+        a, b = files.kept(self, lambda: self._factors(files))
+        kernels.product_tile(a, b, start, stop, raw[: (stop - start) * 8].view(np.float64))
+
+    def _factors(self, files: Files) -> tuple[np.ndarray, np.ndarray]:
+        encoded = packed.Encoded(*(_part(info, 0, info.elements, files).reshape(info.shape) for info in self.files))
+        try:
+            a, b = packed.decode_packed(encoded, self.shape, dict(self.widths))
+        except ValueError as error:
+            raise damaged(self.files[0].file.parent, self.name, error) from error
+        return a.astype(np.float64), b.astype(np.float64)
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """The elements of a sparse delta: its values at their places, else zero. A tile reads the blocks it touches."""
+
+    name: str
+    elements: int
+    coding: sparse.Coding
+    files: tuple[TensorInfo, ...]
+
+    @property
+    def dtype(self) -> str:
+        """The safetensors code of its elements."""
+        return self.files[2].dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are read from the disk for all of it."""
+        return sum(info.end - info.begin for info in self.files)
+
+    def read(self, start: int, stop: int, files: Files, raw: np.ndarray) -> None:
+        """Write the bytes of the flat elements from `start` to `stop` to the beginning of `raw` (uint8)."""
+        (offsets,) = files.kept(self, lambda: (self._offsets(files),))
+        first, last = start // sparse.BLOCK, -(-stop // sparse.BLOCK)
+        run = offsets[first : last + 1]
+        origin = first * sparse.BLOCK
+        end = min(last * sparse.BLOCK, self.elements)
+        low, high = (run[0], run[-1]) if self.coding == "places" else (origin // 8, -(-end // 8))
+        index = _part(self.files[1], low, high, files)
+        try:
+            places = sparse.positions_of(self.coding, index, run, end - origin)
+        except ValueError as error:
+            raise damaged(self.files[0].file.parent, self.name, error) from error
+        low, high = np.searchsorted(places, (start - origin, stop - origin))
+        values = _part(self.files[2], run[0] + low, run[0] + high, files)
+        out = raw[: (stop - start) * values.itemsize].view(values.dtype)
+        out[:] = 0
+        out[places[low:high] - (start - origin)] = values
+
+    def _offsets(self, files: Files) -> np.ndarray:
+        offsets = _part(self.files[0], 0, self.files[0].elements, files)
+        try:
+            sparse.check_offsets(offsets, self.elements, self.files[2].elements)
+        except ValueError as error:
+            raise damaged(self.files[0].file.parent, self.name, error) from error
+        return offsets
+
+
+Leaf = Stored | Product | MergedProduct | Packed | Sparse
+
+
+def leaf_of(name: str, entry: TensorEntry, stored: Sequence[TensorInfo]) -> Leaf:
+    """Return the leaf of a skill's delta; `stored` are the tensors that hold it, in the order of `stored_names`."""
+    if entry.form == DENSE:
+        return Stored(stored[0])
+    if entry.form == LOWRANK:
+        return Product(stored[0], stored[1])
+    if entry.form == PACKED:
+        shape, widths = (entry.shape[0], entry.shape[1]), tuple(entry.widths.items())
+        return Packed(name, shape, widths, tuple(stored))
+    return Sparse(name, entry.elements, entry.coding or "places", tuple(stored))
+
+
+def _part(info: TensorInfo, start: int, stop: int, files: Files) -> np.ndarray:
+    """Return the flat elements from `start` to `stop` of a tensor, bf16 as its bits."""
+    width = DTYPE_BYTES[info.dtype]
+    raw = np.empty(int(stop - start) * width, dtype=np.uint8)
+    if len(raw):
+        files.read(info, int(start) * width, raw)
+    return raw.view(numpy_dtype(info.dtype))
 
 
 def _wide(info: TensorInfo, files: Files) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from blake3 import blake3
 
-from skillgraft.arithmetic.leaves import Leaf, Product, Stored
+from skillgraft.arithmetic.leaves import Leaf, Product, Stored, leaf_of
 from skillgraft.arithmetic.matching import check_adapter_fits, check_models, rows_of_vocabulary
 from skillgraft.arithmetic.merge_recipe import MergeRecipe, OperandSpec
 from skillgraft.arithmetic.method_plan import (
@@ -27,7 +27,7 @@ from skillgraft.checkpoint.layout import ADAPTER_CONFIG_FILE, Layout, read_layou
 from skillgraft.checkpoint.weights import planned_dtypes
 from skillgraft.errors import CompatibilityError, RecipeError
 from skillgraft.skills.compatibility import check_compatibility, tie_problem
-from skillgraft.skills.forms import LOWRANK, stored_names
+from skillgraft.skills.forms import stored_names
 from skillgraft.skills.library import resolve_skill
 from skillgraft.skills.peft_adapter import Adapter, read_adapter
 from skillgraft.skills.skill import Skill, load_skill
@@ -209,8 +209,7 @@ def of_skill(skill: Skill) -> Lookup:
         entry = skill.manifest.tensors.get(name)
         if entry is None:
             return None
-        stored = [skill.stored[key] for key in stored_names(name, entry.form)]
-        return Product(stored[0], stored[1]) if entry.form == LOWRANK else Stored(stored[0])
+        return leaf_of(name, entry, [skill.stored[key] for key in stored_names(name, entry.form)])
 
     return find
 

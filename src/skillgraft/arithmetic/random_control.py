@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 from pathlib import Path
+from typing import Literal
 
 import torch
 from blake3 import blake3
@@ -13,12 +14,12 @@ from blake3 import blake3
 from skillgraft.arithmetic.extraction import timestamp
 from skillgraft.arithmetic.norms import gaussian_factors, gaussian_like
 from skillgraft.checkpoint.fingerprint import fingerprint_file
-from skillgraft.checkpoint.header import TensorSpec
 from skillgraft.checkpoint.provenance import software_versions
 from skillgraft.checkpoint.weights import SafetensorsAppender
 from skillgraft.checkpoint.writer import atomic_directory
 from skillgraft.errors import RecipeError
-from skillgraft.skills.forms import LOWRANK, stored_names, stored_shapes
+from skillgraft.skills.forms import LOWRANK, stored_names
+from skillgraft.skills.manifest import TensorEntry
 from skillgraft.skills.skill import WEIGHTS_FILE, Skill, load_skill, write_skill_description
 
 RANDOM_FORMULA = (
@@ -29,26 +30,22 @@ RANDOM_FORMULA = (
 def random_vector(skill: Skill | str | os.PathLike[str], out: str | os.PathLike[str], seed: int) -> Skill:
     """Write a control skill into the new directory `out` and return it: random directions, the norms of `skill`.
 
-    Per tensor, v = ‖v_skill‖_F · g / ‖g‖_F with g Gaussian; for a low-rank delta g = B·A with Gaussian factors of the
-    same rank. The generator of each tensor is seeded by a hash of (seed, name), so that order doesn't matter. Stored
-    in fp32. The manifest keeps the skill's base, tokenizer and sketch and says that it is a control.
+    Per tensor, v = ‖v_skill‖_F · g / ‖g‖_F with g Gaussian; for a low-rank or packed delta g = B·A with Gaussian
+    factors of the same rank; a sparse one gets a dense control. The generator of each tensor is seeded by a hash of
+    (seed, name), so that order doesn't matter. Stored in fp32. The manifest keeps the skill's base, tokenizer and
+    sketch and says that it is a control.
 
     Raises as `load_skill` does, `RecipeError` for a seed that is no integer, `OutputExistsError`, `StorageError`.
     """
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise RecipeError(f"seed is {seed!r}, expected an integer")
     source = skill if isinstance(skill, Skill) else load_skill(skill)
-    planned = [
-        TensorSpec(key, "F32", shape)
-        for name, entry in source.manifest.tensors.items()
-        for key, shape in zip(
-            stored_names(name, entry.form), stored_shapes(entry.form, entry.shape, entry.rank), strict=True
-        )
-    ]
+    entries = {name: _control_entry(entry) for name, entry in source.manifest.tensors.items()}
+    planned = [spec for name, entry in entries.items() for spec in entry.specs(name)]
     metadata = {"format": "pt", "skillgraft_inputs": json.dumps({"skill": fingerprint_file(source.weights_file)})}
     with atomic_directory(out, needed_bytes=sum(spec.nbytes for spec in planned)) as partial:
         with SafetensorsAppender(partial / WEIGHTS_FILE, planned, metadata) as file:
-            for name, entry in source.manifest.tensors.items():
+            for name, entry in entries.items():
                 generator = keyed_generator(seed, name)
                 stored: tuple[torch.Tensor, ...]
                 if entry.form == LOWRANK and entry.rank is not None:
@@ -57,7 +54,6 @@ def random_vector(skill: Skill | str | os.PathLike[str], out: str | os.PathLike[
                     stored = (gaussian_like(entry.shape, entry.norm, generator),)
                 for key, tensor in zip(stored_names(name, entry.form), stored, strict=True):
                     file.add(key, tensor)
-        entries = {name: entry.model_copy(update={"dtype": "F32"}) for name, entry in source.manifest.tensors.items()}
         manifest = source.manifest.model_copy(
             update={
                 "formula": RANDOM_FORMULA,
@@ -65,6 +61,7 @@ def random_vector(skill: Skill | str | os.PathLike[str], out: str | os.PathLike[
                 "skillgraft_version": importlib.metadata.version("skillgraft"),
                 "seed": seed,
                 "reconstruction_error": 0.0,
+                "packing": None,
                 "tensors": entries,
                 "scores": [],
                 "versions": software_versions(),
@@ -72,6 +69,11 @@ def random_vector(skill: Skill | str | os.PathLike[str], out: str | os.PathLike[
         )
         write_skill_description(partial, manifest)
     return load_skill(Path(out))
+
+
+def _control_entry(entry: TensorEntry) -> TensorEntry:
+    form: Literal["dense", "lowrank"] = "dense" if entry.rank is None else "lowrank"
+    return TensorEntry(form=form, rank=entry.rank, shape=entry.shape, dtype="F32", norm=entry.norm)
 
 
 def keyed_generator(seed: int, name: str) -> torch.Generator:

@@ -14,6 +14,7 @@ from skillgraft.checkpoint.regular_file import open_regular
 from skillgraft.errors import CheckpointError
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from torch import Tensor
 
@@ -103,6 +104,32 @@ def count_not_finite(info: TensorInfo, buffer: memoryview) -> tuple[int, int]:
             nan += int(torch.isnan(values).sum())
             infinite += int(torch.isinf(values).sum())
     return nan, infinite
+
+
+_NUMPY_BITS = {
+    "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2",
+    "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "<i1",
+    "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "<u1",
+}  # fmt: skip
+
+
+def numpy_dtype(code: str) -> np.dtype:
+    """Return the NumPy dtype that holds the elements of a safetensors dtype; bf16 as its bits in uint16."""
+    import numpy as np
+
+    return np.dtype(_NUMPY_BITS[code])
+
+
+def read_array(info: TensorInfo) -> np.ndarray:
+    """Return a whole tensor as a NumPy array, bf16 as its bits in uint16; loads no torch."""
+    import numpy as np
+
+    buffer = bytearray(info.end - info.begin)
+    done = 0
+    for piece in read_chunks(info, memoryview(bytearray(min(CHUNK_BYTES, max(1, len(buffer)))))):
+        buffer[done : done + len(piece)] = piece
+        done += len(piece)
+    return np.frombuffer(buffer, numpy_dtype(info.dtype)).reshape(info.shape)
 
 
 _NUMPY_FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}

@@ -104,6 +104,10 @@ def _facts(manifest: Manifest) -> dict[str, str]:
     base = escaped(manifest.base.id or "unknown id")
     if not manifest.base_is_known:
         base = "not recorded; recognised by its weights"
+    packing = manifest.packing
+    packed = (
+        {"packed": f"as {packing.form} from {code(packing.source)}; the error is relative to that"} if packing else {}
+    )
     return {
         "formula": escaped(manifest.formula),
         "domain": escaped(manifest.domain or "not stated"),
@@ -114,6 +118,7 @@ def _facts(manifest: Manifest) -> dict[str, str]:
         "tensors": f"{len(manifest.tensors)} ({', '.join(f'{count} {form}' for form, count in forms.items())})",
         "Frobenius norm": f"{manifest.norm:.6g}",
         "reconstruction error": f"{manifest.reconstruction_error:.3g} (relative Frobenius)",
+        **packed,
         "recipe": escaped(manifest.recipe or "not stated"),
         "seed": "not stated" if manifest.seed is None else str(manifest.seed),
         "licence": escaped(manifest.licence or "not stated"),

@@ -8,14 +8,25 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
+from skillgraft.checkpoint.header import TensorSpec
 from skillgraft.checkpoint.json_file import read_json_object
 from skillgraft.errors import CheckpointError
-from skillgraft.skills.forms import DENSE, LOWRANK
+from skillgraft.skills.forms import DENSE, LOWRANK, PACKED, SPARSE, Storage, stored_specs
 
 MANIFEST_FILE = "skill.json"
-FORMAT_VERSION: Literal[1] = 1
+FORMAT_VERSION: Literal[2] = 2
+READ_VERSIONS = (1, FORMAT_VERSION)
+"""Version 1 has dense and low-rank deltas only; all that it holds means the same in version 2."""
 SKILL_FORMULA = "v = θ_RL − θ_SFT"
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -56,32 +67,85 @@ class Architecture(_Record):
 
 
 class TensorEntry(_Record):
-    """How one parameter's delta is stored; `shape` is the parameter's, `norm` the delta's Frobenius norm."""
+    """How one parameter's delta is stored; `shape` is the parameter's, `norm` the stored delta's Frobenius norm.
 
-    form: Literal["dense", "lowrank"]
+    `dtype` is that of the stored numbers (packed: of the scales). `rank` counts the directions of `lowrank` and
+    `packed`; `bits` says how many of them, the largest first, have codes of 8, 4, 3 and 2 bits; `count` elements of a
+    `sparse` delta are kept, their index in `coding`. `reconstruction_error` is ‖stored − packed from‖ / ‖packed from‖,
+    0.0 where nothing was lost and None where the delta was never packed.
+    """
+
+    form: Literal["dense", "lowrank", "sparse", "packed"]
     rank: Annotated[int, Field(ge=1)] | None = None
+    count: Size | None = None
+    coding: Literal["places", "bitmap"] | None = None
+    bits: dict[Literal["8", "4", "3", "2"], Annotated[int, Field(ge=1)]] | None = None
     shape: tuple[Size, ...]
     dtype: Literal["F32", "BF16", "F16"]
     norm: Annotated[Finite, Field(ge=0)]
+    reconstruction_error: Annotated[Finite, Field(ge=0)] | None = None
+
+    @property
+    def elements(self) -> int:
+        """How many elements the parameter has."""
+        return math.prod(self.shape)
+
+    @property
+    def widths(self) -> dict[int, int]:
+        """The number of directions by the bits of their codes; empty unless packed."""
+        return {int(width): count for width, count in (self.bits or {}).items()}
+
+    def specs(self, name: str) -> tuple[TensorSpec, ...]:
+        """Return name, dtype and shape of the tensors that hold the delta of the parameter `name`."""
+        storage = Storage(self.form, self.shape, self.dtype, self.rank, self.count, self.coding, self.widths)
+        return stored_specs(name, storage)
 
     @model_validator(mode="after")
-    def _rank_fits_form(self) -> TensorEntry:
-        if (self.rank is None) != (self.form == DENSE):
-            raise ValueError(f"rank {self.rank} with form {self.form}: a lowrank delta has a rank, a dense one none")
-        if self.form == LOWRANK and len(self.shape) != 2:
-            raise ValueError(f"shape {self.shape} with form lowrank: expected two dimensions")
+    def _fields_fit_form(self) -> TensorEntry:
+        if (self.rank is None) != (self.form in (DENSE, SPARSE)):
+            raise ValueError(f"rank {self.rank} with form {self.form}: lowrank and packed have a rank, others none")
+        if self.form in (LOWRANK, PACKED) and len(self.shape) != 2:
+            raise ValueError(f"shape {self.shape} with form {self.form}: expected two dimensions")
+        if (self.count is None, self.coding is None) != ((self.form != SPARSE,) * 2):
+            raise ValueError(f"count {self.count}, coding {self.coding} with form {self.form}: sparse has both")
+        if self.count is not None and self.count > self.elements:
+            raise ValueError(f"count {self.count} with shape {self.shape}: more values than elements")
+        if (self.bits is None) != (self.form != PACKED) or sum(self.widths.values()) != (self.rank if self.bits else 0):
+            raise ValueError(f"bits {self.bits} with form {self.form}: packed has the widths of its {self.rank} ranks")
+        if self.form == PACKED and self.dtype != "BF16":
+            raise ValueError(f"dtype {self.dtype} with form packed: expected scales in BF16")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_does_not_apply(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in serialise(self).items() if value is not None}
+
+
+class Packing(_Record):
+    """How a skill was packed: the form and settings asked for, and what from.
+
+    `source` is the fingerprint of the original's `skill.safetensors`, `source_reconstruction_error` what its manifest
+    said, and `source_bytes` the size of its directory. `errors` holds ‖stored − source‖ / ‖source‖ by module kind.
+    """
+
+    form: Literal["dense", "sparse", "lowrank", "packed", "mask"]
+    settings: dict[str, Any]
+    source: str
+    source_reconstruction_error: Annotated[Finite, Field(ge=0)]
+    source_bytes: Size
+    errors: dict[str, Annotated[Finite, Field(ge=0)]]
 
 
 class Manifest(_Record):
     """Everything that is known of a skill beside its tensors.
 
-    `reconstruction_error` is ‖stored − exact‖_F / ‖exact‖_F over all tensors, 0.0 for an exact form. `sketch` holds
+    `reconstruction_error` is ‖stored − exact‖_F / ‖exact‖_F over all tensors, 0.0 for an exact form; of a packed skill
+    (`packing`), exact is what it was packed from. `sketch` holds
     a few elements of θ_SFT by parameter name, to recognise the base by its weights. `scores` are free-form rows.
     `language` is the ISO 639 code of the domain's texts.
     """
 
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[1, 2] = FORMAT_VERSION
     formula: str
     created: str
     skillgraft_version: str
@@ -96,6 +160,7 @@ class Manifest(_Record):
     licence: str | None = None
     language: str | None = None
     reconstruction_error: Annotated[Finite, Field(ge=0)]
+    packing: Packing | None = None
     tensors: dict[str, TensorEntry] = Field(min_length=1)
     scores: list[dict[str, Any]] = Field(default_factory=list)
     versions: dict[str, str] = Field(default_factory=dict)
@@ -124,9 +189,9 @@ def read_manifest(path: Path) -> Manifest:
     damaged or of another format version.
     """
     content = read_json_object(path)
-    if content.get("format_version") != FORMAT_VERSION:
+    if content.get("format_version") not in READ_VERSIONS:
         raise CheckpointError(
-            f"{path}: format_version is {content.get('format_version')!r}, expected {FORMAT_VERSION}; "
+            f"{path}: format_version is {content.get('format_version')!r}, expected {FORMAT_VERSION} or older; "
             "the skill was written by another version of Skillgraft, or the file is damaged"
         )
     try:

@@ -10,10 +10,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from skillgraft.checkpoint.header import TensorInfo, read_header
-from skillgraft.checkpoint.tensor_io import read_tensor
+from skillgraft.checkpoint.tensor_io import read_array, read_tensor
 from skillgraft.errors import CheckpointError, MissingPathError, did_you_mean
 from skillgraft.skills.card import card_text
-from skillgraft.skills.forms import DENSE, FORMS, LOWRANK, stored_names, stored_shapes
+from skillgraft.skills.forms import (
+    DENSE,
+    LOWRANK,
+    PACKED,
+    SPARSE,
+    decode_dense,
+    decode_lowrank,
+    packed,
+    sparse,
+    stored_names,
+)
 from skillgraft.skills.manifest import MANIFEST_FILE, Manifest, TensorEntry, manifest_text, read_manifest
 
 if TYPE_CHECKING:
@@ -41,7 +51,12 @@ class Skill:
 
     @property
     def form(self) -> str:
-        """`lowrank` when any tensor is stored as factors, else `dense`; `manifest.tensors` tells it for each."""
+        """What it was packed as; else `lowrank` when any tensor is stored as factors, or `dense`.
+
+        `manifest.tensors` tells it for each tensor.
+        """
+        if self.manifest.packing is not None:
+            return self.manifest.packing.form
         return LOWRANK if any(entry.form == LOWRANK for entry in self.manifest.tensors.values()) else DENSE
 
     @property
@@ -64,12 +79,42 @@ class Skill:
         return self.entry(name).norm
 
     def factors(self, name: str) -> tuple[Tensor, ...]:
-        """Return the tensors that store a delta, as stored: `(delta,)` or `(a, b)` with delta = b @ a."""
+        """Return the tensors that store a delta, as stored: `(delta,)`, `(a, b)` with delta = b @ a, or others."""
         return tuple(read_tensor(self.stored[key]) for key in stored_names(name, self.entry(name).form))
 
+    def product(self, name: str) -> tuple[Tensor, Tensor]:
+        """Return fp32 factors (a, b) with delta = b @ a of a parameter that is stored low rank or packed."""
+        import torch
+
+        entry = self.entry(name)
+        if entry.form == LOWRANK:
+            a, b = self.factors(name)
+            return a.float(), b.float()
+        if entry.form != PACKED:
+            raise CheckpointError(f"{self.path}: the delta of {name!r} is stored {entry.form}, not as factors")
+        encoded = packed.Encoded(*(read_array(self.stored[key]) for key in stored_names(name, entry.form)))
+        shape = entry.shape[0], entry.shape[1]
+        a_values, b_values = packed.decode_packed(encoded, shape, entry.widths)
+        return torch.from_numpy(a_values), torch.from_numpy(b_values)
+
     def delta(self, name: str) -> Tensor:
-        """Return v for one parameter in fp32, in the parameter's shape (low rank: b @ a, multiplied in fp32)."""
-        return FORMS[self.entry(name).form].decode(*self.factors(name))
+        """Return v for one parameter in fp32, in the parameter's shape (of factors: b @ a, multiplied in fp32)."""
+        entry = self.entry(name)
+        if entry.form == SPARSE:
+            return self._sparse_delta(name, entry)
+        if entry.form == DENSE:
+            return decode_dense(*self.factors(name))
+        return decode_lowrank(*self.product(name))
+
+    def _sparse_delta(self, name: str, entry: TensorEntry) -> Tensor:
+        import torch
+
+        arrays = [read_array(self.stored[key]) for key in stored_names(name, entry.form)]
+        coding: sparse.Coding = entry.coding or "places"
+        values = sparse.decode_sparse(sparse.Encoded(coding, *arrays), entry.elements)
+        if entry.dtype == "BF16":
+            return torch.from_numpy(values.view("int16")).view(torch.bfloat16).float().reshape(entry.shape)
+        return torch.from_numpy(values).float().reshape(entry.shape)
 
 
 def is_skill(directory: Path) -> bool:
@@ -78,10 +123,13 @@ def is_skill(directory: Path) -> bool:
 
 
 def load_skill(path: str | os.PathLike[str]) -> Skill:
-    """Return the skill in the directory `path`, its manifest and headers checked; executes no code, reads no tensor.
+    """Return the skill in the directory `path`, its manifest and headers checked; executes no code.
+
+    Of the tensors it reads what others are addressed or multiplied by: the indices of sparse deltas, packed scales.
 
     Raises `MissingPathError` when the directory or one of its files is missing, and `CheckpointError` when the
-    manifest is damaged or of another version, or when the tensors are not those that it names.
+    manifest is damaged or of another version, when the tensors are not those that it names, or for an index or a scale
+    that cannot be.
     """
     path = Path(path)
     if not path.exists():
@@ -94,6 +142,7 @@ def load_skill(path: str | os.PathLike[str]) -> Skill:
     manifest = read_manifest(path / MANIFEST_FILE)
     stored = {info.name: info for info in read_header(path / WEIGHTS_FILE).tensors}
     _check_stored(path, manifest, stored)
+    _check_contents(path, manifest, stored)
     return Skill(path, manifest, stored)
 
 
@@ -121,17 +170,16 @@ def _check_stored(path: Path, manifest: Manifest, stored: Mapping[str, TensorInf
     """Refuse tensors that the manifest doesn't name, and the reverse, and other shapes or dtypes."""
     left = dict(stored)
     for name, entry in manifest.tensors.items():
-        shapes = stored_shapes(entry.form, entry.shape, entry.rank)
-        for key, shape in zip(stored_names(name, entry.form), shapes, strict=True):
+        for key, dtype, shape in entry.specs(name):
             info = left.pop(key, None)
             if info is None:
                 raise CheckpointError(
                     f"{path}: {MANIFEST_FILE} names {name!r} as {entry.form}, but {WEIGHTS_FILE} holds no {key!r}; "
                     "extract or download the skill again"
                 )
-            if (info.dtype, info.shape) != (entry.dtype, shape):
+            if (info.dtype, info.shape) != (dtype, shape):
                 raise CheckpointError(
-                    f"{path}: tensor {key!r} is {info.dtype} of shape {list(info.shape)}, expected {entry.dtype} of "
+                    f"{path}: tensor {key!r} is {info.dtype} of shape {list(info.shape)}, expected {dtype} of "
                     f"{list(shape)} from {MANIFEST_FILE}; extract or download the skill again"
                 )
     if left:
@@ -139,3 +187,24 @@ def _check_stored(path: Path, manifest: Manifest, stored: Mapping[str, TensorInf
             f"{path}: {WEIGHTS_FILE} holds {next(iter(left))!r}, which {MANIFEST_FILE} does not name; "
             "extract or download the skill again"
         )
+
+
+def _check_contents(path: Path, manifest: Manifest, stored: Mapping[str, TensorInfo]) -> None:
+    """Refuse an index that leads outside its tensor and a scale that is none, before anything is computed with them."""
+    for name, entry in manifest.tensors.items():
+        infos = [stored[key] for key in stored_names(name, entry.form)]
+        try:
+            if entry.form == SPARSE:
+                offsets, index = read_array(infos[0]), read_array(infos[1])
+                sparse.check_offsets(offsets, entry.elements, entry.count or 0)
+                sparse.positions_of(entry.coding or "places", index, offsets, entry.elements)
+            elif entry.form == PACKED:
+                for info in infos[2:]:
+                    packed.check_scales(read_array(info))
+        except ValueError as error:
+            raise damaged(path, name, error) from error
+
+
+def damaged(path: Path, name: str, reason: ValueError) -> CheckpointError:
+    """Return the error for a stored delta that contradicts itself."""
+    return CheckpointError(f"{path}: the delta of {name!r} is damaged: {reason}; pack or download the skill again")

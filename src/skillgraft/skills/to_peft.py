@@ -189,8 +189,8 @@ def _specs(skill: Skill, module: _Module, rank: int, scale: float) -> tuple[Tens
 def _factors(skill: Skill, module: _Module) -> tuple[Tensor, Tensor, float]:
     """Return a, b and the norm of what they lack of the delta."""
     entry = skill.entry(module.name)
-    if entry.form == LOWRANK and entry.rank == module.rank:
-        a, b = skill.factors(module.name)
+    if entry.rank == module.rank:
+        a, b = skill.factors(module.name) if entry.form == LOWRANK else skill.product(module.name)
         squared = ((a.double() @ a.double().T) * (b.double().T @ b.double())).sum().clamp(min=0)  # ‖B·A‖²
         _check_norm(skill, module.name, squared.sqrt().item())
         return a, b, 0.0

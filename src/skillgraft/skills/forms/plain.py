@@ -1,21 +1,14 @@
-"""Storage forms of one parameter's delta: for each, the stored tensors and a pure function back to the delta.
-
-A further form is a function pair and one entry in `FORMS`.
-"""
+"""Deltas stored as they are, and as two factors."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from jaxtyping import Float
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-
-DENSE = "dense"
-LOWRANK = "lowrank"
 
 
 def encode_dense(delta: Float[Tensor, "*shape"], dtype: torch.dtype) -> tuple[Float[Tensor, "*shape"]]:
@@ -46,28 +39,3 @@ def decode_lowrank(
 ) -> Float[Tensor, "out_features in_features"]:
     """Return `b @ a`, multiplied in fp32."""
     return b.float() @ a.float()
-
-
-class Form(NamedTuple):
-    """A storage form: the suffixes of its stored tensors' names and the function from them to the fp32 delta."""
-
-    suffixes: tuple[str, ...]
-    decode: Callable[..., Tensor]
-
-
-FORMS: dict[str, Form] = {
-    DENSE: Form(("",), decode_dense),
-    LOWRANK: Form((".lowrank_a", ".lowrank_b"), decode_lowrank),
-}
-
-
-def stored_names(name: str, form: str) -> tuple[str, ...]:
-    """Return the names in `skill.safetensors` that hold the delta of the parameter `name`."""
-    return tuple(name + suffix for suffix in FORMS[form].suffixes)
-
-
-def stored_shapes(form: str, shape: tuple[int, ...], rank: int | None) -> tuple[tuple[int, ...], ...]:
-    """Return the shapes of those tensors for a parameter of `shape`, in the order of `stored_names`."""
-    if form == LOWRANK and rank is not None:
-        return (rank, shape[1]), (shape[0], rank)
-    return (shape,)

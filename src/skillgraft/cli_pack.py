@@ -1,0 +1,93 @@
+"""The verb `pack` on the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from skillgraft.cli_arithmetic import JsonOption, OutOption, _progress, _say
+from skillgraft.cli_artefact import SkillArgument, open_skill
+from skillgraft.console import err_console, out_console
+from skillgraft.errors import RecipeError
+
+
+def pack(
+    skill: SkillArgument,
+    form: Annotated[str, typer.Option(help="dense, sparse (lossless), lowrank, packed or mask.", show_default=False)],
+    out: OutOption,
+    budget: Annotated[str | None, typer.Option(help="Size of the whole directory: 5MB.")] = None,
+    rank: Annotated[int | None, typer.Option(help="Rank of every matrix.")] = None,
+    energy: Annotated[float | None, typer.Option(help="Share of each matrix's squared norm: 0.9.")] = None,
+    density: Annotated[float | None, typer.Option(help="Share of the elements: 0.01.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Of stored values or factors: float32, float16, bfloat16.")] = None,
+    questions: Annotated[
+        Path | None, typer.Option(help="JSONL: measure what is kept of the gain on these, with --target.")
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(help="SFT checkpoint for --questions and --localise-on.", show_default=False)
+    ] = None,
+    localise_on: Annotated[
+        Path | None, typer.Option(help="JSONL other than --questions: optimise the mask on these, with --target.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of --localise-on.")] = 40,
+    scale: Annotated[float, typer.Option(help="λ with which the gain is measured.")] = 1.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Store a skill smaller: says size and error by kind of module, and what is kept of its gain."""
+    if (questions is None and localise_on is None) != (target is None):
+        raise RecipeError("--target belongs to --questions or --localise-on; expected both, or neither")
+    if questions is not None and localise_on is not None and questions.resolve() == localise_on.resolve():
+        raise RecipeError(
+            f"--questions and --localise-on are both {questions}; expected other questions to measure on than "
+            "those that the mask was chosen on"
+        )
+    from skillgraft.skills.packing.settings import PackSettings, parse_size
+
+    size = parse_size(budget) if budget is not None else None
+    PackSettings(form, size, rank, energy, density, dtype)
+    from skillgraft.skills import packing
+    from skillgraft.skills.packing import gain
+    from skillgraft.skills.skill import Skill
+
+    original = open_skill(skill)
+    if not isinstance(original, Skill):
+        raise RecipeError(
+            f"{skill} is a PEFT adapter; expected a skill: skillgraft extract --rl {skill} --sft SFT -o SKILL"
+        )
+    directory = gain.check_gain_inputs(original, target, questions) if target and questions else None
+    with _progress("packing", as_json, unit="elements") as progress:
+        settings: dict[str, Any] = {"budget": size, "rank": rank, "energy": energy, "density": density, "dtype": dtype}
+        if localise_on is not None:
+            settings |= {"localise_on": localise_on, "target": target, "steps": steps}
+        packed = packing.pack(original, out, form, progress=progress, **settings)
+    facts = packing.describe(packed)
+    if directory is not None and questions is not None:
+        facts["gain"] = gain.kept_gain(original, packed, directory, questions, scale=scale, say=err_console.print)
+    if as_json:
+        print(json.dumps(facts))
+        return
+    _show(out, facts)
+
+
+def _show(out: Path, facts: dict[str, Any]) -> None:
+    _say(
+        f"{out}: {facts['form']}, {facts['tensors']} tensors, {facts['size_bytes'] / 1e6:.3g} MB "
+        f"({facts['ratio']:.3g}x smaller than it was, {facts['dense_ratio']:.3g}x smaller than dense float32)"
+    )
+    table = Table("kind of module", "reconstruction error")
+    for kind, error in [*facts["errors"].items(), ("whole", facts["reconstruction_error"])]:
+        table.add_row(kind, f"{error:.3g}")
+    out_console.print(table)
+    if "gain" not in facts:
+        return
+    found = facts["gain"]
+    table = Table("metric", "target", "+ original", "+ packed", "gain kept", title=f"{found['questions']} questions")
+    for metric, kept in found["kept"].items():
+        means = [f"{found['scores'][label][metric]['mean']:.3f}" for label in ("target", "original", "packed")]
+        share = f"{kept['share']:.0%} ({kept['low']:.0%} to {kept['high']:.0%})" if kept else "no gain shown"
+        table.add_row(metric, *means, share)
+    out_console.print(table)

@@ -1,0 +1,81 @@
+"""Deltas of a skill in fp32, as merging would see them, and their order statistics."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor
+
+from skillgraft.arithmetic.first_pass import Count
+from skillgraft.arithmetic.leaves import Leaf, leaf_of
+from skillgraft.arithmetic.scratch import Files
+from skillgraft.arithmetic.tiles import cut
+from skillgraft.checkpoint.header import DTYPE_BYTES
+from skillgraft.checkpoint.tensor_io import numpy_dtype
+from skillgraft.errors import CompatibilityError
+from skillgraft.skills.forms import stored_names
+from skillgraft.skills.packing.factors import Svd, product_svd, squared_spectrum, truncated_svd
+from skillgraft.skills.skill import Skill
+
+
+def read_delta(skill: Skill, name: str, files: Files) -> Float32[Tensor, "*shape"]:
+    """Return a parameter's delta in fp32; of factors the fp64 product, rounded once.
+
+    Raises `CompatibilityError`, naming the tensor, for NaN or infinity.
+    """
+    flat = np.empty(skill.entry(name).elements, dtype=np.float32)
+    for start, values in _tiles(_leaf(skill, name), files):
+        flat[start : start + len(values)] = values
+    if not np.isfinite(flat).all():
+        raise CompatibilityError(
+            f"{skill.path}: the delta of {name!r} holds NaN or infinity; expected finite numbers: the skill is damaged"
+        )
+    return torch.from_numpy(flat).reshape(skill.shape(name))
+
+
+def decompose(skill: Skill, name: str, rank: int, files: Files) -> Svd:
+    """Return the leading `rank` directions of a matrix's delta, or all that it has."""
+    if skill.entry(name).rank is not None:
+        return product_svd(*skill.product(name)).leading(rank)
+    return truncated_svd(read_delta(skill, name, files), rank)
+
+
+def energies_of(skill: Skill, name: str, files: Files) -> Float[np.ndarray, " side"]:
+    """Return the squared singular values of a matrix's delta in fp64, the largest first."""
+    if skill.entry(name).rank is not None:
+        return np.square(product_svd(*skill.product(name)).s.numpy())
+    return squared_spectrum(read_delta(skill, name, files)).numpy()
+
+
+def largest_threshold(skill: Skill, density: float, files: Files) -> float:
+    """Return the magnitude, an fp32 number, of the last of the ⌊density · n⌋ largest elements of the whole vector.
+
+    Counted by streaming, so that nothing is sorted and no tensor is held; never 0, since zeros need no keeping.
+    """
+    wanted = max(1, math.floor(density * sum(skill.entry(name).elements for name in skill.names)))
+    count = Count(wanted)
+    while count.key is None:
+        for name in skill.names:
+            for _, values in _tiles(_leaf(skill, name), files):
+                exact = values.astype(np.float32).astype(np.float64)
+                count.add(exact, np.empty(len(values), dtype=np.int32))
+        count.close_round()
+    return max(float(np.array([count.key], dtype=np.int32).view(np.float32)[0]), float(np.finfo(np.float32).tiny))
+
+
+def _leaf(skill: Skill, name: str) -> Leaf:
+    entry = skill.entry(name)
+    return leaf_of(name, entry, [skill.stored[key] for key in stored_names(name, entry.form)])
+
+
+def _tiles(leaf: Leaf, files: Files) -> Iterator[tuple[int, Float[np.ndarray, " count"]]]:
+    """Yield the position and values of every tile, in a dtype that holds them exactly."""
+    for start, stop in cut(leaf.elements):
+        raw = np.empty((stop - start) * DTYPE_BYTES[leaf.dtype], dtype=np.uint8)
+        leaf.read(start, stop, files, raw)
+        values = raw.view(numpy_dtype(leaf.dtype))
+        yield start, (values.astype(np.uint32) << 16).view(np.float32) if leaf.dtype == "BF16" else values
