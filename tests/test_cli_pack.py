@@ -1,6 +1,8 @@
 import json
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from skillgraft.arithmetic import extract
@@ -89,6 +91,20 @@ def test_mistakes_are_one_message(folder, tmp_path, options, message):
     assert message in " ".join(result.output.split())
     assert "Traceback" not in result.output
     assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_is_no_skill(folder, tmp_path):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "r": 1, "lora_alpha": 1, "base_model_name_or_path": str(folder / "base")})
+    )
+    prefix = "base_model.model.model.layers.0.mlp.up_proj"
+    factors = {f"{prefix}.lora_A.weight": torch.ones(1, 32), f"{prefix}.lora_B.weight": torch.ones(64, 1)}
+    save_file(factors, tmp_path / "adapter" / "adapter_model.safetensors")
+    command = ["pack", str(tmp_path / "adapter"), "-o", str(tmp_path / "out"), "--form", "sparse"]
+    result = runner.invoke(app, command)
+    assert result.exit_code == 2
+    assert "is a PEFT adapter; expected a skill: skillgraft extract --rl" in " ".join(result.output.split())
 
 
 def test_a_target_of_another_base_is_refused_before_packing(folder, tmp_path):

@@ -16,6 +16,7 @@ from skillgraft.skills.module_kinds import module_kind
 from skillgraft.skills.packing import describe, directory_bytes, pack
 from skillgraft.skills.packing.encoding import narrowest
 from skillgraft.skills.packing.settings import PackSettings, parse_size
+from skillgraft.skills.to_peft import convert_to_peft
 from tests.tiny import tiny_checkpoint, tiny_finetune
 
 SETTINGS = [
@@ -177,6 +178,18 @@ def test_fewer_directions_of_a_lora(lora, tmp_path):
     assert {again.entry(name).form for name in again.names} == {"packed"}
     back = pack(again, tmp_path / "back", "dense")
     assert all(torch.allclose(back.delta(name), again.delta(name), atol=1e-7) for name in back.names)
+
+
+def test_a_packed_lora_becomes_an_adapter_exactly(lora, tmp_path):
+    packed = pack(lora, tmp_path / "packed", "packed", rank=3)
+    report = convert_to_peft(packed, tmp_path / "adapter")
+    assert report["exact"]
+    tensors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    for name in packed.names:
+        a, b = packed.product(name)
+        prefix = f"base_model.model.{name.removesuffix('.weight')}"
+        assert torch.equal(tensors[f"{prefix}.lora_A.weight"], a)
+        assert torch.equal(tensors[f"{prefix}.lora_B.weight"], b)
 
 
 def test_the_same_bytes_every_time(source, tmp_path):
