@@ -5,9 +5,10 @@
     seed: 0
     stages:
       sft_target: {kind: sft, from: base, documents: data/target}
-      grafted:    {kind: inject, target: sft_target, skill: skills/squad-recall, scale: 1.0}
+      grafted:    {kind: inject, target: sft_target, skill: squad-recall, scale: 1.0}
 
-Relative paths are relative to the recipe's own folder. `trainer:` and `lora:` go unchanged into TRL's and PEFT's own
+Relative paths are relative to the recipe's own folder; a skill that comes with Skillgraft is named by its name
+(`skill: squad-recall`), unless a stage has that name. `trainer:` and `lora:` go unchanged into TRL's and PEFT's own
 config classes, which are checked for unknown keys when the run is planned.
 """
 
@@ -23,6 +24,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from skillgraft.arithmetic.merge_recipe import check_vector_method, parse_merge_recipe
 from skillgraft.errors import RecipeError, did_you_mean
+from skillgraft.shipped import shipped_skills
 from skillgraft.yaml_file import read_yaml
 
 BASE = "base"
@@ -42,7 +44,7 @@ def _finite(value: float) -> float:
 class SftStage(_Strict):
     """Supervised fine-tuning on documents, or on questions with answers; full, or LoRA with `lora:`."""
 
-    kind: Literal["sft"]
+    kind: Literal["sft"] = Field(description="fine-tune a checkpoint")
     from_: str = Field(alias="from", description="stage, 'base' or checkpoint directory to start from")
     documents: Path | None = Field(None, description="folder of .md/.txt, or JSONL with id, title, text")
     limit_documents: int | None = Field(None, ge=1, description="train on the first so many documents only")
@@ -55,9 +57,9 @@ class SftStage(_Strict):
 class RlStage(_Strict):
     """Closed-book reinforcement learning with GRPO; full, or LoRA with `lora:`."""
 
-    kind: Literal["rl"]
+    kind: Literal["rl"] = Field(description="train with rewards on questions")
     from_: str = Field(alias="from", description="the SFT stage or checkpoint whose knowledge is to be used")
-    domain: Literal["knowledge"] = "knowledge"
+    domain: Literal["knowledge"] = Field("knowledge", description="what is learnt: closed-book questions")
     questions: Path = Field(description="JSONL with document, question, answers")
     reward: dict[str, float] | None = Field(None, description="reward name or dotted path -> weight")
     rounds: list[Annotated[int, Field(ge=1)]] = Field(
@@ -73,37 +75,37 @@ class RlStage(_Strict):
 class ExtractStage(_Strict):
     """v = θ_RL − θ_SFT, kept as an artefact."""
 
-    kind: Literal["extract"]
-    rl: str
-    sft: str
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    domain: str | None = None
-    licence: str | None = None
+    kind: Literal["extract"] = Field(description="take a skill out of two checkpoints")
+    rl: str = Field(description="the rl stage, or a checkpoint directory or PEFT adapter after RL")
+    sft: str = Field(description="the checkpoint that RL started from")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="what the skill is stored in")
+    domain: str | None = Field(None, description="what the skill was learnt on, for its manifest")
+    licence: str | None = Field(None, description="SPDX identifier, for its manifest")
 
 
 class RandomVectorStage(_Strict):
     """The control: a random vector with the skill's norm in every tensor."""
 
-    kind: Literal["random_vector"]
-    skill: str
-    seed: int | None = Field(None, ge=0, lt=2**32)
+    kind: Literal["random_vector"] = Field(description="make the control: a random vector like a skill")
+    skill: str = Field(description="stage, skill directory or shipped skill whose norms are taken")
+    seed: int | None = Field(None, ge=0, lt=2**32, description="default: the recipe's")
 
 
 class ScaledSkill(_Strict):
     """One of several skills."""
 
-    skill: str
-    scale: Annotated[float, AfterValidator(_finite)] = 1.0
+    skill: str = Field(description="stage, skill directory or shipped skill")
+    scale: Annotated[float, AfterValidator(_finite)] = Field(1.0, description="λ of this skill")
 
 
 class InjectStage(_Strict):
     """θ = θ_target + λ·v; v is one skill, or what a merging method makes of several."""
 
-    kind: Literal["inject"]
-    target: str
-    skill: str | None = None
+    kind: Literal["inject"] = Field(description="add a skill to a checkpoint")
+    target: str = Field(description="stage, 'base' or checkpoint directory that receives the skill")
+    skill: str | None = Field(None, description="stage, skill directory or shipped skill, such as squad-recall")
     skills: list[ScaledSkill] = Field([], description="several, each with its scale, instead of one")
-    scale: Annotated[float, AfterValidator(_finite)] = 1.0
+    scale: Annotated[float, AfterValidator(_finite)] = Field(1.0, description="λ")
     method: str = Field("task_arithmetic", description="a merging method of vectors: task_arithmetic is the sum")
     parameters: dict[str, Any] = Field({}, description="the method's own, as in a merge recipe")
 
@@ -116,15 +118,15 @@ class InjectStage(_Strict):
 class EvalStage(_Strict):
     """Closed-book scores of several models on the same questions, with intervals and retention."""
 
-    kind: Literal["eval"]
-    models: list[str] = Field(min_length=1)
-    questions: Path
+    kind: Literal["eval"] = Field(description="score models")
+    models: list[str] = Field(min_length=1, description="stages, 'base' or checkpoint directories: the table's rows")
+    questions: Path = Field(description="JSONL with document, question, answers")
     documents: Path | None = Field(None, description="keep only questions on these documents")
     limit_documents: int | None = Field(None, ge=1, description="keep questions on the first so many documents only")
-    retention: bool = True
+    retention: bool = Field(True, description="score general-knowledge questions too")
     baseline: str | None = Field(None, description="the row that differences are taken against; default: the SFT row")
-    max_new_tokens: int = Field(32, ge=1)
-    batch_size: int = Field(64, ge=1)
+    max_new_tokens: int = Field(32, ge=1, description="longest answer, in tokens")
+    batch_size: int = Field(64, ge=1, description="questions answered at once")
     labels: dict[str, str] = Field({}, description="model -> what the table calls it")
 
 
@@ -156,11 +158,13 @@ MAKES: dict[str, str] = {
 class Recipe(_Strict):
     """A whole recipe; `load_recipe` is the way to get one."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    base: str
-    seed: int = Field(0, ge=0, lt=2**32)
-    title: str | None = None
-    stages: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")], Stage] = Field(min_length=1)
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the run's folder under runs/")
+    base: str = Field(description="the pre-trained model: checkpoint directory or hub id; stages call it 'base'")
+    seed: int = Field(0, ge=0, lt=2**32, description="of everything that is random")
+    title: str | None = Field(None, description="the report's heading")
+    stages: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")], Stage] = Field(
+        min_length=1, description="stages by name, in any order: each runs after those that it refers to"
+    )
 
 
 def load_recipe(file: Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -341,7 +345,8 @@ def order(recipe: Recipe) -> list[str]:
     for name, stage in recipe.stages.items():
         for field, reference in references(stage):
             if reference != BASE and reference not in recipe.stages and not is_path(reference):
-                hint = did_you_mean(reference, [*recipe.stages, BASE])
+                skills = shipped_skills() if field.startswith("skill") else ()
+                hint = did_you_mean(reference, [*recipe.stages, BASE, *skills])
                 raise RecipeError(f"stages.{name}.{field}: there is no stage '{reference}'{hint}; a path needs a slash")
     done: list[str] = []
     path: list[str] = []
@@ -364,6 +369,8 @@ def order(recipe: Recipe) -> list[str]:
 
 
 def _absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
+    shipped = shipped_skills()
+
     def absolute(value: Any) -> Any:
         return (folder / value.expanduser()).resolve() if isinstance(value, Path) else value
 
@@ -376,6 +383,8 @@ def _absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
             if is_base and not value.startswith((".", "~", "/")) and not (folder / value).is_dir():
                 return value  # a hub id
             return str((folder / Path(value).expanduser()).resolve())
+        if isinstance(value, str) and not is_base and value not in (*recipe.stages, BASE) and value in shipped:
+            return str(shipped[value])
         return value
 
     stages = {}

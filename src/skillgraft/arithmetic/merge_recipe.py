@@ -40,7 +40,7 @@ class _Strict(BaseModel):
 class Linear(_Strict):
     """`normalize` divides by the sum of the weights."""
 
-    normalize: bool = True
+    normalize: bool = Field(True, description="divide by the sum of the weights")
 
 
 class TaskArithmetic(_Strict):
@@ -50,29 +50,29 @@ class TaskArithmetic(_Strict):
 class Slerp(_Strict):
     """`t` is the place between the first model (0) and the second (1)."""
 
-    t: Annotated[float, Field(ge=0, le=1)] = 0.5
+    t: Annotated[float, Field(ge=0, le=1)] = Field(0.5, description="0: the first model, 1: the second")
 
 
 class Ties(_Strict):
     """`density` is kept of each vector: over the whole model as in the paper, or of each tensor; λ is `scale`."""
 
-    density: Density = 0.2
-    scope: Literal["model", "tensor"] = "model"
-    normalize: bool = True
-    scale: Finite = 1.0
+    density: Density = Field(0.2, description="share of each vector that is kept, the largest first")
+    scope: Literal["model", "tensor"] = Field("model", description="kept of the whole vector, or of each tensor")
+    normalize: bool = Field(True, description="divide by the weights that agree with the elected sign")
+    scale: Finite = Field(1.0, description="λ")
 
 
 class Dare(_Strict):
     """`density` is kept of each vector, at random by `seed`, and divided by it."""
 
-    density: Density = 0.2
-    seed: int = 0
+    density: Density = Field(0.2, description="share of each vector that is kept, at random")
+    seed: int = Field(0, description="of the random masks")
 
 
 class DareTies(Dare):
     """`normalize` divides by the weights that agree with the elected sign."""
 
-    normalize: bool = True
+    normalize: bool = Field(True, description="divide by the weights that agree with the elected sign")
 
 
 class ModelStock(_Strict):
@@ -173,12 +173,14 @@ class OperandSpec(_Strict):
     matches, and `default` (1, if left out) to the others.
     """
 
-    model: Path | None = None
-    adapter: Path | None = None
-    skill: Path | None = None
-    minus: Path | None = None
-    weight: Finite = 1.0
-    weights: dict[str, Finite] | None = Field(None, min_length=1)
+    model: Path | None = Field(None, description="checkpoint directory")
+    adapter: Path | None = Field(None, description="PEFT LoRA adapter; with model: put on it")
+    skill: Path | None = Field(None, description="skill directory; with model: put on it")
+    minus: Path | None = Field(None, description="checkpoint that is subtracted from model; default: base")
+    weight: Finite = Field(1.0, description="λ of this operand")
+    weights: dict[str, Finite] | None = Field(
+        None, min_length=1, description="λ by pattern of tensor names, and `default`, instead of weight"
+    )
 
     @model_validator(mode="after")
     def _says_one_thing(self) -> OperandSpec:
@@ -213,12 +215,16 @@ class OperandSpec(_Strict):
 class MergeRecipe(_Strict):
     """A whole merge; paths are relative to the recipe's folder when it is read from a file."""
 
-    method: str
-    base: Path
-    operands: list[OperandSpec] = Field(min_length=1)
-    parameters: Any = Field(default_factory=dict)
-    dtype: Literal["float32", "bfloat16", "float16", "float64"] | None = None
-    allow: list[Literal["base", "missing", "tokenizer", "architecture"]] = Field(default_factory=list)
+    method: str = Field(description="how operands are combined")
+    base: Path = Field(description="checkpoint that owns config, tokenizer and every tensor that no operand changes")
+    operands: list[OperandSpec] = Field(min_length=1, description="in your order")
+    parameters: Any = Field(default_factory=dict, description="the method's own")
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] | None = Field(
+        None, description="of the result; default: each tensor's in the base"
+    )
+    allow: list[Literal["base", "missing", "tokenizer", "architecture"]] = Field(
+        default_factory=list, description="refusals to turn into remarks"
+    )
 
 
 def check_vector_method(method: str, where: str = "") -> None:

@@ -1,0 +1,83 @@
+"""Shipped skills are found by name, from a checkout and from a wheel; so are type hints, and `python -m`."""
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+from skillgraft import load_skill
+from skillgraft.config import load_recipe
+from skillgraft.errors import RecipeError
+from skillgraft.shipped import ANSWER_FORMAT, RECALL, shipped_skills
+
+ROOT = Path(__file__).parents[1]
+
+
+def recipe(tmp_path, skill, **stages):
+    data = {
+        "name": "x",
+        "base": "b/c",
+        "stages": {
+            "grafted": {"kind": "inject", "target": "base", "skill": skill},
+            "random": {"kind": "random_vector", "skill": skill},
+            **stages,
+        },
+    }
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(data))
+    return load_recipe(file)
+
+
+def test_the_shipped_skills_are_those_of_the_repository():
+    assert set(shipped_skills()) == {RECALL, ANSWER_FORMAT} == {path.name for path in (ROOT / "skills").iterdir()}
+    assert load_skill(shipped_skills()[RECALL]).manifest.domain.startswith("recall")
+
+
+def test_a_recipe_names_a_shipped_skill(tmp_path):
+    stages = recipe(tmp_path, RECALL).stages
+    assert stages["grafted"].skill == stages["random"].skill == str(shipped_skills()[RECALL])
+
+
+def test_a_stage_of_that_name_and_a_path_go_first(tmp_path):
+    stage = {"kind": "random_vector", "skill": "./mine"}
+    stages = recipe(tmp_path, RECALL, **{RECALL: stage}).stages
+    assert stages["grafted"].skill == RECALL
+    assert recipe(tmp_path, f"./{RECALL}").stages["grafted"].skill == str(tmp_path / RECALL)
+
+
+def test_a_misspelt_one_is_suggested(tmp_path):
+    with pytest.raises(RecipeError, match=f"there is no stage 'squad-recal'; did you mean '{RECALL}'"):
+        recipe(tmp_path, "squad-recal")
+    with pytest.raises(RecipeError, match="available: base, grafted, random, sft; a path"):
+        recipe(tmp_path, RECALL, sft={"kind": "sft", "from": "gone", "documents": "d"})
+
+
+def test_a_wheel_carries_skills_and_type_hints(tmp_path):
+    tree = tmp_path / "tree"
+    shutil.copytree(
+        ROOT / "src", tree / "src", symlinks=True, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info")
+    )
+    shutil.copytree(ROOT / "skills", tree / "skills")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tree)
+    build = "from setuptools.build_meta import build_wheel; build_wheel('..')"
+    subprocess.run([sys.executable, "-c", build], cwd=tree, check=True, capture_output=True)
+    [wheel] = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    package = tmp_path / "site" / "skillgraft"
+    assert (package / "py.typed").is_file()
+    assert not (package / "shipped").is_symlink()
+    found = shipped_skills(package / "shipped")
+    assert set(found) == {RECALL, ANSWER_FORMAT}
+    assert load_skill(found[RECALL]).names == load_skill(shipped_skills()[RECALL]).names
+
+
+def test_python_m():
+    done = subprocess.run([sys.executable, "-m", "skillgraft", "--help"], capture_output=True, text=True, check=True)
+    assert "python -m skillgraft" in done.stdout
+    assert "doctor" in done.stdout
