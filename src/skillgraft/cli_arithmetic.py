@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from skillgraft.console import err_console, out_console
+from skillgraft.console import err_console, out_console, print_or_write
 from skillgraft.errors import OutputExistsError, RecipeError
 
 if TYPE_CHECKING:
@@ -233,17 +233,7 @@ def export(
 
     if not mergekit:
         raise RecipeError("no form was named; expected --mergekit")
-    text = mergekit_yaml(load_merge_recipe(recipe))
-    if out is None:
-        print(text, end="")
-        return
-    try:
-        with out.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError as error:
-        raise RecipeError(f"{out} exists already and nothing is overwritten; choose another file") from error
-    except OSError as error:
-        raise RecipeError(f"{out} cannot be written: {error.strerror}; choose another file") from error
+    print_or_write(mergekit_yaml(load_merge_recipe(recipe)), out)
 
 
 ARITHMETIC: list[tuple[str, Callable[..., None], str]] = [
