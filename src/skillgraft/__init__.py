@@ -18,7 +18,10 @@ loads no torch; each name is imported when it is first used.
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
+
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # before anything imports the hub's client, which reads it once
 
 from skillgraft.run import run  # at once, since the module of the same name would else take its place
 

@@ -33,6 +33,11 @@ def _compiled(**options: Any) -> Any:
     return compile_one
 
 
+def cache_folder() -> str | None:
+    """Return where compiled kernels are kept; None where no place for that can be written."""
+    return _sum.stats.cache_path
+
+
 _exact = _compiled()
 _loose = _compiled(fastmath={"reassoc", "nsz", "contract"})
 

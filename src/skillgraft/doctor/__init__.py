@@ -1,0 +1,74 @@
+"""`skillgraft doctor`: what this machine and this installation can do, what that means, and the remedy.
+
+A check is a pure function of facts that were looked up beforehand; it returns findings. A check that fails itself is a
+finding too, never a traceback. Torch and Numba are looked at in processes of their own, since a broken one may end the
+process that imports it. Nothing is changed, and no network is reached.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from skillgraft import machine
+from skillgraft.doctor import files, models, network, processor, software
+from skillgraft.doctor.findings import EXIT_CODES, Finding, worst
+
+__all__ = ["EXIT_CODES", "Finding", "examine", "worst"]
+
+Check = Callable[[], list[Finding]]
+
+
+def examine(runs: Path) -> list[Finding]:
+    """Return the findings of every check; `runs` is where runs would be kept."""
+    return run_checks(checks(runs, dict(os.environ)))
+
+
+def checks(runs: Path, environ: Mapping[str, str]) -> dict[str, Check]:
+    """Return every check by name, in the order in which they are shown."""
+    torch = functools.cache(lambda: processor.probe("torch"))
+    return {
+        "python": lambda: software.check_python(sys.version_info[:3], software.installed()),
+        "packages": lambda: software.check_packages(software.installed()),
+        "optional parts": lambda: software.check_extras(software.installed()),
+        "torch": lambda: processor.check_torch(torch()),
+        "precision": lambda: processor.check_precision(torch()),
+        "devices": lambda: processor.check_devices(torch(), processor.nvidia_driver(), machine.cpu_features()),
+        "threads": lambda: processor.check_threads(machine.cores(), torch().get("threads"), environ),
+        "compiled arithmetic": lambda: processor.check_numba(processor.probe("numba")),
+        "memory": lambda: files.check_memory(machine.memory()),
+        "disk": lambda: files.check_disk(files.look_at_disks(runs)),
+        "files": lambda: files.check_files(files.look_at_files(runs)),
+        "text": lambda: files.check_text(files.look_at_text()),
+        "model": lambda: models.check_default_model(models.look_at_default_model()),
+        "hub cache": lambda: models.check_hub_cache(models.look_at_hub_cache(environ)),
+        "skills": lambda: models.check_skills(models.look_at_skills()),
+        "network": lambda: network.check_network(environ),
+        "telemetry": lambda: network.check_telemetry(environ),
+    }
+
+
+def run_checks(named: Mapping[str, Check]) -> list[Finding]:
+    """Return all findings in order; a check that raises gives a warning that says so."""
+    found: list[Finding] = []
+    for name, check in named.items():
+        try:
+            found += check()
+        except Exception as error:  # a broken installation breaks in any way it likes; the other checks go on
+            found.append(_failed(name, error))
+    return found
+
+
+def _failed(name: str, error: Exception) -> Finding:
+    what = str(error).strip().splitlines()
+    lacking = isinstance(error, ImportError)
+    return Finding(
+        name,
+        "warning",
+        f"the check itself failed: {type(error).__name__}{': ' + what[0] if what else ''}",
+        "nothing is known about this point",
+        "install Skillgraft again" if lacking else "report it, with the output of skillgraft doctor --json",
+    )

@@ -1,0 +1,62 @@
+"""What is run in a process of its own, since a broken Torch or Numba may crash or hang and take that process along.
+
+python -m skillgraft.doctor.probes torch        prints one line of JSON
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+
+def look_at_torch() -> dict[str, Any]:
+    """Return Torch's version, threads, accelerators and which precision pays."""
+    import torch
+
+    from skillgraft.train import precision
+
+    kind = precision.device().type
+    wish = os.environ.get("SKILLGRAFT_PRECISION")
+    return {
+        "version": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "kernels": torch.backends.cpu.get_cpu_capability(),
+        "cuda_build": torch.version.cuda,
+        "device": kind,
+        "accelerators": _accelerators(kind),
+        "bf16": precision.bf16_pays(),
+        "wish": wish if wish in {"bf16", "fp32"} else None,
+        "speedup": precision.bf16_speedup() if kind == "cpu" and wish not in {"bf16", "fp32"} else None,
+    }
+
+
+def _accelerators(kind: str) -> list[dict[str, Any]]:
+    import torch
+
+    if kind == "cpu":
+        return []
+    if kind != "cuda":
+        return [{"name": kind} for _ in range(torch.accelerator.device_count())]
+    found = []
+    for number in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(number)
+        found.append({"name": torch.cuda.get_device_name(number), "free": free, "total": total})
+    return found
+
+
+def look_at_numba() -> dict[str, Any]:
+    """Return Numba's version and where it keeps compiled kernels (None: nowhere)."""
+    import numba
+
+    from skillgraft.arithmetic import kernels
+
+    return {"version": numba.__version__, "cache": kernels.cache_folder()}
+
+
+PROBES: dict[str, Callable[[], dict[str, Any]]] = {"torch": look_at_torch, "numba": look_at_numba}
+
+if __name__ == "__main__":
+    print(json.dumps(PROBES[sys.argv[1]]()))
