@@ -93,3 +93,22 @@ def test_the_shipped_skill_as_an_adapter_gives_the_injected_logits(tmp_path):
     loaded = target()
     loaded.load_adapter(str(tmp_path / "adapter"))
     assert (logits(loaded) - expected).abs().max() < 1e-3
+
+
+def test_what_init_writes_runs_unedited_on_the_default_model(tmp_path, monkeypatch):
+    from skillgraft.starter import write_recipe
+
+    monkeypatch.delenv("SKILLGRAFT_PRECISION", raising=False)
+    folder = tmp_path / "almanac"
+    folder.mkdir()
+    documents = (ROOT / "examples/almanac/target/documents.jsonl").read_text().splitlines()[:6]
+    (folder / "documents.jsonl").write_text("\n".join(documents))
+    kept = {json.loads(line)["id"] for line in documents}
+    questions = (ROOT / "examples/almanac/target/questions.jsonl").read_text().splitlines()
+    (folder / "questions.jsonl").write_text("\n".join(q for q in questions if json.loads(q)["document"] in kept))
+    started = write_recipe(folder, base="HuggingFaceTB/SmolLM2-135M-Instruct", out=tmp_path / "recipe.yaml")
+    assert started.start.documents.counted
+    result = run(started.recipe, runs=tmp_path / "runs")
+    rows = {row["model"]: row for row in result.evaluations[0]["rows"]}
+    assert list(rows) == ["base", "sft", "grafted", "base_skill", "with_format", "with_random"]
+    assert rows["sft"]["scores"]["f1"]["mean"] > rows["base"]["scores"]["f1"]["mean"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +14,10 @@ from typer.core import TyperGroup
 from skillgraft.cli_arithmetic import ARITHMETIC
 from skillgraft.cli_artefact import ARTEFACT
 from skillgraft.cli_compare import COMPARING
+from skillgraft.cli_doctor import doctor
+from skillgraft.cli_init import init
 from skillgraft.cli_library import LIBRARY
+from skillgraft.cli_schema import schema
 from skillgraft.cli_search import search
 from skillgraft.cli_skills import SKILLS
 from skillgraft.console import err_console, out_console
@@ -147,6 +151,12 @@ def status(
 
 
 for verb, command, example in (*ARITHMETIC, *COMPARING, *ARTEFACT, *LIBRARY, *SKILLS):
+FIRST_STEPS: list[tuple[str, Callable[..., None], str]] = [
+    ("doctor", doctor, "skillgraft doctor"),
+    ("init", init, "skillgraft init examples/almanac/target -o almanac.yaml"),
+    ("schema", schema, "skillgraft schema -o recipe.schema.json"),
+]
+for verb, command, example in (*FIRST_STEPS, *ARITHMETIC, *COMPARING, *ARTEFACT, *LIBRARY):
     app.command(name=verb, epilog=f"Example: {example}")(command)
 app.command(epilog="Example: skillgraft search merge.yaml --questions dev.jsonl --vary weights=0,1.5 -o search")(search)
 
