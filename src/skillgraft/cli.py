@@ -54,7 +54,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     help="Learn a skill once with RL, keep it as a vector, graft it onto models fine-tuned on something new.",
-    epilog="First steps: [bold]skillgraft run recipes/quickstart.yaml[/]",
+    epilog="First steps: [bold]skillgraft doctor[/], then [bold]skillgraft init[/] FOLDER-OF-DOCUMENTS",
 )
 RecipeArgument = Annotated[Path, typer.Argument(help="Recipe file (YAML).", show_default=False)]
 SetOption = Annotated[list[str], typer.Option("--set", metavar="A.B=C", help="Override a value of the recipe.")]

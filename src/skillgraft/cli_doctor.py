@@ -45,7 +45,8 @@ def doctor(
         _show(findings)
         counts = {each: sum(finding.severity == each for finding in findings) for each in ("error", "warning")}
         found = ", ".join(f"{number} {each}{'s' * (number > 1)}" for each, number in counts.items() if number)
-        out_console.print(f"\n{found or 'Nothing to worry about'}.", highlight=False)
+        done = "Nothing to worry about. Next: skillgraft init FOLDER-OF-DOCUMENTS"
+        out_console.print(f"\n{found + '.' if found else done}", highlight=False)
     raise typer.Exit(EXIT_CODES[severity])
 
 

@@ -261,3 +261,13 @@ def test_the_verb_without_documents_or_questions(tmp_path, monkeypatch):
     done = invoke()
     assert "none: nothing will be measured" in done.stdout
     assert json.loads(invoke("-o", "b.yaml", "--json").stdout)["questions"] is None
+
+
+def test_the_examples_of_help_work(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(ALMANAC, tmp_path / "examples" / "almanac")
+    for verb, written in (("init", "almanac.yaml"), ("schema", "recipe.schema.json")):
+        help_text = CliRunner().invoke(app, [verb, "--help"]).stdout
+        example = " ".join(help_text.partition("Example: skillgraft ")[2].split())
+        assert CliRunner().invoke(app, example.split()).exit_code == 0
+        assert (tmp_path / written).is_file()

@@ -79,9 +79,7 @@ def _learn(start: Start, documents: str) -> list[str]:
     else:
         first = ["# Learn the documents; every weight is trained, since this machine's memory allows it."]
     if (start.base.parameters or SMALL + 1) > SMALL or start.lora:
-        first.append(
-            "# The learning rate is a guess for this base: the loss should fall to about a third, not to zero."
-        )
+        first.append("# The learning rate is a guess for a base of this size: look at the loss.")
     return [*first, *_sft("sft", start, documents)]
 
 
