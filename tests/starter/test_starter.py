@@ -152,6 +152,14 @@ def test_tokens(tmp_path, tiny, monkeypatch):
     assert abs(look.count_documents(ALMANAC, documents, tiny / "base").tokens - exact) < 0.05 * exact
 
 
+@pytest.mark.parametrize(("count", "epochs"), [(1, 40), (5, 20), (20, 8), (99, 8), (100, 5)])
+def test_few_documents_are_repeated_until_there_are_forty_steps(tmp_path, count, epochs):
+    for number in range(count):
+        (tmp_path / f"{number}.md").write_text("Text.")
+    started = write(tmp_path, tmp_path)
+    assert load_recipe(started.recipe).stages["sft"].trainer["num_train_epochs"] == epochs
+
+
 def test_nothing_is_overwritten_and_nothing_is_left(tmp_path, tiny):
     write(tmp_path, tiny / "data", base=str(tiny / "base"))
     mine = (tmp_path / "recipe.yaml").read_bytes()

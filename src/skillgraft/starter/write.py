@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shlex
@@ -19,8 +20,10 @@ from skillgraft.watch import clock
 
 GENERIC = {"", "documents", "docs", "data", "target", "source", "text", "texts", "train"}
 """Names of folders that say nothing: the folder above gives the recipe its name."""
+BATCH, LEAST_STEPS = 4, 40
+"""Documents a step; steps below which fine-tuning ends before its learning rate has warmed up and come down."""
 FEW_DOCUMENTS = 100
-"""Below, eight epochs instead of five: as many steps as the shipped skill's own fine-tuning had need repetition."""
+"""Below, eight epochs instead of five, as in the shipped recipes."""
 SMALL = 500_000_000
 """Parameters up to which the learning rates that were measured (on 135 M) are taken."""
 
@@ -84,7 +87,8 @@ def _learn(start: Start, documents: str) -> list[str]:
 
 
 def _sft(name: str, start: Start, documents: str) -> list[str]:
-    epochs = 8 if start.documents.count < FEW_DOCUMENTS else 5
+    count = start.documents.count
+    epochs = max(8 if count < FEW_DOCUMENTS else 5, math.ceil(LEAST_STEPS / math.ceil(count / BATCH)))
     small = (start.base.parameters or SMALL + 1) <= SMALL
     rate = {(True, False): "3.0e-4", (False, False): "2.0e-5", (True, True): "1.0e-3", (False, True): "2.0e-4"}
     return [
@@ -94,7 +98,7 @@ def _sft(name: str, start: Start, documents: str) -> list[str]:
         f"  documents: {documents}",
         *(["  lora: {r: 16, lora_alpha: 32}"] if start.lora else []),
         f"  trainer: {{num_train_epochs: {epochs}, learning_rate: {rate[small, start.lora]}, "
-        "per_device_train_batch_size: 4}",
+        f"per_device_train_batch_size: {BATCH}}}",
     ]
 
 
