@@ -24,13 +24,13 @@ from skillgraft.doctor.processor import probe
 )
 def test_a_broken_torch(tmp_path, monkeypatch, code, message):
     (tmp_path / "torch.py").write_text(code)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
     assert probe("torch") == {"error": message}
 
 
 def test_a_torch_that_hangs(tmp_path, monkeypatch):
     (tmp_path / "torch.py").write_text("import time; time.sleep(60)")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
     assert probe("torch", seconds=1) == {"error": "importing torch gave no answer in 1 s"}
 
 

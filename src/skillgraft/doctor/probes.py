@@ -1,13 +1,9 @@
-"""What is run in a process of its own, since a broken Torch or Numba may crash or hang and take that process along.
-
-python -m skillgraft.doctor.probes torch        prints one line of JSON
-"""
+"""What is run in a process of its own, since a broken Torch or Numba may crash or hang and take that process along."""
 
 from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -58,5 +54,7 @@ def look_at_numba() -> dict[str, Any]:
 
 PROBES: dict[str, Callable[[], dict[str, Any]]] = {"torch": look_at_torch, "numba": look_at_numba}
 
-if __name__ == "__main__":
-    print(json.dumps(PROBES[sys.argv[1]]()))
+
+def tell(name: str) -> None:
+    """Print what the probe `name` finds as one line of JSON."""
+    print(json.dumps(PROBES[name]()))

@@ -22,16 +22,18 @@ SECONDS = 120.0
 """After which a probe counts as hanging: a first import from a slow disk takes long."""
 
 
+_PROBE = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[2]); "
+    "from skillgraft.doctor import probes; probes.tell(sys.argv[1])"
+)
+"""Run with this process's own search path, so that it finds the same packages."""
+
+
 def probe(name: str, seconds: float = SECONDS) -> dict[str, Any]:
     """Return what the probe `name` found; where it could not look, only `error`, a sentence that says why."""
-    package = str(Path(__file__).parents[2])
-    paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONIOENCODING": "utf-8"}
-    command = [sys.executable, "-P", "-m", "skillgraft.doctor.probes", name]
+    command = [sys.executable, "-c", _PROBE, name, json.dumps(sys.path)]
     try:
-        done = subprocess.run(
-            command, capture_output=True, encoding="utf-8", errors="replace", timeout=seconds, env=environment
-        )
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=seconds)
     except subprocess.TimeoutExpired:
         return {"error": f"importing {name} gave no answer in {seconds:.0f} s"}
     if done.returncode < 0:

@@ -18,8 +18,8 @@ from skillgraft.shipped import ANSWER_FORMAT, RECALL
 from skillgraft.starter.look import QUESTIONS, Cost, Start
 from skillgraft.watch import clock
 
-GENERIC = {"", "documents", "docs", "data", "target", "source", "text", "texts", "train"}
-"""Names of folders that say nothing: the folder above gives the recipe its name."""
+GENERIC = {"", "documents", "docs", "data", "target", "source", "text", "texts", "train", "stages"}
+"""Names of folders that say nothing (`stages` is a folder of runs): the folder above gives the recipe its name."""
 BATCH, LEAST_STEPS = 4, 40
 """Documents a step; steps below which fine-tuning ends before its learning rate has warmed up and come down."""
 FEW_DOCUMENTS = 100
