@@ -13,6 +13,7 @@ from skillgraft import load_skill
 from skillgraft.config import load_recipe
 from skillgraft.errors import RecipeError
 from skillgraft.shipped import ANSWER_FORMAT, RECALL, shipped_skills
+from skillgraft.skills.library import resolve_skill
 
 ROOT = Path(__file__).parents[1]
 
@@ -40,6 +41,13 @@ def test_the_shipped_skills_are_those_of_the_repository():
 def test_a_recipe_names_a_shipped_skill(tmp_path):
     stages = recipe(tmp_path, RECALL).stages
     assert stages["grafted"].skill == stages["random"].skill == str(shipped_skills()[RECALL])
+
+
+def test_so_does_every_verb_that_takes_a_skill(tmp_path, monkeypatch):
+    monkeypatch.setenv("SKILLGRAFT_LIBRARY", str(tmp_path))
+    assert resolve_skill(RECALL) == (shipped_skills()[RECALL], None)
+    (tmp_path / RECALL).mkdir()
+    assert resolve_skill(RECALL).path == tmp_path / RECALL
 
 
 def test_a_stage_of_that_name_and_a_path_go_first(tmp_path):

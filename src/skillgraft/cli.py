@@ -152,7 +152,7 @@ def status(
 
 for verb, command, example in (*ARITHMETIC, *COMPARING, *ARTEFACT, *LIBRARY, *SKILLS):
 FIRST_STEPS: list[tuple[str, Callable[..., None], str]] = [
-    ("doctor", doctor, "skillgraft doctor"),
+    ("doctor", doctor, "skillgraft doctor --json"),
     ("init", init, "skillgraft init examples/almanac/target -o almanac.yaml"),
     ("schema", schema, "skillgraft schema -o recipe.schema.json"),
 ]

@@ -29,6 +29,7 @@ from skillgraft.errors import (
     StorageError,
     did_you_mean,
 )
+from skillgraft.shipped import shipped_skills
 from skillgraft.skills.manifest import MANIFEST_FILE, Manifest
 from skillgraft.skills.skill import CARD_FILE, WEIGHTS_FILE, load_skill
 
@@ -150,7 +151,7 @@ def remove_skill(name: str) -> Path:
 
 
 def resolve_skill(text: str | os.PathLike[str]) -> Resolved:
-    """Return the directory that `text` means: a path that exists, else the library's skill of that name.
+    """Return the directory that `text` means: a path that exists, else the library's or the shipped skill of that name.
 
     The path wins, and the remark says so where the library has that name too. Raises `MissingPathError` when there is
     neither.
@@ -163,6 +164,8 @@ def resolve_skill(text: str | os.PathLike[str]) -> Resolved:
         return Resolved(path, remark)
     if known:
         return Resolved(library_home() / name)
+    if name in shipped_skills():
+        return Resolved(shipped_skills()[name])
     named = _NAME.fullmatch(name) is not None
     where = f", and no skill of that name in the library {library_home()}" if named else ""
     hint = did_you_mean(name, _names()) if named and _names() else ""

@@ -61,7 +61,6 @@ def _probe() -> bool:
     return bf16_speedup() > 1.3
 
 
-@functools.cache
 def bf16_speedup() -> float:
     """Return how many times as fast as in fp32 a matrix product in bf16 is on this CPU."""
     return _seconds(torch.float32) / _seconds(torch.bfloat16)
