@@ -85,8 +85,8 @@ class Breadcrumbs(_Strict):
     Defaults: where the search of the paper's code begins.
     """
 
-    beta: Share = 0.006
-    gamma: Share = 0.85
+    beta: Share = Field(0.006, description="share of the largest magnitudes that goes")
+    gamma: Share = Field(0.85, description="share of the smallest magnitudes that goes")
 
     @model_validator(mode="after")
     def _leaves_something(self) -> Breadcrumbs:
@@ -98,15 +98,15 @@ class Breadcrumbs(_Strict):
 class Pcb(_Strict):
     """`ratio` (r) of each vector's coefficients is kept: of the whole vector as in the paper, or of each tensor."""
 
-    ratio: Density = 0.2
-    scope: Literal["model", "tensor"] = "model"
+    ratio: Density = Field(0.2, description="share of each vector's coefficients that is kept")
+    scope: Literal["model", "tensor"] = Field("model", description="kept of the whole vector, or of each tensor")
 
 
 class Cabs(_Strict):
     """`n` of every `m` consecutive elements are kept of each vector, none of them twice."""
 
-    n: Annotated[int, Field(ge=1)] = 64
-    m: Annotated[int, Field(ge=1, le=1 << 16)] = 256
+    n: Annotated[int, Field(ge=1)] = Field(64, description="elements kept of every m")
+    m: Annotated[int, Field(ge=1, le=1 << 16)] = Field(256, description="consecutive elements of which n are kept")
 
     @model_validator(mode="after")
     def _keeps_a_part(self) -> Cabs:
@@ -121,8 +121,12 @@ class Mediator(_Strict):
     The conflict is the share of elements with opposite signs; without a threshold it is the mean over the layers.
     """
 
-    threshold: Annotated[float, Field(ge=0, le=1)] | None = None
-    fallback: Literal["task_arithmetic", "first"] = "task_arithmetic"
+    threshold: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        None, description="largest conflict at which a layer is averaged; default: the mean over the layers"
+    )
+    fallback: Literal["task_arithmetic", "first"] = Field(
+        "task_arithmetic", description="what becomes of the other layers"
+    )
 
 
 class Copa(_Strict):
@@ -131,9 +135,9 @@ class Copa(_Strict):
     Defaults: those of the paper's code.
     """
 
-    density: Density = 0.2
-    clamp: Density = 0.2
-    coefficient: Finite = 2.0
+    density: Density = Field(0.2, description="share of each factor that is kept")
+    clamp: Density = Field(0.2, description="share of the directions that keep a scale of their own")
+    coefficient: Finite = Field(2.0, description="λ")
 
 
 class Ratatouille(_Strict):
