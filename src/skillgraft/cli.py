@@ -150,13 +150,12 @@ def status(
     out_console.print(table if rows else f"{runs} holds no stages yet; start one: skillgraft run RECIPE.yaml")
 
 
-for verb, command, example in (*ARITHMETIC, *COMPARING, *ARTEFACT, *LIBRARY, *SKILLS):
 FIRST_STEPS: list[tuple[str, Callable[..., None], str]] = [
     ("doctor", doctor, "skillgraft doctor --json"),
     ("init", init, "skillgraft init examples/almanac/target -o almanac.yaml"),
     ("schema", schema, "skillgraft schema -o recipe.schema.json"),
 ]
-for verb, command, example in (*FIRST_STEPS, *ARITHMETIC, *COMPARING, *ARTEFACT, *LIBRARY):
+for verb, command, example in (*FIRST_STEPS, *ARITHMETIC, *COMPARING, *ARTEFACT, *LIBRARY, *SKILLS):
     app.command(name=verb, epilog=f"Example: {example}")(command)
 app.command(epilog="Example: skillgraft search merge.yaml --questions dev.jsonl --vary weights=0,1.5 -o search")(search)
 
