@@ -3,7 +3,8 @@
     python benchmarks/checkpoints.py --size tiny --folder /tmp/bench-merge/tiny
 
 Writes `base`, two fine-tunes `a` and `b` (base + noise of a twentieth of its scale, so that the deltas are small and
-dense as after fine-tuning) and a PEFT LoRA `adapter` on the base. Weights are random: only shapes, dtypes and the
+dense as after fine-tuning; with `deltas="rl"` their matrices have the spectrum of a real skill) and a PEFT LoRA
+`adapter` on the base. Weights are random: only shapes, dtypes and the
 statistics of the deltas matter here. The same size and seed give the same bytes; a folder whose `spec.json` matches
 is reused.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import hashlib
 import json
 import random
@@ -33,6 +35,12 @@ WEIGHT_STD = 0.02
 DELTA_STD = 0.001
 LORA_RANK, LORA_ALPHA = 16, 32
 LORA_A_STD, LORA_B_STD = 0.02, 0.006  # alpha / r · B·A then has about the scale of DELTA_STD
+RL_SPECTRUM = {
+    0: 1.0, 1: 0.652, 2: 0.570, 4: 0.499, 8: 0.438, 16: 0.379, 32: 0.320, 64: 0.261, 128: 0.200, 192: 0.162,
+    256: 0.134, 320: 0.111, 384: 0.092, 448: 0.0748, 512: 0.0584, 575: 0.0221,
+}  # fmt: skip
+"""Place among 576 singular values -> size, the first as 1: the mean over MLP matrices of every third layer of the skill
+that 117 steps of GRPO on all weights of the default model gave (results/kept-gain.json)."""
 SAFETENSORS_CODES = {"bfloat16": ("BF16", 2), "float32": ("F32", 4)}
 
 
@@ -45,6 +53,7 @@ class Shape:
     intermediate: int
     vocab: int
     shard_bytes: int
+    deltas: str = "noise"
 
     def projections(self) -> dict[str, tuple[int, int]]:
         """The linear layers of one block, in checkpoint order: name → (out, in)."""
@@ -112,7 +121,10 @@ def elements(shape: tuple[int, ...]) -> int:
 
 def specification(size: str, seed: int) -> dict[str, Any]:
     constants = [WEIGHT_STD, DELTA_STD, LORA_RANK, LORA_ALPHA, LORA_A_STD, LORA_B_STD, BLOCK]
-    return {"format": FORMAT, "size": size, "seed": seed, "shape": asdict(SIZES[size]), "constants": constants}
+    shape = asdict(SIZES[size])
+    if shape["deltas"] == "noise":
+        del shape["deltas"]  # what was made before there were others still counts
+    return {"format": FORMAT, "size": size, "seed": seed, "shape": shape, "constants": constants}
 
 
 def is_ready(folder: Path, size: str, seed: int) -> bool:
@@ -147,12 +159,16 @@ def write_models(folder: Path, shape: Shape, seed: int) -> None:
                 write_header(file, tensors, "bfloat16")
             for tensor, dimensions in tensors.items():
                 centre = 1.0 if len(dimensions) == 1 else 0.0
+                shaped = shape.deltas == "rl" and len(dimensions) == 2 and ".layers." in tensor
+                whole = {name: spectral(f"{seed} {tensor} {name}", dimensions) for name in MODELS[1:] if shaped}
+                done = 0
                 for key, length in blocks(seed, tensor, elements(dimensions)):
                     base = (normal(f"{key} base", length) * WEIGHT_STD + centre).to(torch.bfloat16)
                     files["base"].write(raw(base))
                     for name in MODELS[1:]:
-                        tuned = normal(f"{key} {name}", length).mul_(DELTA_STD).add_(base)
-                        files[name].write(raw(tuned.to(torch.bfloat16)))
+                        delta = whole[name][done : done + length] if shaped else normal(f"{key} {name}", length)
+                        files[name].write(raw(delta.mul_(DELTA_STD).add_(base).to(torch.bfloat16)))
+                    done += length
     if len(shards) > 1:
         for name in MODELS:
             write_index(folder / name, shards, 2)
@@ -296,6 +312,29 @@ def normal(key: str, length: int) -> torch.Tensor:
 
     seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little") >> 1
     return torch.randn(length, generator=torch.Generator().manual_seed(seed))
+
+
+@functools.cache
+def directions(rows: int, rank: int) -> torch.Tensor:
+    """Return orthonormal columns, the same for every matrix of a shape: `spectral` turns them about."""
+    import torch
+
+    return torch.linalg.qr(normal(f"directions {rows} {rank}", rows * rank).reshape(rows, rank))[0]
+
+
+def spectral(key: str, dimensions: tuple[int, ...]) -> torch.Tensor:
+    """Return a matrix with `RL_SPECTRUM` and a mean square of 1, flattened, its directions drawn from `key`."""
+    import numpy as np
+    import torch
+
+    rows, columns = dimensions
+    rank = min(dimensions)
+    values = np.interp(np.linspace(0, max(RL_SPECTRUM), rank), list(RL_SPECTRUM), list(RL_SPECTRUM.values()))
+    values *= (rows * columns / (values**2).sum()) ** 0.5
+    order = np.random.default_rng(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little"))
+    left, right = (directions(side, rank)[order.permutation(side)] for side in dimensions)
+    signed = torch.from_numpy((values * order.choice([-1.0, 1.0], rank)).astype(np.float32))
+    return ((left * signed) @ right.T).reshape(-1)
 
 
 def raw(tensor: torch.Tensor) -> Any:

@@ -2,12 +2,12 @@
 
     python benchmarks/pack.py --work /tmp/bench-pack --mergekit path/to/mergekit-extract-lora --layers 2 --full
 
-mergekit takes the full SVD of every matrix, over an hour for 1.1 billion parameters. So both tools run on a subset: the
-first `--layers` layers of that model, the same bytes as in the whole, with a vocabulary of 512 rows, since mergekit
-copies embeddings and Skillgraft factors them. `--full` then packs the whole model with Skillgraft alone. Skillgraft
-works in two steps, `extract` (pair → skill) and `pack`; both are measured, and the ratios are given with and without
-the first. Errors are ‖Δ − B·A‖ / ‖Δ‖ in fp64 on every matrix of the subset's first layer, beside the least possible one
-(Eckart & Young 1936). The deltas are noise, whose flat spectrum is the hardest case for an iteration.
+mergekit takes the full SVD of every matrix. Both tools run on the first `--layers` layers of that model (22 are all),
+with a vocabulary of 512 rows, since mergekit copies embeddings and Skillgraft factors them. `--full` then packs the
+whole model with Skillgraft alone. Skillgraft works in two steps, `extract` (pair → skill) and `pack`; both are measured,
+and the ratios are given with and without the first. Errors are ‖Δ − B·A‖ / ‖Δ‖ in fp64 on every matrix of the first
+layer, beside the least possible one (Eckart & Young 1936). The deltas have the spectrum of a real skill; `--deltas
+noise` makes them flat, the hardest case for an iteration.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ SUBSET_VOCABULARY = 512
 WARM_UP_SIZE = "tiny"
 
 
-def subset(layers: int) -> str:
+def subset(layers: int, deltas: str) -> str:
     """Return the name under which a subset of the 1.1 B shape is known to `checkpoints`."""
-    name = f"1.1b-{layers}-layers"
+    name = f"1.1b-{layers}-layers-{deltas}"
     shape = checkpoints.SIZES["1.1b"]
-    checkpoints.SIZES[name] = dataclasses.replace(shape, layers=layers, vocab=SUBSET_VOCABULARY)
+    checkpoints.SIZES[name] = dataclasses.replace(shape, layers=layers, vocab=SUBSET_VOCABULARY, deltas=deltas)
     return name
 
 
@@ -142,7 +142,7 @@ def errors(work: Path, size: str, rank: int) -> dict[str, dict[str, float]]:
 
 def run(arguments: argparse.Namespace) -> None:
     bench = Bench(arguments)
-    size = subset(arguments.layers)
+    size = subset(arguments.layers, arguments.deltas)
     for made in (WARM_UP_SIZE, size, *(["1.1b"] if arguments.full else [])):
         checkpoints.make(bench.work / made, made, arguments.seed)
     versions = {"skillgraft": measure.versions()}
@@ -194,6 +194,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints and outputs")
     parser.add_argument("--layers", type=int, default=2, help="layers of the subset on which both tools run")
+    parser.add_argument("--deltas", choices=["rl", "noise"], default="rl", help="spectrum of what is packed")
     parser.add_argument("--full", action="store_true", help="pack all 1.1 billion parameters with Skillgraft too")
     parser.add_argument("--rank", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=1, help="runs of Skillgraft; mergekit runs once")
