@@ -5,9 +5,9 @@
 mergekit takes the full SVD of every matrix. Both tools run on the first `--layers` layers of that model (22 are all),
 with a vocabulary of 512 rows, since mergekit copies embeddings and Skillgraft factors them. `--full` then packs the
 whole model with Skillgraft alone. Skillgraft works in two steps, `extract` (pair → skill) and `pack`; both are
-measured, and the ratios are given with and without the first. Errors are ‖Δ − B·A‖ / ‖Δ‖ in fp64 on every matrix of the first
-layer, beside the least possible one (Eckart & Young 1936). The deltas have the spectrum of a real skill; `--deltas
-noise` makes them flat, the hardest case for an iteration.
+measured, and the ratios are given with and without the first. Errors are ‖Δ − B·A‖ / ‖Δ‖ in fp64 on every matrix of
+the first layer, beside the least possible one (Eckart & Young 1936). The deltas have the spectrum of a real skill;
+`--deltas noise` makes them flat, the hardest case for an iteration.
 """
 
 from __future__ import annotations
