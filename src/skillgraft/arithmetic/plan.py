@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,7 +51,7 @@ class Operand:
     weight: float
     terms: tuple[Term, ...]
 
-    @property
+    @cached_property
     def elements(self) -> int:
         """The elements that all terms have: fewer than the target's where a vocabulary is not padded."""
         return min(term.leaf.elements for term in self.terms)
