@@ -19,15 +19,16 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # before anything imports the hub's client, which reads it once
 
-from skillgraft.run import run  # at once, since the module of the same name would else take its place
-
 if TYPE_CHECKING:
     from skillgraft.arithmetic import extract, inject, merge
     from skillgraft.geometry import compare
+    from skillgraft.run import run
     from skillgraft.skills import load_skill
     from skillgraft.skills.packing import pack
 
@@ -40,6 +41,7 @@ _HOME = {
     "load_skill": "skillgraft.skills",
     "merge": "skillgraft.arithmetic",
     "pack": "skillgraft.skills.packing",
+    "run": "skillgraft.run",
 }
 
 
@@ -47,3 +49,14 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'skillgraft' has no attribute '{name}'; it has {', '.join(__all__)}")
     return getattr(importlib.import_module(_HOME[name]), name)
+
+
+class _Package(ModuleType):
+    """Keeps the name `run` for the function when the module `skillgraft.run` is imported."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in _HOME or not isinstance(value, ModuleType):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
