@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--work", required=True, type=Path)
     parser.add_argument("--out", required=True, type=Path)
+    parser.add_argument("--only-kept", action="store_true", help="measure nothing more: write what --work holds")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     skill, questions = load_skill(options.skill), read_questions(options.questions)
@@ -96,6 +97,8 @@ def main() -> None:
         rows[name] = measure(name, None, {})
     for form, settings in POINTS:
         name = "-".join([form, *(f"{key}-{value}" for key, value in settings.items())])
+        if options.only_kept and not (options.work / f"{name}.json").exists():
+            continue
         rows[name] = measure(name, form, settings)
         print(name, f"{rows[name]['size_bytes'] / 1e6:.2f} MB", {m: _mean(rows[name], m) for m in METRICS}, flush=True)
     base, whole = rows["target"]["scores"], rows["original"]["scores"]
