@@ -24,7 +24,7 @@ def finished(tmp_path_factory):
     os.environ["SKILLGRAFT_CACHE"] = str(folder / "cache")
     result = invoke("run", tiny_recipe(folder), "--runs", folder / "runs")
     assert result.exit_code == 0, result.output
-    return folder, result.stdout
+    return folder, result
 
 
 def invoke(*arguments):
@@ -41,22 +41,46 @@ def fails(*arguments):
 
 
 def test_run_prints_stages_table_and_report(finished):
-    folder, output = finished
-    for expected in ("sft (sft)", "grafted (inject)", "SFT + skill (λ = 1)", "SFT + random vector", "report.html"):
-        assert expected in output
+    folder, first = finished
+    for expected in ("tiny: 7 of 7 stages to run", "sft (sft)", "grafted (inject)"):
+        assert expected in first.stderr
+    for expected in ("SFT + skill (λ = 1)", "SFT + random vector", "report.html"):
+        assert expected in first.stdout
     again = invoke("run", folder / "recipe.yaml", "--runs", folder / "runs")
-    assert again.stdout.count(": cached") == 7
+    assert again.stderr.count(": cached") == 7
     assert "All stages were cached" in again.stdout
 
 
-def test_json_events(finished):
+def test_quiet_prints_the_last_line_alone(finished):
     folder, _ = finished
-    lines = [
-        json.loads(line)
-        for line in invoke("run", folder / "recipe.yaml", "--runs", folder / "runs", "--json").stdout.splitlines()
-    ]
-    assert [line["event"] for line in lines] == ["finished"] * 7 + ["done"]
+    quiet = invoke("run", folder / "recipe.yaml", "--runs", folder / "runs", "--quiet")
+    assert quiet.stdout == f"Report: {folder / 'runs/tiny/report.html'}\n"
+    assert quiet.stderr == ""
+    assert "did you mean 'scale'" in fails("run", folder / "recipe.yaml", "--quiet", "--set", "grafted.scael=1")
+
+
+def events(*arguments):
+    result = invoke("run", *arguments, "--json")
+    return result, [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def test_json_events(finished, tmp_path):
+    folder, _ = finished
+    result, lines = events(folder / "recipe.yaml", "--runs", folder / "runs")
+    assert [line["event"] for line in lines] == ["run_started"] + ["stage_cached"] * 7 + ["run_finished"]
+    assert result.stderr == ""
+    assert [row["stage"] for row in lines[0]["stages"]] == list(lines[-1]["stages"])
     assert lines[-1]["evaluations"][0]["questions"] == 4
+    assert lines[-1]["report"] == str(folder / "runs/tiny/report.html")
+    assert lines[-1]["cached"] is True
+    _, lines = events(folder / "recipe.yaml", "--runs", folder / "runs", "--set", "grafted.scale=3")
+    assert [line["event"] for line in lines if line.get("stage") == "grafted"][0::2] == [
+        *("stage_started", "stage_finished")
+    ]
+    result, lines = events(folder / "recipe.yaml", "--runs", tmp_path, "--set", "grafted.scael=1")
+    assert result.exit_code == 2
+    assert [line["event"] for line in lines] == ["run_failed"]
+    assert "did you mean 'scale'" in lines[0]["error"]
 
 
 def test_dry_run_runs_nothing(finished, tmp_path):
@@ -192,8 +216,12 @@ def test_ctrl_c_keeps_the_work_and_the_rerun_goes_on(tmp_path):
         if json.loads(line).get("step", 0) >= 3:
             break
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=120)
+    stdout, stderr = process.communicate(timeout=120)
     assert process.returncode == 130
+    assert "stopping after this step with a checkpoint" in stderr
+    *_, stage, whole = (json.loads(line) for line in stdout.splitlines())
+    assert (stage["event"], stage["interrupted"]) == ("stage_failed", True)
+    assert (whole["event"], whole["error"]) == ("run_failed", "stopped")
     assert "goes on from the last checkpoint" in stderr
     assert "Traceback" not in stderr
     [row] = json.loads(invoke("status", tmp_path / "runs", "--json").stdout)

@@ -19,7 +19,7 @@ import os
 import shlex
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -37,7 +37,10 @@ from skillgraft.planning import RECORD, PlannedStage, data_of, plan
 
 
 class Watcher(Protocol):
-    """Who is told how the run goes: the terminal's stage list, or plain lines."""
+    """Who is told how the run goes: the terminal's stage tree, plain lines, or a script."""
+
+    def planned(self, recipe: config.Recipe, base: Path, stages: Sequence[PlannedStage]) -> None:
+        """Show what will run: called once, before the first stage."""
 
     def say(self, message: str) -> None:
         """Show one line that belongs to no stage."""
@@ -50,6 +53,9 @@ class Watcher(Protocol):
 
     def finished(self, stage: PlannedStage, seconds: float, cached: bool) -> None:
         """Show that a stage is done."""
+
+    def failed(self, stage: PlannedStage, error: BaseException) -> None:
+        """Show that a stage ended without a result; `KeyboardInterrupt`: it was stopped."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,7 @@ def run(
     recipe, base, stages = prepare(Path(recipe_file), overrides, Path(runs), watcher.say)
     check_trainers(stages)
     check_skills(recipe, base, stages)
+    watcher.planned(recipe, base, stages)
     reused = {stage.name for stage in stages if stage.cached}
     for stage in stages:
         if stage.cached:
@@ -102,7 +109,11 @@ def run(
             watcher.finished(stage, stage.record()["seconds"], cached=True)
             continue
         watcher.started(stage)
-        record = run_stage(recipe, stages, stage, watcher, checkpoint_seconds)
+        try:
+            record = run_stage(recipe, stages, stage, watcher, checkpoint_seconds)
+        except BaseException as error:
+            watcher.failed(stage, error)
+            raise
         watcher.finished(stage, record["seconds"], cached=False)
     return _close(recipe, Path(recipe_file), overrides, Path(runs), stages, reused)
 
@@ -290,6 +301,9 @@ def _close(
 class Silent:
     """The watcher of the Python API: shows nothing."""
 
+    def planned(self, recipe: config.Recipe, base: Path, stages: Sequence[PlannedStage]) -> None:
+        """Show nothing."""
+
     def say(self, message: str) -> None:
         """Show nothing."""
 
@@ -300,4 +314,7 @@ class Silent:
         """Show nothing."""
 
     def finished(self, stage: PlannedStage, seconds: float, cached: bool) -> None:
+        """Show nothing."""
+
+    def failed(self, stage: PlannedStage, error: BaseException) -> None:
         """Show nothing."""

@@ -136,6 +136,11 @@ def _record_origin(kind: str, start: Path, context: Context, stage: Any) -> None
     )
 
 
+def _without_metrics(context: Context) -> Callable[[str, int, int], None]:
+    """Return the arithmetic's progress callback, which moves the stage's bar."""
+    return lambda name, done, total: context.progress(done, total, {})
+
+
 def run_extract(stage: config.ExtractStage, context: Context) -> dict[str, Any]:
     """Keep v = θ_RL − θ_SFT as an artefact."""
     from skillgraft.arithmetic import extract
@@ -149,6 +154,7 @@ def run_extract(stage: config.ExtractStage, context: Context) -> dict[str, Any]:
         recipe=context.recipe,
         seed=context.seed,
         licence=stage.licence,
+        progress=_without_metrics(context),
     )
     return _skill_facts(skill, context.out)
 
@@ -178,6 +184,7 @@ def run_inject(stage: config.InjectStage, context: Context) -> dict[str, Any]:
         scale=stage.scale,
         method=stage.method,
         parameters=stage.parameters,
+        progress=_without_metrics(context),
     )
     return {"scale": stage.scale, **{k: v for k, v in report.items() if k != "tensors"}}
 

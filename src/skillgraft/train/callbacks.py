@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -94,7 +95,7 @@ def read_log(workdir: Path) -> list[dict[str, float]]:
     return [steps[step] for step in sorted(steps)]
 
 
-@contextmanager
+@contextlib.contextmanager
 def stop_on_interrupt(keeper: KeepAlive) -> Iterator[None]:
     """Turn the first Ctrl-C into a checkpoint and a stop after the current step; a second one stops at once."""
     if threading.current_thread() is not threading.main_thread():
@@ -105,6 +106,8 @@ def stop_on_interrupt(keeper: KeepAlive) -> Iterator[None]:
         if keeper.interrupted:
             raise KeyboardInterrupt
         keeper.interrupted = True
+        with contextlib.suppress(RuntimeError):  # the interrupted code may be writing itself
+            print("stopping after this step with a checkpoint; Ctrl-C again stops at once", file=sys.stderr, flush=True)
 
     before = signal.signal(signal.SIGINT, handler)
     try:
