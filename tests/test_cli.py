@@ -1,4 +1,5 @@
 import errno
+import io
 import json
 import os
 import shutil
@@ -9,9 +10,10 @@ import time
 
 import pytest
 import yaml
+from rich.console import Console
 from typer.testing import CliRunner
 
-from skillgraft import stages
+from skillgraft import cli, stages
 from skillgraft.cli import app
 from tests.recipes import tiny_recipe
 from tests.tiny import tiny_checkpoint
@@ -49,6 +51,23 @@ def test_run_prints_stages_table_and_report(finished):
     again = invoke("run", folder / "recipe.yaml", "--runs", folder / "runs")
     assert again.stderr.count(": cached") == 7
     assert "All stages were cached" in again.stdout
+
+
+def test_on_a_terminal_the_stages_are_drawn(finished, monkeypatch):
+    folder, _ = finished
+    consoles = {
+        name: Console(file=io.StringIO(), force_terminal=True, width=100, color_system=None)
+        for name in ("out_console", "err_console")
+    }
+    for name, console in consoles.items():
+        monkeypatch.setattr(cli, name, console)
+    result = invoke("run", folder / "recipe.yaml", "--runs", folder / "runs")
+    assert result.exit_code == 0, result.output
+    tree, table = (consoles[name].file.getvalue() for name in ("err_console", "out_console"))
+    assert [tree.count(text) for text in ("├─ sft", "│  │     └─ random", "└─ scores")] == [1, 1, 1]
+    assert tree.count("cached") == 7
+    assert "SFT + skill (λ = 1)" in table
+    assert table.endswith(f"Report: {folder / 'runs/tiny/report.html'}\n")
 
 
 def test_quiet_prints_the_last_line_alone(finished):
@@ -233,7 +252,7 @@ def test_help_has_examples_and_loads_no_torch():
     code = (
         "import sys\nfrom typer.testing import CliRunner\nfrom skillgraft.cli import app\n"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules\n"
-        "for verb in ('run', 'status', 'extract', 'inject', 'eval', 'doctor', 'init', 'schema'):\n"
+        "for verb in ('run', 'status', 'extract', 'inject', 'eval', 'doctor', 'init', 'schema', 'chat'):\n"
         "    result = CliRunner().invoke(app, [verb, '--help'])\n"
         "    assert result.exit_code == 0 and 'Example: skillgraft ' + verb in result.stdout, verb\n"
         "assert 'torch' not in sys.modules\n"

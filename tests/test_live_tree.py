@@ -108,7 +108,7 @@ def test_a_terminal_without_unicode(folder):
     recipe, stages = recipe_of(folder)
     raw = io.BytesIO()
     stream = io.TextIOWrapper(raw, encoding="ascii")
-    with LiveTree(Console(file=stream, width=100, force_terminal=True), Clock()) as tree:
+    with LiveTree(Console(file=stream, width=100, force_terminal=True, color_system=None), Clock()) as tree:
         tree.planned(recipe, folder / "base", stages)
         tree.started(stages[0])
         tree.moved(stages[0], 1, 2, {"reward": 0.5, "frac_reward_zero_std": 0.5})

@@ -157,6 +157,8 @@ def run_stage(
             base_id=None if config.is_local(recipe.base) else recipe.base,
             checkpoint_seconds=checkpoint_seconds,
             about=describe_models(stages, planned) if planned.stage.kind == "eval" else {},
+            tracking=planned.directory.parents[1] / "tracking" / recipe.name / f"{planned.name}-{planned.key[:8]}",
+            say=watcher.say,
         )
         try:
             facts = STAGES[planned.stage.kind](planned.stage, context)
