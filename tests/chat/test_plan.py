@@ -13,7 +13,7 @@ def test_models_in_order_then_the_target(folder):
     seats = plan_chat([str(folder / "sft"), str(folder / "base")], str(folder / "sft"), skills, say=said.append)
     assert [seat.label for seat in seats] == ["sft", "base", "sft + recall + 0.5 · tools"]
     assert [seat.injection is None for seat in seats] == [True, True, False]
-    assert seats[0].parameters == 31_136
+    assert seats[0].parameters == 28_832
     assert all("remark: " in text for text in said)
 
 
