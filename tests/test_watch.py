@@ -10,6 +10,7 @@ from skillgraft import watch
 from skillgraft.errors import DataError
 from skillgraft.pace import Pace
 from skillgraft.planning import PlannedStage
+from skillgraft.run import Run
 
 STAGE = PlannedStage("rl", SimpleNamespace(kind="rl"), "key", Path("rl-key"), {})
 METRICS = {"reward": 0.2111, "frac_reward_zero_std": 0.5, "completions/mean_length": 9.44, "loss": 0.9}
@@ -66,6 +67,27 @@ def test_the_last_event_of_a_run_that_fails(capsys, error, said, interrupted):
         raise error
     [line] = events_of(capsys)
     assert (line["event"], line["error"], line["interrupted"]) == ("run_failed", said, interrupted)
+
+
+def test_every_event_and_key_is_documented(capsys):
+    with watch.Events() as events:
+        events.say("a remark")
+        events.planned(SimpleNamespace(name="tiny"), Path("base"), [STAGE])
+        events.started(STAGE)
+        events.moved(STAGE, 3, 10, METRICS)
+        events.finished(STAGE, 1.0, cached=True)
+        events.finished(STAGE, 1.0, cached=False)
+        events.failed(STAGE, KeyboardInterrupt())
+        events.run_finished(Run(Path("run"), {"rl": Path("rl")}, [{"score": math.inf}], Path("report.html"), False))
+    with pytest.raises(KeyboardInterrupt), watch.Events():
+        raise KeyboardInterrupt
+    text = (Path(__file__).parent.parent / "docs/events.md").read_text()
+    documented = {row.split("`")[1]: row for row in text.splitlines() if row.startswith("| `")}
+    emitted = events_of(capsys)
+    assert {line["event"] for line in emitted} == set(documented)
+    for line in emitted:
+        assert all(f"`{key}`" in documented[line["event"]] for key in line.keys() - {"event", "time"})
+    assert emitted[-2]["evaluations"] == [{"score": None}]
 
 
 def test_progress_without_metrics_is_sparse(capsys):

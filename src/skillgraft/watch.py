@@ -105,7 +105,7 @@ class Events:
 
     def _emit(self, event: str, **fields: object) -> None:
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        self.out.write(json.dumps({"event": event, "time": now, **fields}) + "\n")
+        self.out.write(json.dumps(_finite({"event": event, "time": now, **fields}), allow_nan=False) + "\n")
         self.out.flush()
 
     def say(self, message: str) -> None:
@@ -136,7 +136,7 @@ class Events:
             step=step,
             steps=steps,
             seconds_left=None if left is None else round(left, 1),
-            metrics={key: value if math.isfinite(value) else None for key, value in metrics.items()},
+            metrics=metrics,
         )
 
     def finished(self, stage: PlannedStage, seconds: float, cached: bool) -> None:
@@ -170,6 +170,15 @@ def stopped(error: BaseException) -> bool:
 def share(step: int, steps: int) -> str:
     """Return `34/150`; from a million on, as for bytes, `34%`."""
     return f"{step}/{steps}" if steps < 1_000_000 else f"{step / steps:.0%}"
+
+
+def _finite(value: Any) -> Any:
+    """Return JSON data with None for numbers that JSON has not."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _said(error: BaseException) -> str:

@@ -49,6 +49,8 @@ class KeepAlive(TrainerCallback):
     ) -> TrainerControl:
         """Ask for a checkpoint when it is time, and for a stop when Ctrl-C was pressed."""
         if state.global_step >= state.max_steps:  # done: what was asked for is about to be written
+            if self.interrupted:
+                _tell("that was the last step, and the run goes on; Ctrl-C again stops it")
             self.interrupted = False
             return control
         if self.interrupted or time.monotonic() - self.last_save >= self.checkpoint_seconds:
@@ -106,8 +108,7 @@ def stop_on_interrupt(keeper: KeepAlive) -> Iterator[None]:
         if keeper.interrupted:
             raise KeyboardInterrupt
         keeper.interrupted = True
-        with contextlib.suppress(RuntimeError):  # the interrupted code may be writing itself
-            print("stopping after this step with a checkpoint; Ctrl-C again stops at once", file=sys.stderr, flush=True)
+        _tell("stopping after this step with a checkpoint; Ctrl-C again stops at once")
 
     before = signal.signal(signal.SIGINT, handler)
     try:
@@ -116,3 +117,8 @@ def stop_on_interrupt(keeper: KeepAlive) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
     if keeper.interrupted:
         raise KeyboardInterrupt
+
+
+def _tell(text: str) -> None:
+    with contextlib.suppress(RuntimeError):  # in a signal handler: what it interrupted may be writing itself
+        print(text, file=sys.stderr, flush=True)
