@@ -42,7 +42,7 @@ def chat(
     system: Annotated[
         str, typer.Option(help="What the models are told before each prompt; 'default' is that of training, or 'none'.")
     ] = "default",
-    seed: Annotated[int, typer.Option(min=0, help="Of sampling, where the temperature is not 0.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of sampling, where the temperature is not 0.")] = 0,
     allow_other_base: Annotated[
         bool, typer.Option("--allow-other-base", help="Inject although the target comes from another base.")
     ] = False,
@@ -67,20 +67,16 @@ def chat(
     talking = sys.stdin.isatty() and out_console.is_terminal and not as_json
     if talking:
         _say("/help lists the commands; Ctrl-C ends an answer, Ctrl-D the conversation")
+    elif sys.stdin.isatty():
+        _say("one prompt a line; Ctrl-D ends")
     for line in _typed() if talking else _piped():
         with _told() if talking else contextlib.nullcontext():
             if line.startswith("/") and not line.startswith("//"):
                 _say(obey(line, settings))
                 _inject(guests, settings)
             else:
-                _ask(
-                    guests,
-                    line.replace("//", "/", 1) if line.startswith("//") else line,
-                    settings,
-                    seed,
-                    talking,
-                    as_json,
-                )
+                prompt = line[1:] if line.startswith("//") else line
+                _print(prompt, _answers(guests, prompt, settings, seed), settings, talking, as_json)
         if settings.done:
             return
 
@@ -110,9 +106,8 @@ def _inject(guests: Sequence[Guest], settings: Settings) -> None:
                 guest.inject(settings.scale)
 
 
-def _ask(guests: Sequence[Guest], prompt: str, settings: Settings, seed: int, talking: bool, as_json: bool) -> None:
-    """Ask everyone and print the answers; the seed moves on with every prompt."""
-    from skillgraft.chat.screen import plain, side_by_side
+def _answers(guests: Sequence[Guest], prompt: str, settings: Settings, seed: int) -> list[Asked]:
+    """Ask everyone and keep what was said; the seed moves on with every prompt."""
     from skillgraft.chat.table import record
 
     _inject(guests, settings)
@@ -121,6 +116,12 @@ def _ask(guests: Sequence[Guest], prompt: str, settings: Settings, seed: int, ta
         with _busy(f"{guest.seat.label} …"):
             answers.append(guest.answer(prompt, settings, seed + len(settings.said)))
     settings.said.append(record(prompt, settings, answers))
+    return answers
+
+
+def _print(prompt: str, answers: Sequence[Asked], settings: Settings, talking: bool, as_json: bool) -> None:
+    from skillgraft.chat.screen import plain, side_by_side
+
     if as_json:
         print(json.dumps(settings.said[-1]), flush=True)
     elif talking:

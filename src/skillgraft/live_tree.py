@@ -61,7 +61,8 @@ class LiveTree:
         self.title = ""
         self._outlook: Outlook | None = None
         self._began = clock()
-        self._spinner = Spinner("line" if console.options.ascii_only else "dots", style="cyan")
+        self._ascii = console.options.ascii_only
+        self._spinner = Spinner("line" if self._ascii else "dots", style="cyan")
         self._live = Live(console=console, get_renderable=self.picture, refresh_per_second=4)
 
     def __enter__(self) -> LiveTree:
@@ -79,6 +80,9 @@ class LiveTree:
         self.title = f"{recipe.name}, from {base.name}"
         self.rows = {stage.name: Row(stage, branch, pace=Pace(self._clock)) for stage, branch in branches(stages)}
         self._outlook = Outlook(stages, base)
+        for stage in stages:
+            if stage.cached:
+                self.finished(stage, stage.record()["seconds"], cached=True)
         self._live.start()
 
     def started(self, stage: PlannedStage) -> None:
@@ -99,6 +103,8 @@ class LiveTree:
     def finished(self, stage: PlannedStage, seconds: float, cached: bool) -> None:
         """Mark the stage as done."""
         row = self.rows[stage.name]
+        if row.state == "cached":  # was known from the plan on
+            return
         row.state, row.seconds = "cached" if cached else "done", seconds
         if self._outlook is not None:
             self._outlook.finished(stage.name, seconds)
@@ -116,10 +122,7 @@ class LiveTree:
         table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
         for row in self.rows.values():
             table.add_row(*self._cells(row))
-        ascii_only = self.console.options.ascii_only
-        return Group(
-            Text(self.title, "bold"), table, Text(self.footer().replace("·", "-" if ascii_only else "·"), "dim")
-        )
+        return Group(Text(self.title, "bold"), table, Text(self._plain(self.footer()), "dim"))
 
     def footer(self) -> str:
         """Return the line beneath the tree: time gone, time left, memory."""
@@ -149,37 +152,43 @@ class LiveTree:
         return seconds, measured
 
     def _cells(self, row: Row) -> list[RenderableType]:
-        ascii_only = self.console.options.ascii_only
-        mark: RenderableType = self._spinner
-        style = ""
-        if row.state != "runs":
-            symbol, plain, style = MARKS[row.state]
-            mark = Text(plain if ascii_only else symbol, style)
-        more, last, under_more, under_last = GUIDES[ascii_only]
+        """Return mark, name with its guides, kind, bar, and what is to be said of a stage."""
+        quiet = "dim" if row.state in ("waits", "cached") else ""
+        more, last, under_more, under_last = GUIDES[self._ascii]
         guides = [under_last if end else under_more for end in row.branch[:-1]] + [last if row.branch[-1] else more]
-        name = Text.assemble(
-            ("".join(guides), "dim"), (row.stage.name, "dim" if row.state in ("waits", "cached") else "")
-        )
+        name = Text.assemble(("".join(guides), "dim"), (row.stage.name, quiet))
         kind = Text(row.stage.stage.kind, "dim")
-        if row.state == "waits":
-            return [mark, name, kind, "", Text("waits", "dim")]
-        if row.state in ("cached", "done"):
-            note = Text("cached" if row.state == "cached" else clock(row.seconds), "dim")
-            return [mark, name, kind, "", Text.assemble(note, *self._notes(row))]
-        if row.state != "runs":
-            return [mark, name, kind, "", Text.assemble((row.state, style), *self._notes(row))]
-        bar = ProgressBar(total=row.steps, completed=row.step, width=12) if row.steps else ""
-        progress = Table.grid(padding=(0, 1, 0, 0))
-        progress.add_row(bar, share(row.step, row.steps) if row.steps else "")
-        left = row.pace.left()
-        when = f"{clock(left)} left" if left is not None else clock(self._clock() - row.began)
-        return [mark, name, kind, progress, Text.assemble(when, *self._notes(row))]
+        if row.state == "runs":
+            left = row.pace.left()
+            when = f"{clock(left)} left" if left is not None else clock(self._clock() - row.began)
+            return [self._spinner, name, kind, _bar(row), Text.assemble(when, *self._course(row))]
+        symbol, plain, style = MARKS[row.state]
+        said = clock(row.seconds) if row.state == "done" else row.state
+        return [
+            Text(plain if self._ascii else symbol, style),
+            name,
+            kind,
+            "",
+            Text.assemble((said, quiet or style), *self._course(row)),
+        ]
 
-    def _notes(self, row: Row) -> list[tuple[str, str]]:
-        ascii_only = self.console.options.ascii_only
-        curve = sparkline(row.curve, CURVE_WIDTH, ASCII_LEVELS if ascii_only else LEVELS) if row.curve else ""
-        text = summary(row.metrics)
-        return [(f"  {text.replace('·', '-') if ascii_only else text}", ""), (f"  {curve}", "cyan")] if curve else []
+    def _course(self, row: Row) -> list[tuple[str, str]]:
+        """Return the latest metrics and the curve so far, of a stage that has some."""
+        if not row.curve:
+            return []
+        curve = sparkline(row.curve, CURVE_WIDTH, ASCII_LEVELS if self._ascii else LEVELS)
+        return [(f"  {self._plain(summary(row.metrics))}", ""), (f"  {curve}", "cyan")]
+
+    def _plain(self, text: str) -> str:
+        return text.replace("·", "-") if self._ascii else text
+
+
+def _bar(row: Row) -> RenderableType:
+    if not row.steps:
+        return ""
+    both = Table.grid(padding=(0, 1, 0, 0))
+    both.add_row(ProgressBar(total=row.steps, completed=row.step, width=12), share(row.step, row.steps))
+    return both
 
 
 def branches(stages: Sequence[PlannedStage]) -> list[tuple[PlannedStage, tuple[bool, ...]]]:

@@ -38,6 +38,7 @@ def test_settings_are_changed_and_shown():
         ("/tokens ²", "/tokens ²: expected a whole number"),
         ("/temperature -1", "/temperature -1: expected a finite number from 0 on"),
         ("/temperature nan", "/temperature nan: expected a finite number from 0 on"),
+        ("/temperature 1e-9", "/temperature 1e-9: expected 0, or a number from 0.01 on"),
         ("/save", "/save: expected a file"),
     ],
 )

@@ -13,6 +13,9 @@ from skillgraft.console import print_or_write
 from skillgraft.domains.knowledge import INSTRUCTION
 from skillgraft.errors import RecipeError, did_you_mean
 
+COLDEST = 0.01
+"""Below it logits divided by the temperature overflow, and there is no difference to 0 any more."""
+
 
 @dataclass
 class Settings:
@@ -73,7 +76,10 @@ def _tokens(value: str, settings: Settings) -> str:
 
 def _temperature(value: str, settings: Settings) -> str:
     if value:
-        settings.temperature = _number("/temperature", value, 0.0)
+        number = _number("/temperature", value, 0.0)
+        if 0 < number < COLDEST:
+            raise RecipeError(f"/temperature {value}: expected 0, or a number from {COLDEST:g} on, such as 0.7")
+        settings.temperature = number
     return f"temperature {settings.temperature:g}"
 
 
