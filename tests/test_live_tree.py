@@ -81,7 +81,7 @@ def test_what_the_tree_shows(folder):
     assert [lines[1].split()[:4], lines[2].split()[1:4]] == [["✓", "├─", "sft", "sft"], ["│", "├─", "rl"]]
     assert lines[1].endswith("cached")
     assert "4/10" in lines[2]
-    assert lines[2].endswith("1 min 00 s left  reward 0.4 · no variance 0.5  ▁▃▆█")
+    assert lines[2].endswith("1 min 00 s left  ▁▃▆█  reward 0.4 · no variance 0.5")
     assert "│  │  └─ skill" in lines[3]
     assert lines[3].endswith("waits")
     assert "├─ grafted" in lines[4]
@@ -108,11 +108,12 @@ def test_a_terminal_without_unicode(folder):
     recipe, stages = recipe_of(folder)
     raw = io.BytesIO()
     stream = io.TextIOWrapper(raw, encoding="ascii")
-    with LiveTree(Console(file=stream, width=100, force_terminal=True, color_system=None), Clock()) as tree:
+    with LiveTree(Console(file=stream, width=70, force_terminal=True, color_system=None), Clock()) as tree:
         tree.planned(recipe, folder / "base", stages)
         tree.started(stages[0])
         tree.moved(stages[0], 1, 2, {"reward": 0.5, "frac_reward_zero_std": 0.5})
-        tree.finished(stages[0], 1.0, cached=False)
+        tree.picture()
+        tree.moved(stages[0], 2, 2, {"reward": 0.5, "frac_reward_zero_std": 0.5, "completions/mean_length": 123456.0})
     stream.flush()
     assert b"|- sft" in raw.getvalue()
 

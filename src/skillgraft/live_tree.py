@@ -119,7 +119,7 @@ class LiveTree:
         for _ in range(3):
             table.add_column(no_wrap=True)
         table.add_column(no_wrap=True, justify="right")
-        table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
+        table.add_column(no_wrap=True, overflow="crop" if self._ascii else "ellipsis", ratio=1)
         for row in self.rows.values():
             table.add_row(*self._cells(row))
         return Group(Text(self.title, "bold"), table, Text(self._plain(self.footer()), "dim"))
@@ -177,7 +177,7 @@ class LiveTree:
         if not row.curve:
             return []
         curve = sparkline(row.curve, CURVE_WIDTH, ASCII_LEVELS if self._ascii else LEVELS)
-        return [(f"  {self._plain(summary(row.metrics))}", ""), (f"  {curve}", "cyan")]
+        return [(f"  {curve}", "cyan"), (f"  {self._plain(summary(row.metrics))}", "")]
 
     def _plain(self, text: str) -> str:
         return text.replace("·", "-") if self._ascii else text
