@@ -137,10 +137,11 @@ class LiveTree:
         return " · ".join(parts)
 
     def left(self) -> tuple[float, bool] | None:
-        """Return the seconds left of the whole run and whether all were measured; None when nothing is left to run."""
+        """Return the seconds left of the whole run and whether all were measured; None where nothing will run."""
         waiting = [name for name, row in self.rows.items() if row.state == "waits"]
         running = [row for row in self.rows.values() if row.state == "runs"]
-        if self._outlook is None or not (waiting or running):
+        ended = any(row.state in ("failed", "stopped") for row in self.rows.values())
+        if self._outlook is None or ended or not (waiting or running):
             return None
         seconds, measured = self._outlook.seconds(waiting)
         for row in running:

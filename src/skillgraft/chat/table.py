@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -56,7 +57,7 @@ class Guest:
                 f"{self.seat.label}: the prompt has {length} tokens and the answer may have {settings.tokens}, the "
                 f"model takes {room} in all; shorten the prompt, or lower /tokens"
             )
-        sampling = {"do_sample": False}
+        sampling: dict[str, Any] = {"do_sample": False}
         if settings.temperature:
             sampling = {"do_sample": True, "temperature": settings.temperature, "top_k": 0, "top_p": 1.0}
         began = time.monotonic()
@@ -79,7 +80,7 @@ class Guest:
         )
 
 
-def record(prompt: str, settings: Settings, answers: Sequence[Asked]) -> dict[str, object]:
+def record(prompt: str, settings: Settings, answers: Sequence[Asked]) -> dict[str, Any]:
     """Return one prompt with its settings and answers for a JSON line."""
     return {
         "prompt": prompt,
