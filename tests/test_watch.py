@@ -36,7 +36,7 @@ def test_events_are_json_lines(capsys):
         events.planned(SimpleNamespace(name="tiny"), Path("/models/base"), [STAGE])
         events.started(STAGE)
         print("a library that prints")
-        events.moved(STAGE, 3, 10, {"reward": 0.5, "loss": math.nan})
+        events.moved(STAGE, 3, 10, {"step": 3, "time": 1.5, "reward": 0.5, "loss": math.nan})
         events.finished(STAGE, 1.234, cached=True)
         events.finished(STAGE, 1.234, cached=False)
         events.failed(STAGE, DataError("no questions"))

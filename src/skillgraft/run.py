@@ -137,7 +137,7 @@ def run_stage(
         shutil.rmtree(out, ignore_errors=True)
         began = time.monotonic()
         clock = planned.work / "seconds"
-        before = float(clock.read_text()) if clock.is_file() else 0.0
+        before = _seconds_so_far(clock)
         said = [began]
 
         def moved(step: int, steps: int, metrics: Mapping[str, float]) -> None:
@@ -186,6 +186,14 @@ def run_stage(
         out.rename(planned.directory)
         shutil.rmtree(planned.work, ignore_errors=True)
         return record
+
+
+def _seconds_so_far(clock: Path) -> float:
+    """Return what the stage has cost before; 0 where a kill tore the file."""
+    try:
+        return float(clock.read_text())
+    except (OSError, ValueError):
+        return 0.0
 
 
 def check_skills(recipe: config.Recipe, base: Path, stages: list[PlannedStage]) -> None:

@@ -136,7 +136,7 @@ class Events:
             step=step,
             steps=steps,
             seconds_left=None if left is None else round(left, 1),
-            metrics=metrics,
+            metrics={key: value for key, value in metrics.items() if key not in ("step", "time")},
         )
 
     def finished(self, stage: PlannedStage, seconds: float, cached: bool) -> None:
