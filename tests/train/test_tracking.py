@@ -36,6 +36,7 @@ def tensorboard(tmp_path, monkeypatch):
     packages.mkdir()
     (packages / "tensorboardX.py").write_text(textwrap.dedent(WRITER))
     monkeypatch.syspath_prepend(str(packages))
+    monkeypatch.setitem(sys.modules, "tensorboard", None)  # the real one, where it is installed, would go first
     yield
     sys.modules.pop("tensorboardX", None)
 
@@ -64,7 +65,8 @@ def test_curves_outlast_the_stages(tensorboard, tmp_path):
     assert run(recipe, runs=tmp_path / "runs").cached  # whether curves are shown changes no result
 
 
-def test_a_tracker_that_is_not_there_is_said_before_anything_runs(tmp_path):
+def test_a_tracker_that_is_not_there_is_said_before_anything_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.integrations.integration_utils.is_trackio_available", lambda: False)
     recipe = tiny_recipe(tmp_path / "recipe")
     command = ("run", recipe, "--runs", tmp_path / "runs", "--set")
     message = fails(*command, "rl.trainer.report_to=[trackio]")
