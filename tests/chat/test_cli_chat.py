@@ -53,7 +53,7 @@ def test_mistakes(folder):
     assert "no model is named" in fails("chat")
     assert "--target and --skill belong together" in fails("chat", folder / "base", "--skill", "x")
     assert "/scale: no skill is injected" in fails("chat", folder / "base", "--scale", "2")
-    assert "/temperature nan: expected a finite number" in fails("chat", folder / "base", "--temperature", "nan")
+    assert "/temperature 1e-09: expected 0, or a" in fails("chat", folder / "base", "--temperature", "1e-9")
     done = chat(folder, ["/scael 1", "never asked"])
     assert (done.exit_code, done.stdout) == (2, "")
     assert "did you mean '/scale'" in done.stderr
