@@ -1,4 +1,5 @@
 import errno
+import io
 import json
 import os
 import shutil
@@ -9,9 +10,10 @@ import time
 
 import pytest
 import yaml
+from rich.console import Console
 from typer.testing import CliRunner
 
-from skillgraft import stages
+from skillgraft import cli, stages
 from skillgraft.cli import app
 from tests.recipes import tiny_recipe
 from tests.tiny import tiny_checkpoint
@@ -24,7 +26,7 @@ def finished(tmp_path_factory):
     os.environ["SKILLGRAFT_CACHE"] = str(folder / "cache")
     result = invoke("run", tiny_recipe(folder), "--runs", folder / "runs")
     assert result.exit_code == 0, result.output
-    return folder, result.stdout
+    return folder, result
 
 
 def invoke(*arguments):
@@ -41,22 +43,60 @@ def fails(*arguments):
 
 
 def test_run_prints_stages_table_and_report(finished):
-    folder, output = finished
-    for expected in ("sft (sft)", "grafted (inject)", "SFT + skill (λ = 1)", "SFT + random vector", "report.html"):
-        assert expected in output
+    folder, first = finished
+    for expected in ("tiny: 7 of 7 stages to run", "sft (sft)", "grafted (inject)"):
+        assert expected in first.stderr
+    for expected in ("SFT + skill (λ = 1)", "SFT + random vector", "report.html"):
+        assert expected in first.stdout
     again = invoke("run", folder / "recipe.yaml", "--runs", folder / "runs")
-    assert again.stdout.count(": cached") == 7
+    assert again.stderr.count(": cached") == 7
     assert "All stages were cached" in again.stdout
 
 
-def test_json_events(finished):
+def test_on_a_terminal_the_stages_are_drawn(finished, monkeypatch):
     folder, _ = finished
-    lines = [
-        json.loads(line)
-        for line in invoke("run", folder / "recipe.yaml", "--runs", folder / "runs", "--json").stdout.splitlines()
-    ]
-    assert [line["event"] for line in lines] == ["finished"] * 7 + ["done"]
+    consoles = {
+        name: Console(file=io.StringIO(), force_terminal=True, width=100, color_system=None)
+        for name in ("out_console", "err_console")
+    }
+    for name, console in consoles.items():
+        monkeypatch.setattr(cli, name, console)
+    result = invoke("run", folder / "recipe.yaml", "--runs", folder / "runs")
+    assert result.exit_code == 0, result.output
+    tree, table = (consoles[name].file.getvalue() for name in ("err_console", "out_console"))
+    tree = tree.rpartition("tiny, from base")[2]  # as it was drawn last
+    assert [tree.count(text) for text in ("├─ sft", "│  │     └─ random", "└─ scores")] == [1, 1, 1]
+    assert tree.count("cached") == 7
+    assert "SFT + skill (λ = 1)" in table
+    assert table.endswith(f"Report: {folder / 'runs/tiny/report.html'}\n")
+
+
+def test_quiet_prints_the_last_line_alone(finished):
+    folder, _ = finished
+    quiet = invoke("run", folder / "recipe.yaml", "--runs", folder / "runs", "--quiet")
+    assert quiet.stdout == f"Report: {folder / 'runs/tiny/report.html'}\n"
+    assert quiet.stderr == ""
+    assert "did you mean 'scale'" in fails("run", folder / "recipe.yaml", "--quiet", "--set", "grafted.scael=1")
+
+
+def events(*arguments):
+    result = invoke("run", *arguments, "--json")
+    return result, [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def test_json_events(finished, tmp_path):
+    folder, _ = finished
+    result, lines = events(folder / "recipe.yaml", "--runs", folder / "runs")
+    assert [line["event"] for line in lines] == ["run_started"] + ["stage_cached"] * 7 + ["run_finished"]
+    assert result.stderr == ""
+    assert [row["stage"] for row in lines[0]["stages"]] == list(lines[-1]["stages"])
     assert lines[-1]["evaluations"][0]["questions"] == 4
+    assert lines[-1]["report"] == str(folder / "runs/tiny/report.html")
+    assert lines[-1]["cached"] is True
+    result, lines = events(folder / "recipe.yaml", "--runs", tmp_path, "--set", "grafted.scael=1")
+    assert result.exit_code == 2
+    assert [line["event"] for line in lines] == ["run_failed"]
+    assert "did you mean 'scale'" in lines[0]["error"]
 
 
 def test_dry_run_runs_nothing(finished, tmp_path):
@@ -146,7 +186,7 @@ def test_a_skill_for_another_base(finished, tmp_path):
     assert "base" in message
     assert not (tmp_path / "out").exists()
     skill = folder / "runs/tiny/skill/"
-    run = ("run", folder / "recipe.yaml", "--runs", tmp_path / "runs", "--set")
+    run = ("run", folder / "recipe.yaml", "--runs", tmp_path / "runs", "--quiet", "--set")
     message = fails(*run, f"grafted.skill={skill}/", "--set", f"base={other}/")
     assert message.startswith("error stages.grafted")
     assert "looks like another base" in message
@@ -177,7 +217,7 @@ def test_a_full_disk(finished, tmp_path, monkeypatch, error):
         raise error
 
     monkeypatch.setitem(stages.STAGES, "sft", fill)
-    message = fails("run", finished[0] / "recipe.yaml", "--runs", tmp_path / "runs")
+    message = fails("run", finished[0] / "recipe.yaml", "--runs", tmp_path / "runs", "--quiet")
     assert "stages.sft" in message
     assert "full" in message
     assert not list(tmp_path.rglob("half"))
@@ -192,8 +232,12 @@ def test_ctrl_c_keeps_the_work_and_the_rerun_goes_on(tmp_path):
         if json.loads(line).get("step", 0) >= 3:
             break
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=120)
+    stdout, stderr = process.communicate(timeout=120)
     assert process.returncode == 130
+    assert "stopping after this step with a checkpoint" in stderr
+    *_, stage, whole = (json.loads(line) for line in stdout.splitlines())
+    assert (stage["event"], stage["interrupted"]) == ("stage_failed", True)
+    assert (whole["event"], whole["error"]) == ("run_failed", "stopped")
     assert "goes on from the last checkpoint" in stderr
     assert "Traceback" not in stderr
     [row] = json.loads(invoke("status", tmp_path / "runs", "--json").stdout)
@@ -205,7 +249,7 @@ def test_help_has_examples_and_loads_no_torch():
     code = (
         "import sys\nfrom typer.testing import CliRunner\nfrom skillgraft.cli import app\n"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules\n"
-        "for verb in ('run', 'status', 'extract', 'inject', 'eval', 'doctor', 'init', 'schema'):\n"
+        "for verb in ('run', 'status', 'extract', 'inject', 'eval', 'doctor', 'init', 'schema', 'chat'):\n"
         "    result = CliRunner().invoke(app, [verb, '--help'])\n"
         "    assert result.exit_code == 0 and 'Example: skillgraft ' + verb in result.stdout, verb\n"
         "assert 'torch' not in sys.modules\n"

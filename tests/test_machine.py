@@ -84,3 +84,10 @@ def test_cpu_features(tmp_path):
 def test_this_machine():
     assert machine.memory().total > 0
     assert machine.cores() >= 1
+
+
+def test_memory_of_this_process(tmp_path):
+    status = {"proc/self/status": "Name:\tpython\nVmHWM:\t    2048 kB\nVmRSS:\t    1024 kB\n"}
+    assert machine.resident(tree(tmp_path, status)) == (2**20, 2**21)
+    assert machine.resident(tmp_path / "elsewhere") is None
+    assert machine.resident(tree(tmp_path, {"proc/self/status": "VmRSS: \nVmHWM: 1 kB\n"})) is None

@@ -13,6 +13,8 @@ from typer.core import TyperGroup
 
 from skillgraft.cli_arithmetic import ARITHMETIC
 from skillgraft.cli_artefact import ARTEFACT
+from skillgraft.cli_chat import EXAMPLE as CHAT_EXAMPLE
+from skillgraft.cli_chat import chat
 from skillgraft.cli_compare import COMPARING
 from skillgraft.cli_doctor import doctor
 from skillgraft.cli_init import init
@@ -71,10 +73,14 @@ def run(
     checkpoint_seconds: Annotated[
         float, typer.Option(help="Seconds between trainer checkpoints: what a kill can cost.", min=0)
     ] = 300.0,
-    as_json: JsonOption = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only the result.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print events for scripts, one JSON object a line.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only errors, and the report's path.")] = False,
 ) -> None:
-    """Run a recipe: finished stages are reused, a killed run goes on where it stopped."""
+    """Run a recipe: finished stages are reused, a killed run goes on where it stopped.
+
+    Ctrl-C stops after the current step with a checkpoint, a second one at once. On a terminal the stages are drawn as
+    a tree while they run; elsewhere lines go to standard error. Results go to standard output.
+    """
     from skillgraft import run as run_recipe
     from skillgraft import watch
 
@@ -83,22 +89,22 @@ def run(
         return
     options: dict[str, Any] = {"overrides": overrides, "runs": runs, "checkpoint_seconds": checkpoint_seconds}
     if as_json:
-        result = run_recipe(recipe, watcher=watch.Events(), **options)
-        print(json.dumps({"event": "done", "report": str(result.report), "evaluations": result.evaluations}))
+        with watch.Events() as events:
+            events.run_finished(run_recipe(recipe, watcher=events, **options))
         return
     if quiet:
         result = run_recipe(recipe, **options)
-    elif out_console.is_terminal:
-        from skillgraft.config import load_recipe
+    elif out_console.is_terminal and err_console.is_terminal:
+        from skillgraft.live_tree import LiveTree
 
-        kinds = {name: stage.kind for name, stage in load_recipe(recipe, overrides).stages.items()}
-        with watch.Live(out_console, kinds) as live:
-            result = run_recipe(recipe, watcher=live, **options)
+        with LiveTree(err_console) as tree:
+            result = run_recipe(recipe, watcher=tree, **options)
     else:
         result = run_recipe(recipe, watcher=watch.Lines(), **options)
-    _show_evaluations(result.evaluations)
-    if result.cached:
-        out_console.print("All stages were cached: nothing had to run.")
+    if not quiet:
+        _show_evaluations(result.evaluations)
+        if result.cached:
+            out_console.print("All stages were cached: nothing had to run.")
     out_console.print(f"Report: {result.report}", soft_wrap=True, highlight=False, markup=False)
 
 
@@ -158,6 +164,9 @@ FIRST_STEPS: list[tuple[str, Callable[..., None], str]] = [
 for verb, command, example in (*FIRST_STEPS, *ARITHMETIC, *COMPARING, *ARTEFACT, *LIBRARY, *SKILLS):
     app.command(name=verb, epilog=f"Example: {example}")(command)
 app.command(epilog="Example: skillgraft search merge.yaml --questions dev.jsonl --vary weights=0,1.5 -o search")(search)
+
+
+app.command(epilog=f"Example: {CHAT_EXAMPLE}")(chat)
 
 
 @app.command(name="eval", epilog="Example: skillgraft eval base-dir sft-dir grafted-dir --questions q.jsonl")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from skillgraft.checkpoint.layout import read_layout
+from skillgraft.checkpoint.layout import Layout, read_layout
 from skillgraft.domains.knowledge import read_documents, read_questions
 from skillgraft.machine import cores
 from skillgraft.planning import PlannedStage
@@ -32,8 +34,13 @@ class Needs(NamedTuple):
 
 def estimate(stages: list[PlannedStage], base: Path) -> list[dict[str, Any]]:
     """Return one row a stage: name, kind, state, and estimates of time, memory and disk as text."""
-    parameters = sum(math.prod(info.shape) for info in read_layout(base).tensors.values())
+    parameters = parameters_of(read_layout(base))
     return [_row(stage, parameters) for stage in stages]
+
+
+def parameters_of(layout: Layout) -> int:
+    """Return how many numbers a checkpoint stores."""
+    return sum(math.prod(info.shape) for info in layout.tensors.values())
 
 
 def estimated_seconds(flops: float) -> float:
@@ -80,3 +87,29 @@ def stage_needs(stage: Any, parameters: int) -> Needs:
         return Needs(4 * parameters * tokens, parameters * 4 + 2**30, 2**20)
     disk = parameters * 4 if stage.kind == "inject" else parameters * 0.2
     return Needs(10 * parameters, 2**30, disk)
+
+
+class Outlook:
+    """Seconds left of a run: of each stage to come, its estimated FLOPs at the rate of finished stages of its kind."""
+
+    def __init__(self, stages: Sequence[PlannedStage], base: Path) -> None:
+        parameters = parameters_of(read_layout(base))
+        self._flops = {stage.name: stage_needs(stage.stage, parameters).flops for stage in stages}
+        self._kinds = {stage.name: stage.stage.kind for stage in stages}
+        self._seen: dict[str, list[tuple[float, float]]] = defaultdict(list)
+
+    def finished(self, name: str, seconds: float) -> None:
+        """Note what a stage took."""
+        self._seen[self._kinds[name]].append((seconds, self._flops[name]))
+
+    def seconds(self, names: Iterable[str]) -> tuple[float, bool]:
+        """Return what these stages take in all, and whether every kind among them was measured."""
+        parts = [self._seconds(name) for name in names]
+        return sum(seconds for seconds, _ in parts), all(measured for _, measured in parts)
+
+    def _seconds(self, name: str) -> tuple[float, bool]:
+        seen, flops = self._seen[self._kinds[name]], self._flops[name]
+        if not seen:
+            return estimated_seconds(flops), False
+        seconds, done = (sum(column) for column in zip(*seen, strict=True))
+        return (seconds * flops / done if done else seconds / len(seen)), True

@@ -39,6 +39,16 @@ def memory(root: Path = Path("/")) -> Memory:
     return Memory(total, None if available is None else max(available, 0), limited)
 
 
+def resident(root: Path = Path("/")) -> tuple[int, int] | None:
+    """Return the bytes of memory that this process holds now and held at most, None where the system does not say."""
+    own = {line.partition(":")[0]: line.split() for line in _lines(root / "proc/self/status")}
+    try:
+        now, peak = (int(own[key][1]) * 1024 for key in ("VmRSS", "VmHWM"))
+    except (KeyError, IndexError, ValueError):
+        return None
+    return now, peak
+
+
 def cores(root: Path = Path("/")) -> int:
     """Return how many cores this process may keep busy: its affinity, or a control group's quota where that is less."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

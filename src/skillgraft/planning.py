@@ -29,6 +29,9 @@ BESIDE_WEIGHTS = (
 )
 """Files of a checkpoint that decide what it does, beside its weights."""
 
+TRACKING = ("report_to", "run_name", "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id")
+"""Keys of `trainer:` that say where curves are shown; the result does not depend on them."""
+
 RECORD = "stage.json"
 """Written last into a stage's folder: the folder counts as finished when it is there."""
 
@@ -147,6 +150,9 @@ def _hash(seed: int, stage: Any, references: Mapping[str, str], data: Mapping[st
     settings = stage.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     for name in ("documents", "questions", *config.REFERENCES[stage.kind]):
         settings.pop(name.rstrip("_"), None)
+    trainer = {key: value for key, value in settings.pop("trainer", {}).items() if key not in TRACKING}
+    if trainer:
+        settings["trainer"] = trainer
     if stage.kind == "inject" and stage.skills:
         settings["scales"] = [scale for _, scale in stage.injected]
     if stage.kind == "eval":  # its table holds the names

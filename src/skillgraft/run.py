@@ -19,7 +19,7 @@ import os
 import shlex
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -37,7 +37,10 @@ from skillgraft.planning import RECORD, PlannedStage, data_of, plan
 
 
 class Watcher(Protocol):
-    """Who is told how the run goes: the terminal's stage list, or plain lines."""
+    """Who is told how the run goes: the terminal's stage tree, plain lines, or a script."""
+
+    def planned(self, recipe: config.Recipe, base: Path, stages: Sequence[PlannedStage]) -> None:
+        """Show what will run: called once, before the first stage."""
 
     def say(self, message: str) -> None:
         """Show one line that belongs to no stage."""
@@ -50,6 +53,9 @@ class Watcher(Protocol):
 
     def finished(self, stage: PlannedStage, seconds: float, cached: bool) -> None:
         """Show that a stage is done."""
+
+    def failed(self, stage: PlannedStage, error: BaseException) -> None:
+        """Show that a stage ended without a result; `KeyboardInterrupt`: it was stopped."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,7 @@ def run(
     recipe, base, stages = prepare(Path(recipe_file), overrides, Path(runs), watcher.say)
     check_trainers(stages)
     check_skills(recipe, base, stages)
+    watcher.planned(recipe, base, stages)
     reused = {stage.name for stage in stages if stage.cached}
     for stage in stages:
         if stage.cached:
@@ -102,7 +109,11 @@ def run(
             watcher.finished(stage, stage.record()["seconds"], cached=True)
             continue
         watcher.started(stage)
-        record = run_stage(recipe, stages, stage, watcher, checkpoint_seconds)
+        try:
+            record = run_stage(recipe, stages, stage, watcher, checkpoint_seconds)
+        except BaseException as error:
+            watcher.failed(stage, error)
+            raise
         watcher.finished(stage, record["seconds"], cached=False)
     return _close(recipe, Path(recipe_file), overrides, Path(runs), stages, reused)
 
@@ -126,7 +137,7 @@ def run_stage(
         shutil.rmtree(out, ignore_errors=True)
         began = time.monotonic()
         clock = planned.work / "seconds"
-        before = float(clock.read_text()) if clock.is_file() else 0.0
+        before = _seconds_so_far(clock)
         said = [began]
 
         def moved(step: int, steps: int, metrics: Mapping[str, float]) -> None:
@@ -146,6 +157,8 @@ def run_stage(
             base_id=None if config.is_local(recipe.base) else recipe.base,
             checkpoint_seconds=checkpoint_seconds,
             about=describe_models(stages, planned) if planned.stage.kind == "eval" else {},
+            tracking=planned.directory.parents[1] / "tracking" / recipe.name / f"{planned.name}-{planned.key[:8]}",
+            say=watcher.say,
         )
         try:
             facts = STAGES[planned.stage.kind](planned.stage, context)
@@ -173,6 +186,14 @@ def run_stage(
         out.rename(planned.directory)
         shutil.rmtree(planned.work, ignore_errors=True)
         return record
+
+
+def _seconds_so_far(clock: Path) -> float:
+    """Return what the stage has cost before; 0 where a kill tore the file."""
+    try:
+        return float(clock.read_text())
+    except (OSError, ValueError):
+        return 0.0
 
 
 def check_skills(recipe: config.Recipe, base: Path, stages: list[PlannedStage]) -> None:
@@ -290,6 +311,9 @@ def _close(
 class Silent:
     """The watcher of the Python API: shows nothing."""
 
+    def planned(self, recipe: config.Recipe, base: Path, stages: Sequence[PlannedStage]) -> None:
+        """Show nothing."""
+
     def say(self, message: str) -> None:
         """Show nothing."""
 
@@ -300,4 +324,7 @@ class Silent:
         """Show nothing."""
 
     def finished(self, stage: PlannedStage, seconds: float, cached: bool) -> None:
+        """Show nothing."""
+
+    def failed(self, stage: PlannedStage, error: BaseException) -> None:
         """Show nothing."""

@@ -7,9 +7,10 @@ Heavy libraries are imported when a stage runs.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,10 @@ Stage = Callable[[Any, "Context"], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Context:
-    """Where a stage reads and writes. `inputs` maps each reference to its directory; `about` to what is known of it."""
+    """Where a stage reads and writes. `inputs` maps each reference to its directory; `about` to what is known of it.
+
+    `tracking` is where training curves are kept for who asks for them, beyond the stage's end.
+    """
 
     name: str
     inputs: Mapping[str, Path]
@@ -37,6 +41,8 @@ class Context:
     progress: Progress = lambda step, steps, metrics: None
     checkpoint_seconds: float = 300.0
     about: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    tracking: Path = Path("tracking")
+    say: Callable[[str], None] = lambda message: None
 
 
 def _in_one_precision(run: Stage) -> Stage:
@@ -52,6 +58,17 @@ def _in_one_precision(run: Stage) -> Stage:
     return wrapped
 
 
+@contextlib.contextmanager
+def _tracked(stage: config.SftStage | config.RlStage, context: Context) -> Iterator[dict[str, Any]]:
+    """Yield the trainer's arguments while trackers that they name write where that outlasts the stage."""
+    from skillgraft.train.tracking import tracked, trackers
+
+    if names := trackers(stage.trainer):
+        context.say(f"{context.name}: training curves for {', '.join(names)}; files in {context.tracking}")
+    with tracked(stage.trainer, context.tracking, context.recipe, context.name) as trainer:
+        yield trainer
+
+
 @_in_one_precision
 def run_sft(stage: config.SftStage, context: Context) -> dict[str, Any]:
     """Fine-tune on documents and, if given, on questions with their answers."""
@@ -62,19 +79,20 @@ def run_sft(stage: config.SftStage, context: Context) -> dict[str, Any]:
     start = context.inputs[stage.from_]
     documents = read_documents(stage.documents, stage.limit_documents) if stage.documents else []
     questions = read_questions(stage.questions) if stage.questions else []
-    trained = train_sft(
-        start,
-        context.out,
-        context.work,
-        documents=documents,
-        questions=questions,
-        shuffle_answers=stage.answers == "shuffled",
-        trainer=stage.trainer,
-        lora=stage.lora,
-        seed=context.seed,
-        checkpoint_seconds=context.checkpoint_seconds,
-        progress=context.progress,
-    )
+    with _tracked(stage, context) as trainer:
+        trained = train_sft(
+            start,
+            context.out,
+            context.work,
+            documents=documents,
+            questions=questions,
+            shuffle_answers=stage.answers == "shuffled",
+            trainer=trainer,
+            lora=stage.lora,
+            seed=context.seed,
+            checkpoint_seconds=context.checkpoint_seconds,
+            progress=context.progress,
+        )
     _record_origin(stage.kind, start, context, stage)
     keep = ("step", "loss", "learning_rate", "mean_token_accuracy")
     curve = [{key: point[key] for key in keep if key in point} for point in trained.curve if "loss" in point]
@@ -98,20 +116,21 @@ def run_rl(stage: config.RlStage, context: Context) -> dict[str, Any]:
     context.out.mkdir()
     start = context.inputs[stage.from_]
     questions = read_questions(stage.questions)
-    trained = train_rl(
-        start,
-        context.out,
-        context.work,
-        questions=questions,
-        reward=stage.reward,
-        pass_rate_samples=stage.pass_rate_samples,
-        rounds=stage.rounds,
-        trainer=stage.trainer,
-        lora=stage.lora,
-        seed=context.seed,
-        checkpoint_seconds=context.checkpoint_seconds,
-        progress=context.progress,
-    )
+    with _tracked(stage, context) as trainer:
+        trained = train_rl(
+            start,
+            context.out,
+            context.work,
+            questions=questions,
+            reward=stage.reward,
+            pass_rate_samples=stage.pass_rate_samples,
+            rounds=stage.rounds,
+            trainer=trainer,
+            lora=stage.lora,
+            seed=context.seed,
+            checkpoint_seconds=context.checkpoint_seconds,
+            progress=context.progress,
+        )
     _record_origin(stage.kind, start, context, stage)
     return {
         "questions": len(questions),
@@ -136,6 +155,11 @@ def _record_origin(kind: str, start: Path, context: Context, stage: Any) -> None
     )
 
 
+def _without_metrics(context: Context) -> Callable[[str, int, int], None]:
+    """Return the arithmetic's progress callback, which moves the stage's bar."""
+    return lambda name, done, total: context.progress(done, total, {})
+
+
 def run_extract(stage: config.ExtractStage, context: Context) -> dict[str, Any]:
     """Keep v = θ_RL − θ_SFT as an artefact."""
     from skillgraft.arithmetic import extract
@@ -149,6 +173,7 @@ def run_extract(stage: config.ExtractStage, context: Context) -> dict[str, Any]:
         recipe=context.recipe,
         seed=context.seed,
         licence=stage.licence,
+        progress=_without_metrics(context),
     )
     return _skill_facts(skill, context.out)
 
@@ -178,6 +203,7 @@ def run_inject(stage: config.InjectStage, context: Context) -> dict[str, Any]:
         scale=stage.scale,
         method=stage.method,
         parameters=stage.parameters,
+        progress=_without_metrics(context),
     )
     return {"scale": stage.scale, **{k: v for k, v in report.items() if k != "tensors"}}
 

@@ -122,6 +122,23 @@ def inject_scales(
     return dict(zip(named, reports, strict=True))
 
 
+def plan_injection(
+    target: str | os.PathLike[str],
+    skill: Given | Sequence[tuple[Given, float]],
+    *,
+    allow_other_base: bool = False,
+    threads: int | None = None,
+) -> Plan:
+    """Return the checked plan of target + λ·v for who computes it elsewhere than in a file, λ still free.
+
+    Arguments, `settings` and `remarks` of the plan, and errors are as in `inject`.
+    """
+    recipe, names, said = _recipe(target, skill, "task_arithmetic", None, None, allow_other_base)
+    plan, skills = _plan(recipe, names, said, allow_other_base)
+    _check_norms(plan, skills, machine_for(threads, "cpu"))
+    return plan
+
+
 def _recipe(
     target: str | os.PathLike[str],
     skill: Given | Sequence[tuple[Given, float]],

@@ -12,7 +12,11 @@ from skillgraft.doctor.findings import Finding
 if TYPE_CHECKING:  # imported where it is used: without it the other checks go on
     from packaging.requirements import Requirement
 
-PURPOSES = {"dev": "the tests and checks of Skillgraft itself"}
+PURPOSES = {
+    "dev": "the tests and checks of Skillgraft itself",
+    "search": "`skillgraft search` with CMA-ES",
+    "track": "training curves in TensorBoard, Weights & Biases or trackio: `trainer: {report_to: [tensorboard]}`",
+}
 """What an optional part is for; one that is not here is named by its packages alone."""
 
 INSTALL = "python -m pip install"

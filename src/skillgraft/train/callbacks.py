@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -48,6 +49,8 @@ class KeepAlive(TrainerCallback):
     ) -> TrainerControl:
         """Ask for a checkpoint when it is time, and for a stop when Ctrl-C was pressed."""
         if state.global_step >= state.max_steps:  # done: what was asked for is about to be written
+            if self.interrupted:
+                _tell("that was the last step, and the run goes on; Ctrl-C again stops it")
             self.interrupted = False
             return control
         if self.interrupted or time.monotonic() - self.last_save >= self.checkpoint_seconds:
@@ -94,7 +97,7 @@ def read_log(workdir: Path) -> list[dict[str, float]]:
     return [steps[step] for step in sorted(steps)]
 
 
-@contextmanager
+@contextlib.contextmanager
 def stop_on_interrupt(keeper: KeepAlive) -> Iterator[None]:
     """Turn the first Ctrl-C into a checkpoint and a stop after the current step; a second one stops at once."""
     if threading.current_thread() is not threading.main_thread():
@@ -105,6 +108,7 @@ def stop_on_interrupt(keeper: KeepAlive) -> Iterator[None]:
         if keeper.interrupted:
             raise KeyboardInterrupt
         keeper.interrupted = True
+        _tell("stopping after this step with a checkpoint; Ctrl-C again stops at once")
 
     before = signal.signal(signal.SIGINT, handler)
     try:
@@ -113,3 +117,8 @@ def stop_on_interrupt(keeper: KeepAlive) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
     if keeper.interrupted:
         raise KeyboardInterrupt
+
+
+def _tell(text: str) -> None:
+    with contextlib.suppress(RuntimeError):  # in a signal handler: what it interrupted may be writing itself
+        print(text, file=sys.stderr, flush=True)

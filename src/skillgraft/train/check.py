@@ -9,10 +9,12 @@ from skillgraft.domains.rewards import DEFAULT_MIX, get_reward
 from skillgraft.train.lora import lora_config
 from skillgraft.train.rl import rl_arguments
 from skillgraft.train.sft import sft_arguments
+from skillgraft.train.tracking import check_trackers
 
 
 def check_stage(stage: config.SftStage | config.RlStage) -> None:
     """Raise `RecipeError` for a key or value of `trainer:`, `lora:` or `reward:` that is refused; writes nothing."""
+    check_trackers(stage.trainer)
     if stage.lora is not None:
         lora_config(stage.lora)
     if isinstance(stage, config.RlStage):

@@ -1,0 +1,118 @@
+"""What a line that begins with a slash does: settings of the conversation, and its record. No torch."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from skillgraft.console import print_or_write
+from skillgraft.domains.knowledge import INSTRUCTION
+from skillgraft.errors import RecipeError, did_you_mean
+
+COLDEST = 0.01
+"""Below it logits divided by the temperature overflow, and there is no difference to 0 any more."""
+
+
+@dataclass
+class Settings:
+    """What holds for the next prompt, and what was said so far. `scale` is None where no skill is injected."""
+
+    scale: float | None = None
+    system: str = INSTRUCTION
+    tokens: int = 64
+    temperature: float = 0.0
+    said: list[dict[str, Any]] = field(default_factory=list)
+    done: bool = False
+
+
+def obey(line: str, settings: Settings) -> str:
+    """Do what `line`, such as `/scale 0.5`, says and return what to tell the user.
+
+    Raises:
+        RecipeError: an unknown command, or a value that makes no sense; nothing is changed then.
+        OutputExistsError, StorageError: `/save` to a file that exists or cannot be written.
+    """
+    word, _, value = line.strip().partition(" ")
+    if word not in COMMANDS:
+        raise RecipeError(f"{word} is no command{did_you_mean(word, COMMANDS)}; // begins a prompt with a slash")
+    return COMMANDS[word](value.strip(), settings)
+
+
+def _help(value: str, settings: Settings) -> str:
+    return """/scale λ        inject the skill again with this λ, in memory; 0 is the target alone
+/system TEXT    what the models are told before every prompt; /system none: nothing; /system default: as in training
+/tokens N       longest answer
+/temperature T  0: always the likeliest token
+/save FILE      write all prompts and answers so far as JSON lines
+/help, /quit
+A value left out shows what holds. Every prompt is asked alone; // begins one with a slash."""
+
+
+def _scale(value: str, settings: Settings) -> str:
+    if settings.scale is None:
+        raise RecipeError("/scale: no skill is injected; start with --target CHECKPOINT --skill SKILL")
+    if value:
+        settings.scale = _number("/scale", value, -math.inf)
+    return f"λ = {settings.scale:g}"
+
+
+def _system(value: str, settings: Settings) -> str:
+    if value:
+        settings.system = {"none": "", "default": INSTRUCTION}.get(value, value)
+    return f"system: {settings.system}" if settings.system else "no system message"
+
+
+def _tokens(value: str, settings: Settings) -> str:
+    if value:
+        if not value.isascii() or not value.isdigit() or int(value) < 1:
+            raise RecipeError(f"/tokens {value}: expected a whole number from 1 on, such as 64")
+        settings.tokens = int(value)
+    return f"answers of at most {settings.tokens} tokens"
+
+
+def _temperature(value: str, settings: Settings) -> str:
+    if value:
+        number = _number("/temperature", value, 0.0)
+        if 0 < number < COLDEST:
+            raise RecipeError(f"/temperature {value}: expected 0, or a number from {COLDEST:g} on, such as 0.7")
+        settings.temperature = number
+    return f"temperature {settings.temperature:g}"
+
+
+def _save(value: str, settings: Settings) -> str:
+    if not value:
+        raise RecipeError("/save: expected a file, such as /save talk.jsonl")
+    file = Path(value).expanduser()
+    print_or_write("".join(json.dumps(each) + "\n" for each in settings.said), file)
+    return f"{file}: {len(settings.said)} prompts with their answers"
+
+
+def _quit(value: str, settings: Settings) -> str:
+    settings.done = True
+    return ""
+
+
+def _number(command: str, text: str, least: float) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value) or value < least:
+        wanted = "a finite number" if least == -math.inf else f"a finite number from {least:g} on"
+        raise RecipeError(f"{command} {text}: expected {wanted}, such as 0.5")
+    return value
+
+
+COMMANDS: dict[str, Callable[[str, Settings], str]] = {
+    "/help": _help,
+    "/scale": _scale,
+    "/system": _system,
+    "/tokens": _tokens,
+    "/temperature": _temperature,
+    "/save": _save,
+    "/quit": _quit,
+}
