@@ -14,13 +14,14 @@ import yaml
 from safetensors.torch import load_file, save_file
 from typer.main import get_command
 
-from skillgraft.arithmetic import inject, merging
+from skillgraft.arithmetic import extract, inject, merging
 from skillgraft.cli import app
 from skillgraft.cli_arithmetic import ARITHMETIC
 from skillgraft.cli_artefact import ARTEFACT
 from skillgraft.cli_compare import COMPARING
 from skillgraft.cli_library import LIBRARY
 from skillgraft.cli_skills import SKILLS
+from skillgraft.skills.library import add_skill
 from tests.test_cli import fails, invoke
 from tests.tiny import edit_json, split_into_shards, tiny_checkpoint, tiny_finetune
 
@@ -267,6 +268,24 @@ def test_mistakes(family, recipe, nothing_new, arguments, message):
     assert message in fails(*begin, *(argument.format(**places) for argument in arguments))
 
 
+def test_a_skill_of_the_library_is_an_operand_by_name(family, tmp_path, monkeypatch):
+    rl = tiny_finetune(family / "a", tmp_path / "rl", seed=5)
+    add_skill(extract(rl, family / "a", tmp_path / "skill").path, "mine")
+    invoke("merge", *MERGE, "--base", family / "a", "--model", "mine=0.5", "-o", tmp_path / "by-name")
+    invoke("merge", *MERGE, "--base", family / "a", "--model", f"{tmp_path / 'skill'}=0.5", "-o", tmp_path / "by-path")
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("by-name", "by-path"))
+    assert all(one[name].equal(tensor) for name, tensor in other.items())
+    shutil.copytree(family / "b", tmp_path / "mine")
+    monkeypatch.chdir(tmp_path)
+    done = invoke("merge", *MERGE, "--base", family / "base", "--model", "mine", "-o", tmp_path / "directory")
+    assert "'mine' is a directory here and a skill of the library; the directory was taken" in " ".join(
+        done.stderr.split()
+    )
+    made = load_file(tmp_path / "directory/model.safetensors")
+    assert all(made[name].equal(tensor) for name, tensor in load_file(family / "b/model.safetensors").items())
+
+
+MERGE = ("--method", "task_arithmetic")
 RECIPE = "method: linear\nbase: b\noperands: [{model: a}]\n"
 
 

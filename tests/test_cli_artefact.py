@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from skillgraft.arithmetic import extract
 from skillgraft.checkpoint import write_provenance
 from skillgraft.cli import app
+from skillgraft.skills.library import library_home
 from skillgraft.skills.skill import add_scores
 from tests.tiny import edit_json, tiny_checkpoint, tiny_finetune
 
@@ -121,6 +122,54 @@ def test_a_hostile_manifest_cannot_speak_to_the_terminal(folder, tmp_path):
     assert all("[bold]markup[/bold]" in " ".join(output.split()) for output in (said[0], said[2], said[4]))
 
 
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999"])
+def test_numbers_that_json_does_not_know_are_refused(folder, tmp_path, number):
+    skill = shutil.copytree(folder / "skill", tmp_path / "skill")
+    invoke("add", skill, "mine")
+    edit_json(skill / "skill.json", scores=[{"model": "SFT + skill", "F1": "HERE"}])
+    text = (skill / "skill.json").read_text().replace('"HERE"', number)
+    for place in (skill, library_home() / "mine"):
+        (place / "skill.json").write_text(text)
+    refused = "'scores.0.F1' is "
+    for arguments in (("show", skill), ("show", skill, "--json"), ("add", skill, "other")):
+        assert refused in " ".join(invoke(*arguments, code=2).stderr.split())
+    (row,) = json.loads(invoke("ls", "--json").stdout, parse_constant=pytest.fail)
+    assert refused in row["problem"]
+
+
+def test_norms_whose_squares_overflow_are_refused(folder, tmp_path):
+    skill = shutil.copytree(folder / "skill", tmp_path / "skill")
+    invoke("add", skill, "mine")
+    tensors = json.loads((skill / "skill.json").read_text())["tensors"]
+    for place in (skill, library_home() / "mine"):
+        edit_json(place / "skill.json", tensors={name: {**entry, "norm": 1e308} for name, entry in tensors.items()})
+    pack = ("pack", skill, "--form", "sparse", "-o", tmp_path / "out")
+    for arguments in (("show", skill), ("show", skill, "--json"), pack, ("check", folder / "target", skill)):
+        said_so = " ".join(invoke(*arguments, code=2).stderr.split())
+        assert "1e+308 is no norm of weights, expected at most 1e+150" in said_so
+    assert "damaged: mine: " in said(invoke("ls"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_empty_name_is_not_this_directory(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder / "skill")
+    out = ("-o", tmp_path / "out")
+    for arguments in (
+        ("show", ""),
+        ("check", folder / "target", ""),
+        ("convert", "", "--to", "peft", *out),
+        ("pack", "", "--form", "sparse", *out),
+        ("add", ""),
+        ("push", "", "me/recall"),
+        ("inject", "--target", folder / "target", "--skill", "", *out),
+        ("merge", "--method", "task_arithmetic", "--base", folder / "target", "--model", "", *out),
+    ):
+        stderr = " ".join(invoke(*arguments, code=2).stderr.split())
+        assert "the name of a skill is empty; expected a directory or a name that" in stderr, arguments
+    assert not (tmp_path / "out").exists()
+    assert json.loads(invoke("show", ".", "--json").stdout)["seed"] == 7
+
+
 def test_check_says_what_inject_says(folder, tmp_path):
     other = tiny_checkpoint(tmp_path / "other", seed=9)
     refused = invoke("inject", "--target", other, "--skill", folder / "skill", "-o", tmp_path / "out", code=2)
@@ -189,8 +238,6 @@ def test_the_library(folder, tmp_path, monkeypatch):
     both = invoke("show", "almanac", code=2)  # the empty directory here is taken, and that is said
     assert "is a directory here and a skill of the library" in " ".join(both.stderr.split())
     (tmp_path / "almanac").rmdir()
-    from skillgraft.skills.library import library_home
-
     (library_home() / "almanac" / "skill.safetensors").write_bytes(b"cut")
     assert "damaged: almanac: " in said(invoke("ls"))
     assert json.loads(invoke("ls", "--json").stdout)[0]["problem"]

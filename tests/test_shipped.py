@@ -12,10 +12,17 @@ import yaml
 from skillgraft import load_skill
 from skillgraft.config import load_recipe
 from skillgraft.errors import RecipeError
+from skillgraft.planning import plan
 from skillgraft.shipped import ANSWER_FORMAT, RECALL, shipped_skills
-from skillgraft.skills.library import resolve_skill
+from skillgraft.skills.library import add_skill, library_home, resolve_skill
+from tests.tiny import tiny_checkpoint
 
 ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def tiny_base(tmp_path):
+    return tiny_checkpoint(tmp_path / "base")
 
 
 def recipe(tmp_path, skill, **stages):
@@ -55,6 +62,31 @@ def test_a_stage_of_that_name_and_a_path_go_first(tmp_path):
     stages = recipe(tmp_path, RECALL, **{RECALL: stage}).stages
     assert stages["grafted"].skill == RECALL
     assert recipe(tmp_path, f"./{RECALL}").stages["grafted"].skill == str(tmp_path / RECALL)
+
+
+def test_a_recipe_names_a_skill_of_the_library(tmp_path):
+    add_skill(shipped_skills()[RECALL], "mine")
+    mine = str(library_home() / "mine")
+    stages = recipe(tmp_path, "mine").stages
+    assert stages["grafted"].skill == stages["random"].skill == mine
+    several = {"kind": "inject", "target": "base", "skills": [{"skill": "mine", "scale": 0.5}, {"skill": "random"}]}
+    assert recipe(tmp_path, "mine", both=several).stages["both"].injected == [(mine, 0.5), ("random", 1.0)]
+    stage = {"kind": "random_vector", "skill": RECALL}
+    assert recipe(tmp_path, "mine", mine=stage).stages["grafted"].skill == "mine"
+    (tmp_path / "mine").mkdir()
+    assert recipe(tmp_path, "mine").stages["grafted"].skill == str(tmp_path / "mine")
+    with pytest.raises(RecipeError, match=r"stages.x.target: there is no stage 'mine'.*; a path needs a slash"):
+        recipe(tmp_path, RECALL, x={"kind": "inject", "target": "mine", "skill": RECALL})
+    with pytest.raises(RecipeError, match="there is no stage ''"):
+        recipe(tmp_path, "")
+
+
+def test_the_name_of_a_skill_does_not_enter_a_stages_hash(tiny_base, tmp_path):
+    """The content alone does, so that finished stages stay finished."""
+    add_skill(shipped_skills()[RECALL], "mine")
+    names = (RECALL, "mine", str(library_home() / "mine"), str(shipped_skills()[RECALL]))
+    keys = [[stage.key for stage in plan(recipe(tmp_path, name), tiny_base, tmp_path / "store")] for name in names]
+    assert keys[0] == keys[1] == keys[2] == keys[3]
 
 
 def test_a_misspelt_one_is_suggested(tmp_path):

@@ -151,7 +151,7 @@ def merge(
         typer.Option(
             "--model",
             metavar="DIR[=WEIGHT]",
-            help="Without a recipe: an operand, which is a checkpoint, a LoRA adapter or a skill; repeatable.",
+            help="Without a recipe: an operand: checkpoint, LoRA adapter, or skill (or its name); repeatable.",
         ),
     ] = [],  # noqa: B006 - Typer copies it
     minus: Annotated[
@@ -285,13 +285,17 @@ def _merge_recipe(
 
 
 def _operand(text: str, minus: Path | None) -> dict[str, Any]:
+    from skillgraft.skills.library import Resolved, find_skill
     from skillgraft.skills.peft_adapter import is_adapter
     from skillgraft.skills.skill import is_skill
 
     directory, weight = weighted("--model", text)
-    kind = "skill" if is_skill(Path(directory)) else "adapter" if is_adapter(Path(directory)) else "model"
+    path, remark = find_skill(directory) or Resolved(Path(directory))
+    kind = "skill" if is_skill(path) else "adapter" if is_adapter(path) else "model"
+    if remark and kind != "skill":  # of a skill the plan says it
+        err_console.print(f"remark: {remark}", soft_wrap=True, highlight=False, markup=False)
     difference = {"minus": str(minus)} if minus is not None and kind == "model" else {}
-    return {kind: directory, **difference, **({} if weight == 1 else {"weight": weight})}
+    return {kind: str(path), **difference, **({} if weight == 1 else {"weight": weight})}
 
 
 def weighted(option: str, text: str) -> tuple[str, float]:

@@ -21,7 +21,8 @@ def compare(
         list[str],
         typer.Argument(
             metavar="VECTOR",
-            help="DIR, NAME=DIR or GROUP/NAME=DIR of a checkpoint, skill or LoRA adapter; DIR:DIR is a difference.",
+            help="DIR, NAME=DIR or GROUP/NAME=DIR of a checkpoint, skill (or its name) or LoRA adapter; DIR:DIR is a "
+            "difference.",
             show_default=False,
         ),
     ],

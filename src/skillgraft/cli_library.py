@@ -49,7 +49,7 @@ def ls(
 
 
 def add(skill: SkillArgument, name: NameArgument = None, as_json: JsonOption = False) -> None:
-    """Copy a skill into the local library; every verb that takes a skill then takes its name."""
+    """Copy a skill into the local library, its card written anew; every verb that takes a skill takes its name."""
     from skillgraft.skills.library import add_skill
 
     _added(add_skill(skill, name), as_json)
@@ -74,7 +74,10 @@ def push(
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Upload a skill to a model hub (HF_ENDPOINT) with the token of HF_TOKEN or of `hf auth login`."""
+    """Upload a skill to a model hub (HF_ENDPOINT) with the token of HF_TOKEN or of `hf auth login`.
+
+    Its card is written anew from the manifest.
+    """
     from skillgraft.cli_artefact import open_skill
     from skillgraft.skills.hub import push_skill
     from skillgraft.skills.skill import Skill
@@ -95,7 +98,7 @@ def pull(
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit; default: main.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Download a skill from a model hub into the local library: its own files only, checked before they appear."""
+    """Download a skill from a hub into the local library: manifest and tensors only, checked before they appear."""
     from skillgraft.skills.hub import pull_skill
 
     _added(pull_skill(repository, name, revision=revision), as_json)

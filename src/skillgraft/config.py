@@ -7,14 +7,16 @@
       sft_target: {kind: sft, from: base, documents: data/target}
       grafted:    {kind: inject, target: sft_target, skill: squad-recall, scale: 1.0}
 
-Relative paths are relative to the recipe's own folder; a skill that comes with Skillgraft is named by its name
-(`skill: squad-recall`), unless a stage has that name. `trainer:` and `lora:` go unchanged into TRL's and PEFT's own
-config classes, which are checked for unknown keys when the run is planned.
+Relative paths are relative to the recipe's own folder. A skill of the library, or one that comes with Skillgraft, is
+named by its name (`skill: squad-recall`), unless a stage or a directory beside the recipe has that name. `trainer:` and
+`lora:` go unchanged into TRL's and PEFT's own config classes, which are checked for unknown keys when the run is
+planned.
 """
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,7 +26,6 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from skillgraft.arithmetic.merge_recipe import check_vector_method, parse_merge_recipe
 from skillgraft.errors import RecipeError, did_you_mean
-from skillgraft.shipped import shipped_skills
 from skillgraft.yaml_file import read_yaml
 
 BASE = "base"
@@ -87,14 +88,14 @@ class RandomVectorStage(_Strict):
     """The control: a random vector with the skill's norm in every tensor."""
 
     kind: Literal["random_vector"] = Field(description="make the control: a random vector like a skill")
-    skill: str = Field(description="stage, skill directory or shipped skill whose norms are taken")
+    skill: str = Field(description="stage, skill directory or name whose norms are taken")
     seed: int | None = Field(None, ge=0, lt=2**32, description="default: the recipe's")
 
 
 class ScaledSkill(_Strict):
     """One of several skills."""
 
-    skill: str = Field(description="stage, skill directory or shipped skill")
+    skill: str = Field(description="stage, skill directory or name")
     scale: Annotated[float, AfterValidator(_finite)] = Field(1.0, description="λ of this skill")
 
 
@@ -103,7 +104,7 @@ class InjectStage(_Strict):
 
     kind: Literal["inject"] = Field(description="add a skill to a checkpoint")
     target: str = Field(description="stage, 'base' or checkpoint directory that receives the skill")
-    skill: str | None = Field(None, description="stage, skill directory or shipped skill, such as squad-recall")
+    skill: str | None = Field(None, description="stage, skill directory or name of a skill, such as squad-recall")
     skills: list[ScaledSkill] = Field([], description="several, each with its scale, instead of one")
     scale: Annotated[float, AfterValidator(_finite)] = Field(1.0, description="λ")
     method: str = Field("task_arithmetic", description="a merging method of vectors: task_arithmetic is the sum")
@@ -342,10 +343,12 @@ def order(recipe: Recipe) -> list[str]:
     Raises:
         RecipeError: a reference to a stage that is not there, or a cycle, with its members.
     """
+    from skillgraft.skills.library import skill_names
+
     for name, stage in recipe.stages.items():
         for field, reference in references(stage):
             if reference != BASE and reference not in recipe.stages and not is_path(reference):
-                skills = shipped_skills() if field.startswith("skill") else ()
+                skills = skill_names() if field.startswith("skill") else ()
                 hint = did_you_mean(reference, [*recipe.stages, BASE, *skills])
                 raise RecipeError(f"stages.{name}.{field}: there is no stage '{reference}'{hint}; a path needs a slash")
     done: list[str] = []
@@ -368,29 +371,37 @@ def order(recipe: Recipe) -> list[str]:
     return done
 
 
-def _absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
-    shipped = shipped_skills()
+def _skill_place(name: str, folder: Path) -> str | None:
+    """Return the directory that a bare name of a skill means: beside the recipe, in the library, or shipped."""
+    from skillgraft.skills.library import named_skill
 
+    place = folder / name if os.path.isdir(folder / name) else named_skill(name)
+    return str(place.absolute()) if place else None
+
+
+def _absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
     def absolute(value: Any) -> Any:
         return (folder / value.expanduser()).resolve() if isinstance(value, Path) else value
 
-    def resolve_reference(value: Any, is_base: bool = False) -> Any:
+    def resolve_reference(value: Any, is_base: bool = False, is_skill: bool = False) -> Any:
         if isinstance(value, list):
-            return [resolve_reference(each) for each in value]
+            return [resolve_reference(each, is_skill=is_skill) for each in value]
         if isinstance(value, ScaledSkill):
-            return value.model_copy(update={"skill": resolve_reference(value.skill)})
+            return value.model_copy(update={"skill": resolve_reference(value.skill, is_skill=True)})
         if isinstance(value, str) and value not in (*recipe.stages, BASE) and (is_path(value) or is_base):
             if is_base and not value.startswith((".", "~", "/")) and not (folder / value).is_dir():
                 return value  # a hub id
             return str((folder / Path(value).expanduser()).resolve())
-        if isinstance(value, str) and not is_base and value not in (*recipe.stages, BASE) and value in shipped:
-            return str(shipped[value])
+        if is_skill and value and value not in (*recipe.stages, BASE):
+            return _skill_place(value, folder) or value
         return value
 
     stages = {}
     for name, stage in recipe.stages.items():
         changes = {f: absolute(getattr(stage, f)) for f in type(stage).model_fields}
-        changes |= {f: resolve_reference(getattr(stage, f)) for f in REFERENCES[stage.kind]}
+        changes |= {
+            f: resolve_reference(getattr(stage, f), is_skill=f.startswith("skill")) for f in REFERENCES[stage.kind]
+        }
         if isinstance(stage, EvalStage):
             changes["labels"] = {resolve_reference(model): label for model, label in stage.labels.items()}
             changes["baseline"] = resolve_reference(stage.baseline)

@@ -8,6 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from skillgraft.arithmetic import extract, inject, inject_scales, merge
+from skillgraft.arithmetic.merge_recipe import parse_merge_recipe
+from skillgraft.arithmetic.plan import check_number
 from skillgraft.checkpoint import fingerprint_checkpoint, fingerprint_file, read_provenance
 from skillgraft.errors import CheckpointError, CompatibilityError, MissingPathError, RecipeError
 from tests.tiny import tiny_checkpoint, tiny_finetune, weights
@@ -109,6 +111,15 @@ def test_a_damaged_skill_among_several(models, skills, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_only_methods_that_can_are_offered(models, skills, tmp_path):
+    with pytest.raises(RecipeError) as caught:
+        inject(models / "target", skills / "all", tmp_path / "out", method="slerp")
+    offered = str(caught.value).partition("available: ")[2].split(", ")
+    assert "task_arithmetic" in offered
+    for method in offered:
+        check_number(parse_merge_recipe({"method": method, "base": "b", "operands": [{"skill": "a"}, {"skill": "c"}]}))
+
+
 def test_each_skill_is_checked_against_the_target(models, skills, tmp_path):
     other = tiny_checkpoint(tmp_path / "other", seed=9)
     rl = tiny_finetune(other, tmp_path / "rl", seed=4)
@@ -126,6 +137,9 @@ def test_each_skill_is_checked_against_the_target(models, skills, tmp_path):
         ([("skill", "1")], {}, RecipeError, r"scale is '1', expected a finite number"),
         ([("nowhere", 1)], {}, MissingPathError, r"nowhere: no such directory"),
         ("skill", {"method": "slerp"}, RecipeError, r"method 'slerp' can't combine skills.*available: .*dare"),
+        ("skill", {"method": "instruction_residual"}, RecipeError, r"can't combine skills"),
+        ("", {}, MissingPathError, "the name of a skill is empty"),
+        ([("", 0.5)], {}, MissingPathError, "the name of a skill is empty"),
         ("skill", {"method": "tise"}, RecipeError, r"method 'tise' can't combine skills; did you mean 'ties'"),
         ("skill", {"method": "ties", "parameters": {"densty": 1}}, RecipeError, r"'parameters.densty'.*'density'"),
         ("skill", {"method": "ties", "parameters": {"density": 2}}, RecipeError, r"parameters.density is 2"),

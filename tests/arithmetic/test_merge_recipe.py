@@ -37,6 +37,8 @@ def test_recipes_that_are_wrong(family, tmp_path):
     refused("linear takes models, not differences", method="linear", operands=[{**a, "minus": family / "b"}])
     refused("sum to 0; set parameters.normalize to false", method="linear", operands=[a, {**a, "weight": -1}])
     refused("no such directory", MissingPathError, operands=[{"model": family / "nowhere"}])
+    refused(r"operands.0.skill is '': .*expected a directory \(. is the recipe's own\)", operands=[{"skill": ""}])
+    refused(r"operands.0.minus is '': .*expected a directory", operands=[{**a, "minus": ""}])
     with pytest.raises(RecipeError, match="device 'cuda:99' is not there"):
         merge({"method": "linear", "base": family / "base", "operands": [a]}, tmp_path / "out", device="cuda:99")
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from skillgraft.arithmetic import extract, inject, random_vector
-from skillgraft.errors import OutputExistsError, RecipeError
+from skillgraft.errors import MissingPathError, OutputExistsError, RecipeError
+from skillgraft.skills.library import add_skill
 from skillgraft.skills.skill import Skill, write_skill_description
 from tests.arithmetic.test_extract_adapter import rl_checkpoint
 from tests.tiny import tiny_finetune, weights
@@ -31,6 +32,15 @@ def test_same_norms_and_another_direction(skill, tmp_path):
     big = "model.embed_tokens.weight"
     kurtosis = (control.delta(big) / control.delta(big).std()).double().pow(4).mean().item()
     assert kurtosis == pytest.approx(3.0, abs=0.2)
+
+
+def test_a_name_will_do(skill, tmp_path):
+    add_skill(skill.path, "almanac")
+    by_name, by_path = random_vector("almanac", tmp_path / "one", 1), random_vector(skill.path, tmp_path / "two", 1)
+    assert all(by_name.delta(name).equal(by_path.delta(name)) for name in skill.names)
+    assert random_vector("squad-recall", tmp_path / "shipped", 1).manifest.formula.startswith("random control")
+    with pytest.raises(MissingPathError, match="almanak: no such directory, and no skill of that name in the library"):
+        random_vector("almanak", tmp_path / "none", 1)
 
 
 def test_a_low_rank_skill_gets_a_control_of_the_same_rank(models, tmp_path):

@@ -12,6 +12,9 @@ from skillgraft.arithmetic import extract
 from skillgraft.arithmetic import tiles as tiles_module
 from skillgraft.errors import CheckpointError, CompatibilityError, MissingPathError, RecipeError
 from skillgraft.geometry import compare
+from skillgraft.geometry.operands import parse_operands
+from skillgraft.geometry.plan import plan_comparison
+from skillgraft.skills.library import add_skill
 from tests.tiny import edit_json, split_into_shards, tiny_checkpoint, tiny_finetune, weights
 
 NORM, EMBEDDING, HEAD = "model.norm.weight", "model.embed_tokens.weight", "lm_head.weight"
@@ -215,10 +218,65 @@ def test_vectors_without_a_tensor_in_common(zoo, tmp_path):
 def test_skills_of_other_bases(zoo, tmp_path):
     other = shutil.copytree(zoo / "skill", tmp_path / "other")
     manifest = json.loads((other / "skill.json").read_text())
-    edit_json(other / "skill.json", base={**manifest["base"], "fingerprint": "blake3:" + "0" * 64})
-    with pytest.raises(CompatibilityError, match=r"skills of another base: blake3:.*--allow base"):
-        compare([str(zoo / "skill"), str(other)])
-    assert compare([str(zoo / "skill"), str(other)], allow=["base"])["pairs"][0]["cosine"] == pytest.approx(1)
+    one = shutil.copytree(zoo / "skill", tmp_path / "one")
+    for skill, digit in ((one, "1"), (other, "0")):
+        edit_json(skill / "skill.json", base={"id": None, "fingerprint": "blake3:" + digit * 64})
+    pair = [str(one), str(other)]
+    with pytest.raises(
+        CompatibilityError,
+        match=r"skills of another base: blake3:1+ and blake3:0+; correlation .*: 1\.000.*--allow base",
+    ):
+        compare(pair)
+    assert compare(pair, allow=["base"])["pairs"][0]["cosine"] == pytest.approx(1)
+    for skill in (one, other):
+        edit_json(skill / "skill.json", base={**json.loads((skill / "skill.json").read_text())["base"], "id": "x/y"})
+    assert "same base x/y in two copies" in compare(pair)["remarks"][0]
+    edit_json(other / "skill.json", base=manifest["base"])  # not known, but the SFT model is the same
+    assert compare(pair)["remarks"] == []
+    edit_json(other / "skill.json", tokenizer="blake3:other")
+    with pytest.raises(CompatibilityError, match=r"are skills of another token map: .* and blake3:other"):
+        compare(pair)
+
+
+def test_skills_whose_base_is_not_recorded(zoo, tmp_path):
+    """Two RLs on two SFTs of one base: their sketches tell, as they do on a target."""
+    second = extract(tiny_finetune(zoo / "b", tmp_path / "rl", seed=4, size=5e-4), zoo / "b", tmp_path / "second")
+    found = compare([str(zoo / "skill"), str(second.path)])
+    assert abs(found["pairs"][0]["cosine"]) < 0.1
+    (remark,) = found["remarks"]
+    assert (
+        f"the base of {zoo / 'skill'} and {second.path} is not recorded: one base recognised by the weights" in remark
+    )
+    foreign = tiny_checkpoint(tmp_path / "foreign", seed=9, dtype=torch.bfloat16)
+    other = extract(tiny_finetune(foreign, tmp_path / "foreign-rl", seed=5), foreign, tmp_path / "other")
+    with pytest.raises(
+        CompatibilityError, match=r"is not recorded, and they look like skills of two bases.*--base BASE.*--allow base"
+    ):
+        compare([str(zoo / "skill"), str(other.path)])
+    edit_json(other.path / "skill.json", sketch={})
+    with pytest.raises(CompatibilityError, match=r"no matrix of their weights sketches could be compared.*--base BASE"):
+        compare([str(zoo / "skill"), str(other.path)])
+
+
+def test_names_of_skills(zoo, tmp_path, monkeypatch):
+    add_skill(zoo / "skill", "mine")
+    by_name = compare([f"sft={zoo / 'a'}", "mine", f"rl/again={zoo / 'skill'}"], zoo / "base")
+    by_path = compare([f"sft={zoo / 'a'}", f"mine={zoo / 'skill'}", f"rl/again={zoo / 'skill'}"], zoo / "base")
+    assert [vector["label"] for vector in by_name["vectors"]] == ["sft", "mine", "again"]
+    assert by_name["pairs"] == by_path["pairs"]
+    assert compare(["mine", "x/y=mine", str(zoo / "skill")])["vectors"][1]["group"] == "x"
+    shipped = plan_comparison(parse_operands(["squad-recall", "squad-answer-format"]), None).vectors
+    assert [(vector.label, vector.kind) for vector in shipped] == [
+        ("squad-recall", "skill"),
+        ("squad-answer-format", "skill"),
+    ]
+    shutil.copytree(zoo / "b", tmp_path / "mine")
+    monkeypatch.chdir(tmp_path)
+    both = compare(["mine", str(zoo / "skill")], zoo / "base")
+    assert both["vectors"][0]["kind"] == "checkpoint"
+    assert "'mine' is a directory here and a skill of the library; the directory was taken" in both["remarks"]
+    with pytest.raises(MissingPathError, match="mime: no such directory"):
+        compare(["mime", "mine"], zoo / "base")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -2,6 +2,7 @@ import hashlib
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 
@@ -13,7 +14,7 @@ from skillgraft.arithmetic import extract
 from skillgraft.checkpoint import fingerprint_file
 from skillgraft.errors import CheckpointError, HubError, MissingPathError, OutputExistsError
 from skillgraft.skills.hub import pull_skill, push_skill
-from skillgraft.skills.library import library_home, list_skills
+from skillgraft.skills.library import add_skill, library_home, list_skills
 from tests.hub_server import TOKEN, running_hub
 from tests.tiny import tiny_finetune
 
@@ -75,12 +76,40 @@ def test_push_then_pull_gives_the_same_bytes(hub, made):
     assert entry.origin["revision"] == number
     assert entry.origin["repository"] == "me/recall"
     assert entry.origin["endpoint"] == hub.endpoint
-    assert sorted(entry.origin["files"]) == list(FILES)
+    assert sorted(entry.origin["files"]) == ["skill.json", "skill.safetensors"]
     assert entry.origin["files"]["skill.safetensors"] == {
         "sha256": hashlib.sha256(weights).hexdigest(),
         "blake3": fingerprint_file(made / "skill.safetensors").removeprefix("blake3:"),
     }
     assert sorted(file.name for file in entry.path.iterdir()) == sorted([*FILES, "origin.json"])
+
+
+def test_no_card_that_others_wrote_is_sent_or_kept(hub, made, tmp_path):
+    received = shutil.copytree(made, tmp_path / "received")
+    (received / "README.md").write_text("\x1b]0;title\x07 trust me")
+    push_skill(received, "me/recall")
+    ((_, content),) = hub.repositories["me/recall"]
+    assert content["README.md"] == (made / "README.md").read_bytes()
+    published(hub, made, **{"README.md": b"\x1b]0;title\x07 trust me"})
+    entry = pull_skill("me/recall")
+    assert (entry.path / "README.md").read_bytes() == (made / "README.md").read_bytes()
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_links_are_not_followed(hub, made, tmp_path, file):
+    secret = tmp_path / "secret"
+    received = shutil.copytree(made, tmp_path / "received")
+    (received / file).rename(secret)
+    (received / file).symlink_to(secret)
+    with pytest.raises(CheckpointError, match=rf"received/{file} is a symbolic link to .*secret.* copied or sent"):
+        push_skill(received, "me/recall")
+    assert hub.requests == []
+
+
+def test_a_name_is_pushed(hub, made):
+    add_skill(made, "mine")
+    push_skill("mine", "me/recall")
+    assert sorted(hub.repositories["me/recall"][0][1]) == list(FILES)
 
 
 def test_pushing_again_makes_a_commit_and_a_revision_is_kept(hub, made):
@@ -110,7 +139,7 @@ def test_only_the_skills_files_are_downloaded(hub, made):
     published(hub, made, **extra)
     entry = pull_skill("me/recall")
     assert entry.name == "recall"
-    assert hub.downloads() == list(FILES)
+    assert hub.downloads() == ["skill.json", "skill.safetensors"]
     assert sorted(file.name for file in entry.path.iterdir()) == sorted([*FILES, "origin.json"])
 
 

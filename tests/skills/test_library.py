@@ -7,7 +7,16 @@ import pytest
 from skillgraft.arithmetic import extract, inject, merge
 from skillgraft.checkpoint import write_provenance
 from skillgraft.errors import CheckpointError, MissingPathError, OutputExistsError, StorageError
-from skillgraft.skills.library import add_skill, library_home, list_skills, remove_skill, resolve_skill
+from skillgraft.skills.card import card_text
+from skillgraft.skills.library import (
+    add_skill,
+    checked_name,
+    find_skill,
+    library_home,
+    list_skills,
+    remove_skill,
+    resolve_skill,
+)
 from skillgraft.skills.skill import add_scores
 from tests.tiny import edit_json, tiny_finetune, weights
 
@@ -65,6 +74,13 @@ def test_filters(made):
     assert [e.name for e in list_skills(base=str(made / "sft"))] == ["orphan", "recall", "tools"]
     assert list_skills(base="blake3:0b0b0c") == list_skills(base="other/base") == []
     assert [e.name for e in list_skills(base="some/base", domain="tools")] == ["tools"]
+
+
+def test_an_origin_that_is_no_json(made):
+    entry = add_skill(made / "recall", origin={"revision": "0"})
+    (entry.path / "origin.json").write_text('{"revision": NaN}')
+    (found,) = list_skills()
+    assert "'revision' is nan, expected a finite number" in found.problem
 
 
 def test_no_duplicates(made):
@@ -133,6 +149,54 @@ def test_remove(made):
             remove_skill(name)
     assert remove_skill("recall") == library_home() / "recall"
     assert [entry.name for entry in library_home().iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize("name", ["CON", "nul", "Com1", "lpt9", "aux.skill", "PRN.tar.gz"])
+def test_names_of_windows_devices(made, name):
+    with pytest.raises(CheckpointError, match="is no name for a skill: Windows keeps it for a device; give another"):
+        add_skill(made / "recall", name)
+    assert list_skills() == []
+    assert checked_name("console") == "console"
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_links_are_not_followed(made, tmp_path, file):
+    secret = tmp_path / "secret"
+    received = shutil.copytree(made / "recall", tmp_path / "received")
+    (received / file).rename(secret)
+    (received / file).symlink_to(secret)
+    with pytest.raises(
+        CheckpointError, match=rf"received/{file} is a symbolic link to .*secret, expected a file of the"
+    ):
+        add_skill(received)
+    (received / file).unlink()
+    (received / file).mkdir()
+    with pytest.raises(CheckpointError, match=rf"received/{file} is no regular file, expected a file of the skill"):
+        add_skill(received)
+    assert list_skills() == []
+
+
+def test_the_card_is_written_anew(made, tmp_path):
+    received = shutil.copytree(made / "recall", tmp_path / "received")
+    (received / "README.md").write_text("\x1b]0;title\x07 trust me")
+    entry = add_skill(received)
+    assert (entry.path / "README.md").read_text() == card_text(entry.manifest)
+    (received / "README.md").unlink()
+    remove_skill("received")
+    assert "trust me" not in (add_skill(received).path / "README.md").read_text()
+
+
+def test_a_shipped_skill_is_added_by_name():
+    assert add_skill("squad-recall", "mine").problem is None
+    assert resolve_skill("mine").path == library_home() / "mine"
+
+
+def test_an_empty_name_is_none(made, monkeypatch):
+    monkeypatch.chdir(made / "recall")
+    for act in (resolve_skill, find_skill, add_skill):
+        with pytest.raises(MissingPathError, match="the name of a skill is empty; expected a directory or a name that"):
+            act("")
+    assert resolve_skill(".").path.resolve() == made / "recall"
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", ".hidden", "a/b", "a b", "x" * 97, "-x", "é", "a."])

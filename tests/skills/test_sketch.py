@@ -4,7 +4,7 @@ from safetensors.torch import save_file
 
 from skillgraft.checkpoint import read_layout
 from skillgraft.errors import CompatibilityError
-from skillgraft.skills.sketch import evenly_spaced, sketch_correlation, sketch_weights
+from skillgraft.skills.sketch import correlation_of_sketches, evenly_spaced, sketch_correlation, sketch_weights
 from tests.tiny import split_into_shards, tiny_checkpoint, tiny_finetune, weights
 
 
@@ -50,6 +50,21 @@ def test_nothing_to_compare_is_none(tiny):
     layout = read_layout(tiny)
     assert sketch_correlation(layout, {}) is None
     assert sketch_correlation(layout, {"ghost": [1.0, 2.0], "model.norm.weight": [1.0] * 32}) is None
+
+
+def test_two_sketches_with_each_other(tiny, tmp_path):
+    one, other = (
+        sketch_weights(read_layout(tiny_finetune(tiny, tmp_path / str(n), seed=n, size=5e-3))) for n in (1, 2)
+    )
+    foreign = sketch_weights(read_layout(tiny_checkpoint(tmp_path / "other", seed=5)))
+    assert correlation_of_sketches(one, other) > 0.9
+    assert abs(correlation_of_sketches(one, foreign)) < 0.2
+    assert correlation_of_sketches({"a": [1.0, 2.0, 4.0]}, {"a": [2.0, 3.0, 5.0], "b": [1.0]}) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("values", [[], [1.0], [1.0, 1.0], [1.0, 2.0, 3.0], [1e-300, 2e-300], [1.0, float("inf")]])
+def test_sketches_that_say_nothing(values):
+    assert correlation_of_sketches({"a": [1.0, 2.0]}, {"a": values}) is None
 
 
 def test_non_finite_weights_are_refused(copied):

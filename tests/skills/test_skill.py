@@ -86,6 +86,10 @@ def test_a_manifest_that_is_no_json_object(skill, text):
         load_skill(skill)
 
 
+def nested(depth):
+    return 0 if depth == 0 else [nested(depth - 1)]
+
+
 ENTRY = {"form": "dense", "rank": None, "shape": [32], "dtype": "F32", "norm": 1.0}
 
 
@@ -100,9 +104,21 @@ ENTRY = {"form": "dense", "rank": None, "shape": [32], "dtype": "F32", "norm": 1
         ({"base": {"id": None, "fingerprint": "x", "more": 1}}, r"base\.more: Extra inputs"),
         ({"seed": "three"}, "seed: Input should be a valid integer"),
         ({"reconstruction_error": -1.0}, "reconstruction_error: Input should be greater than or equal to 0"),
-        ({"reconstruction_error": float("nan")}, "reconstruction_error: Input should be a finite number"),
+        ({"reconstruction_error": float("nan")}, "'reconstruction_error' is nan, expected a finite number"),
         ({"tensors": {}}, "tensors: Dictionary should have at least 1 item"),
-        ({"tensors": {"w": {**ENTRY, "norm": float("inf")}}}, r"tensors\.w\.norm: Input should be a finite number"),
+        ({"tensors": {"w": {**ENTRY, "norm": float("inf")}}}, r"'tensors\.w\.norm' is inf, expected a finite number"),
+        (
+            {"tensors": {"w": {**ENTRY, "norm": 1e308}}},
+            r"tensors\.w\.norm: .*1e\+308 is no norm of weights, expected at most 1e\+150",
+        ),
+        (
+            {"reconstruction_error": 1e308},
+            r"^\S+: no valid skill manifest: reconstruction_error: .*expected at most 1e\+150",
+        ),
+        ({"scores": [{"F1": 0.5}, {"F1": float("nan")}]}, r"'scores\.1\.F1' is nan, expected a finite number"),
+        ({"scores": [{"F1": [{"low": float("-inf")}]}]}, r"'scores\.0\.F1\.0\.low' is -inf, expected a finite number"),
+        ({"scores": [{"F1": nested(70)}]}, r"'scores\.0\.F1\.0\.0.*' is nested deeper than 64 levels"),
+        ({"scores": [{f"F{n}": 1} for n in range(400)]}, "400 rows of 400 columns; expected at most 100000 cells"),
         ({"tensors": {"w": {**ENTRY, "form": "magic"}}}, r"w\.form: Input should be 'dense', 'lowrank', 'sparse' or"),
         ({"tensors": {"w": {**ENTRY, "rank": 4}}}, r"tensors\.w: .*rank 4 with form dense"),
         ({"tensors": {"w": {**ENTRY, "form": "lowrank", "rank": 4}}}, r"tensors\.w: .*expected two dimensions"),

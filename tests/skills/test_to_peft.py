@@ -258,8 +258,11 @@ def test_what_no_lora_holds(full, tmp_path, name, shape, reason):
 
 def test_what_vllm_needs_is_said(lora, full, tmp_path):
     report = convert_to_peft(lora[0], tmp_path / "small")
-    assert "vLLM needs --max-lora-rank 8 (its default is 16)" in report["remarks"]
+    assert not any("vLLM" in remark for remark in report["remarks"])  # its default suffices
     assert any("rank_pattern" in remark for remark in report["remarks"])
+    assert not any("vLLM" in remark for remark in convert_to_peft(full, tmp_path / "16", rank=16, drop=True)["remarks"])
+    report = convert_to_peft(full, tmp_path / "17", rank=17, drop=True)
+    assert "vLLM needs --max-lora-rank 32 (its default is 16)" in report["remarks"]
 
 
 def test_an_output_head_is_adapted(tmp_path):

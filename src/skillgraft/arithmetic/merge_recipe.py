@@ -19,7 +19,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from skillgraft.arithmetic.methods import METHODS
 from skillgraft.errors import RecipeError, did_you_mean
@@ -186,6 +186,13 @@ class OperandSpec(_Strict):
         None, min_length=1, description="λ by pattern of tensor names, and `default`, instead of weight"
     )
 
+    @field_validator("model", "adapter", "skill", "minus", mode="before")
+    @classmethod
+    def _is_named(cls, value: object) -> object:
+        if value == "":
+            raise ValueError("expected a directory (. is the recipe's own)")
+        return value
+
     @model_validator(mode="after")
     def _says_one_thing(self) -> OperandSpec:
         if self.model is None and self.adapter is None and self.skill is None:
@@ -233,7 +240,8 @@ class MergeRecipe(_Strict):
 
 def check_vector_method(method: str, where: str = "") -> None:
     """Raise `RecipeError` for a method that does not make one change of several skills."""
-    vectors = [name for name, each in METHODS.items() if each.of == "vectors"]
+    # instruction_residual takes a model and its base, which no skill is
+    vectors = [name for name, each in METHODS.items() if each.of == "vectors" and name != "instruction_residual"]
     if method not in vectors:
         raise RecipeError(f"{where}method {method!r} can't combine skills{did_you_mean(str(method), vectors)}")
 

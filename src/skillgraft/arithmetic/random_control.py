@@ -19,6 +19,7 @@ from skillgraft.checkpoint.weights import SafetensorsAppender
 from skillgraft.checkpoint.writer import atomic_directory
 from skillgraft.errors import RecipeError
 from skillgraft.skills.forms import LOWRANK, stored_names
+from skillgraft.skills.library import resolve_skill
 from skillgraft.skills.manifest import TensorEntry
 from skillgraft.skills.skill import WEIGHTS_FILE, Skill, load_skill, write_skill_description
 
@@ -30,16 +31,18 @@ RANDOM_FORMULA = (
 def random_vector(skill: Skill | str | os.PathLike[str], out: str | os.PathLike[str], seed: int) -> Skill:
     """Write a control skill into the new directory `out` and return it: random directions, the norms of `skill`.
 
+    `skill` is a skill, its directory or name in the library.
     Per tensor, v = ‖v_skill‖_F · g / ‖g‖_F with g Gaussian; for a low-rank or packed delta g = B·A with Gaussian
     factors of the same rank; a sparse one gets a dense control. The generator of each tensor is seeded by a hash of
     (seed, name), so that order doesn't matter. Stored in fp32. The manifest keeps the skill's base, tokenizer and
     sketch and says that it is a control.
 
-    Raises as `load_skill` does, `RecipeError` for a seed that is no integer, `OutputExistsError`, `StorageError`.
+    Raises as `resolve_skill` and `load_skill` do, `RecipeError` for a seed that is no integer, `OutputExistsError`,
+    `StorageError`.
     """
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise RecipeError(f"seed is {seed!r}, expected an integer")
-    source = skill if isinstance(skill, Skill) else load_skill(skill)
+    source = skill if isinstance(skill, Skill) else load_skill(resolve_skill(skill).path)
     entries = {name: _control_entry(entry) for name, entry in source.manifest.tensors.items()}
     planned = [spec for name, entry in entries.items() for spec in entry.specs(name)]
     metadata = {"format": "pt", "skillgraft_inputs": json.dumps({"skill": fingerprint_file(source.weights_file)})}

@@ -6,12 +6,15 @@ Memory follows what is kept of the members, not what the text could blow up to, 
 from __future__ import annotations
 
 import json
+import math
 import re
 import reprlib
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 Value = TypeVar("Value")
+
+MAX_DEPTH = 64
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 _STRING = json.JSONDecoder()
@@ -58,6 +61,23 @@ def refuse_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise ValueError(_twice(name))
         members[name] = value
     return members
+
+
+def refuse_odd_values(value: object) -> None:
+    """Raise `ValueError`, naming the place, for what parsed as JSON and cannot be written or shown as JSON.
+
+    These are NaN and infinity (also as 1e999), and lists and objects that are nested deeper than `MAX_DEPTH`.
+    """
+    waiting: list[tuple[str, object, int]] = [("", value, 0)]
+    while waiting:
+        where, each, depth = waiting.pop()
+        if isinstance(each, float) and not math.isfinite(each):
+            raise ValueError(f"{shown(where)} is {each}, expected a finite number")
+        if isinstance(each, dict | list):
+            if depth == MAX_DEPTH:
+                raise ValueError(f"{shown(where)} is nested deeper than {MAX_DEPTH} levels")
+            members = each.items() if isinstance(each, dict) else enumerate(each)
+            waiting += [(f"{where[:200]}.{name}" if where else str(name), item, depth + 1) for name, item in members]
 
 
 def _twice(name: str) -> str:

@@ -47,10 +47,10 @@ def compare(
 ) -> dict[str, Any]:
     """Return how vectors of parameters lie to each other: norms, cosines, signs, zeros, spectra, beside chance.
 
-    `operands` are texts: `DIR`, `NAME=DIR`, `GROUP/NAME=DIR`, where DIR is a checkpoint (less `base`), a skill, a PEFT
-    LoRA adapter, or `DIR:DIR` for the difference of two checkpoints. `rank` is that of the leading subspaces.
-    `progress` gives the callback for the phase that it is called with. The result holds only JSON data: `vectors`,
-    `pairs`, `groups` (pairs by their groups), `kinds`, `layers`, `cells` (layer × kind) and `tensors`.
+    `operands` are texts: `DIR`, `NAME=DIR`, `GROUP/NAME=DIR`, where DIR is a checkpoint (less `base`), a skill (or
+    its name), a PEFT LoRA adapter, or `DIR:DIR` for the difference of two checkpoints. `rank` is that of the leading
+    subspaces. `progress` gives the callback for the phase that it is called with. The result holds only JSON data:
+    `vectors`, `pairs`, `groups` (pairs by their groups), `kinds`, `layers`, `cells` (layer × kind) and `tensors`.
 
     Raises as `plan_comparison` and `sum_tensors` do, and `CompatibilityError` for a vector that is zero.
     """

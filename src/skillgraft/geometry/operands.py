@@ -1,4 +1,7 @@
-"""What is compared, as a user writes it: `DIR`, `NAME=DIR`, `GROUP/NAME=DIR`, and `DIR:DIR` for a difference."""
+"""What is compared, as a user writes it: `DIR`, `NAME=DIR`, `GROUP/NAME=DIR`, and `DIR:DIR` for a difference.
+
+For the DIR of a skill its name in the library, or a shipped skill's, will do.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from pathlib import Path
 
 from skillgraft.checkpoint.layout import CONFIG_FILE, require_directory
 from skillgraft.errors import RecipeError
+from skillgraft.skills.library import find_skill
 from skillgraft.skills.manifest import MANIFEST_FILE
 from skillgraft.skills.peft_adapter import is_adapter
 
@@ -20,13 +24,17 @@ LABEL_CHARACTERS = 60
 
 @dataclass(frozen=True)
 class OperandSpec:
-    """One vector: `path` less the base (checkpoint), `path` less `minus` (difference), or `path` as it is."""
+    """One vector: `path` less the base (checkpoint), `path` less `minus` (difference), or `path` as it is.
+
+    `remark` is what there is to say of the choice of `path`.
+    """
 
     label: str
     group: str
     kind: str
     path: Path
     minus: Path | None = None
+    remark: str | None = None
 
 
 def parse_operands(texts: Sequence[str]) -> list[OperandSpec]:
@@ -63,7 +71,8 @@ def _parse(text: str) -> OperandSpec:
         minus = require_directory(Path(second).expanduser())
     if not rest:
         raise RecipeError(f"operand {text!r} names no directory; expected DIR or NAME=DIR")
-    path = require_directory(Path(rest).expanduser())
+    found = find_skill(rest)
+    path = require_directory(found.path if found else Path(rest).expanduser())
     kind = DIFFERENCE if minus is not None else _kind(path)
     group, slash, name = label.partition("/") if label else ("", "", "")
     if not slash:
@@ -74,7 +83,7 @@ def _parse(text: str) -> OperandSpec:
                 f"operand {text!r}: the label {part[:LABEL_CHARACTERS]!r} is empty, longer than {LABEL_CHARACTERS} "
                 "characters or cannot be printed; expected NAME=DIR or GROUP/NAME=DIR"
             )
-    return OperandSpec(name, group, kind, path, minus)
+    return OperandSpec(name, group, kind, path, minus, found.remark if found else None)
 
 
 def _is_directory(text: str) -> bool:

@@ -15,7 +15,7 @@ from skillgraft.arithmetic.scratch import FileVersion, file_version
 from skillgraft.checkpoint.layout import Layout, read_layout
 from skillgraft.errors import CompatibilityError, RecipeError, did_you_mean
 from skillgraft.geometry.operands import ADAPTER, CHECKPOINT, DIFFERENCE, OperandSpec
-from skillgraft.skills.compatibility import check_compatibility
+from skillgraft.skills.compatibility import check_compatibility, match_skills
 from skillgraft.skills.peft_adapter import read_adapter
 from skillgraft.skills.skill import Skill, load_skill
 
@@ -82,7 +82,7 @@ def plan_comparison(vectors: Sequence[OperandSpec], base: Path | None, allow: Co
     reference = read_layout(base) if base is not None else None
     _check_paths(vectors, base)
     layouts: dict[Path, Layout] = {}
-    remarks: list[str] = []
+    remarks = [vector.remark for vector in vectors if vector.remark]
     first = next((vector.minus for vector in vectors if vector.minus is not None), None)
     if reference is None and first is not None:
         reference = read_layout(first)
@@ -111,7 +111,7 @@ def plan_comparison(vectors: Sequence[OperandSpec], base: Path | None, allow: Co
             if reference is not None:
                 remarks += check_compatibility(reference, skill, "base" in allow)
             elif skills and "base" not in allow:
-                _check_same_base(skills[0], skill)
+                remarks += _check_same_base(skills[0], skill)
             skills.append(skill)
             found.append(_Found(((1, of_skill(skill)),), {name: skill.shape(name) for name in skill.names}))
     tensors = tuple(_tensors(found, reference, base is not None))
@@ -145,17 +145,21 @@ def _check_paths(vectors: Sequence[OperandSpec], base: Path | None) -> None:
             )
 
 
-def _check_same_base(one: Skill, other: Skill) -> None:
-    pairs = {
-        "base": (one.manifest.base.fingerprint, other.manifest.base.fingerprint),
-        "token map": (one.manifest.tokenizer, other.manifest.tokenizer),
-    }
-    for what, (first, second) in pairs.items():
-        if first != second:
-            raise CompatibilityError(
-                f"{one.path} and {other.path} are skills of another {what}: {first} and {second}; expected skills of "
-                "one base (--allow base goes on all the same)"
-            )
+def _check_same_base(one: Skill, other: Skill) -> list[str]:
+    """Return how the skills were found to be of one base, if not for certain; else raise `CompatibilityError`."""
+    tokens = one.manifest.tokenizer, other.manifest.tokenizer
+    if tokens[0] != tokens[1]:
+        raise CompatibilityError(
+            f"{one.path} and {other.path} are skills of another token map: {tokens[0]} and {tokens[1]}; expected "
+            "skills of one base (--allow base goes on all the same)"
+        )
+    match = match_skills(one, other)
+    if not match.same:
+        raise CompatibilityError(
+            f"{one.path} and {other.path}: {match.reason}; expected skills of one base: name it with --base BASE, "
+            "which each is checked against (--allow base goes on all the same)"
+        )
+    return [] if match.certain else [match.reason]
 
 
 def _of_models(model: Layout, minus: Layout) -> _Found:

@@ -14,7 +14,7 @@ from skillgraft.checkpoint.tokenizer import rows_needed, tokenizer_identity
 from skillgraft.errors import CompatibilityError
 from skillgraft.skills.architecture import LM_HEAD, architecture_differences, architecture_facts
 from skillgraft.skills.peft_adapter import Adapter, adapter_base
-from skillgraft.skills.sketch import sketch_correlation
+from skillgraft.skills.sketch import correlation_of_sketches, sketch_correlation
 from skillgraft.skills.skill import Skill
 
 SAME_BASE_CORRELATION = 0.5
@@ -177,6 +177,38 @@ def match_base(target_layout: Layout, skill: Skill) -> BaseMatch:
     if correlation < SAME_BASE_CORRELATION:
         return BaseMatch(False, f"{lacking}, and it looks like another base: weights sketch correlation {measured}")
     return BaseMatch(True, f"{lacking}: base recognised by weights sketch, correlation {measured}")
+
+
+def match_skills(one: Skill, other: Skill) -> BaseMatch:
+    """Return whether two skills have one base: by what their manifests name, else by their sketches.
+
+    A manifest whose base is not known names the SFT model in its place.
+    """
+    first, second = one.manifest, other.manifest
+    named = ({first.base.fingerprint, first.sft.fingerprint}, {second.base.fingerprint, second.sft.fingerprint})
+    known = first.base_is_known and second.base_is_known
+    if first.base.fingerprint == second.base.fingerprint or (not known and named[0] & named[1]):
+        return BaseMatch(True, f"{one.path} and {other.path} are skills of one base by fingerprint", certain=True)
+    correlation = correlation_of_sketches(first.sketch, second.sketch)
+    measured = "unknown" if correlation is None else f"{correlation:.3f}"
+    if known:
+        copies = first.base.id is not None and first.base.id == second.base.id
+        if copies and (correlation or 0.0) >= SAME_COPY_CORRELATION:
+            return BaseMatch(True, f"same base {first.base.id} in two copies; correlation of the sketches: {measured}")
+        return BaseMatch(
+            False,
+            f"they are skills of another base: {first.base.fingerprint} and {second.base.fingerprint}; correlation of "
+            f"the weights sketches: {measured}",
+        )
+    lacking = " and ".join(str(skill.path) for skill in (one, other) if not skill.manifest.base_is_known)
+    unknown = f"the base of {lacking} is not recorded"
+    if correlation is None:
+        return BaseMatch(False, f"{unknown}, and no matrix of their weights sketches could be compared")
+    if correlation < SAME_BASE_CORRELATION:
+        return BaseMatch(
+            False, f"{unknown}, and they look like skills of two bases: weights sketches correlate {measured}"
+        )
+    return BaseMatch(True, f"{unknown}: one base recognised by the weights sketches, correlation {measured}")
 
 
 def _base_finding(layout: Layout, skill: Skill, allowed: bool) -> Finding:

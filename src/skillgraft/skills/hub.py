@@ -1,4 +1,6 @@
-"""Sharing skills on a model hub: push a skill's own files, pull exactly those and check them before they count.
+"""Sharing skills on a model hub: manifest and tensors are checked before they go and before they count.
+
+The card is never taken over: it is written anew from the manifest on either side.
 
 The endpoint is `HF_ENDPOINT`'s, the token `HF_TOKEN`'s or that of the hub's own login; both are left to
 huggingface_hub. Nothing else of a repository is downloaded, so a pickle in it is never even seen.
@@ -18,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 from skillgraft.checkpoint.fingerprint import fingerprint_file
 from skillgraft.checkpoint.writer import storage_error
 from skillgraft.errors import HubError, OutputExistsError, SkillgraftError
-from skillgraft.skills.library import SKILL_FILES, Entry, add_skill, checked_name, library_home
-from skillgraft.skills.manifest import MANIFEST_FILE
-from skillgraft.skills.skill import WEIGHTS_FILE, load_skill
+from skillgraft.skills.card import card_text
+from skillgraft.skills.library import CHECKED_FILES, Entry, add_skill, checked_name, library_home, load_own_skill
+from skillgraft.skills.skill import CARD_FILE
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -31,15 +33,16 @@ _BUFFER_BYTES = 1 << 22
 
 
 def push_skill(skill: str | os.PathLike[str], repository: str, *, private: bool = False) -> dict[str, Any]:
-    """Upload the skill directory `skill` to the model repository USER/REPO, made where there is none, as one commit.
+    """Upload a skill, by directory or name, to the model repository USER/REPO, made if there is none, as one commit.
 
-    With `private` a new repository is private, and an existing public one is refused.
-    Returns `repository`, `url` and `revision` (the commit). Raises as `load_skill`, and `HubError` for a wrong name,
-    no network, no right to write, or a server that fails; the skill is checked before anything is sent.
+    Manifest and tensors go as they are, with a card that is written anew from the manifest. With `private` a new
+    repository is private, and an existing public one is refused. Returns `repository`, `url` and `revision` (the
+    commit). Raises as `load_own_skill`, and `HubError` for a wrong name, no network, no right to write, or a server
+    that fails; the skill is checked before anything is sent.
     """
     from huggingface_hub import CommitOperationAdd
 
-    source = load_skill(skill)
+    source = load_own_skill(skill)
     _checked_repository(repository)
     with _hub(repository) as api:
         url = api.create_repo(repository, private=private, exist_ok=True)
@@ -51,9 +54,8 @@ def push_skill(skill: str | os.PathLike[str], repository: str, *, private: bool 
         commit = api.create_commit(
             repository,
             [
-                CommitOperationAdd(file, str(source.path / file))
-                for file in SKILL_FILES
-                if (source.path / file).is_file()
+                *(CommitOperationAdd(file, str(source.path / file)) for file in CHECKED_FILES),
+                CommitOperationAdd(CARD_FILE, card_text(source.manifest).encode()),
             ],
             commit_message=f"Skill {source.path.resolve().name}",
         )
@@ -63,9 +65,9 @@ def push_skill(skill: str | os.PathLike[str], repository: str, *, private: bool 
 def pull_skill(repository: str, name: str | None = None, *, revision: str | None = None) -> Entry:
     """Download a skill of the hub into the local library as `name` (default: REPO) and return its entry.
 
-    Exactly the skill's files are downloaded, at one commit; each file that the hub keeps a SHA-256 of is compared with
-    it, and the skill is checked by `load_skill` before it appears. `origin.json` beside it says repository, endpoint,
-    commit, and the SHA-256 and BLAKE3 of each file.
+    Manifest and tensors are downloaded, at one commit, and the card is written anew from the manifest. Each file that
+    the hub keeps a SHA-256 of is compared with it, and the skill is checked by `load_skill` before it appears.
+    `origin.json` beside it says repository, endpoint, commit, and the SHA-256 and BLAKE3 of each downloaded file.
 
     Raises `HubError` (as `push_skill`; a repository without skill, a damaged download), as `load_skill`, and as
     `add_skill`.
@@ -95,13 +97,13 @@ def _listing(api: HfApi, repository: str, revision: str | None) -> tuple[str, di
     found = {
         file.rfilename: file.lfs.sha256 if file.lfs is not None else None
         for file in info.siblings or ()
-        if file.rfilename in SKILL_FILES
+        if file.rfilename in CHECKED_FILES
     }
-    for needed in (MANIFEST_FILE, WEIGHTS_FILE):
+    for needed in CHECKED_FILES:
         if needed not in found:
             raise HubError(
                 f"{repository} holds no {needed}; expected a repository that `skillgraft push` made, with "
-                f"{MANIFEST_FILE} and {WEIGHTS_FILE} at its top"
+                f"{' and '.join(CHECKED_FILES)} at its top"
             )
     if not info.sha or not _COMMIT.fullmatch(info.sha):
         raise HubError(f"{repository}: the hub names the commit {info.sha!r}, expected 40 hexadecimal digits")

@@ -10,6 +10,7 @@ import fcntl
 import os
 import re
 import shutil
+import stat
 import sys
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -30,13 +31,18 @@ from skillgraft.errors import (
     did_you_mean,
 )
 from skillgraft.shipped import shipped_skills
+from skillgraft.skills.card import card_text
 from skillgraft.skills.manifest import MANIFEST_FILE, Manifest
-from skillgraft.skills.skill import CARD_FILE, WEIGHTS_FILE, load_skill
+from skillgraft.skills.skill import CARD_FILE, WEIGHTS_FILE, Skill, load_skill
 
-SKILL_FILES = (MANIFEST_FILE, WEIGHTS_FILE, CARD_FILE)
+CHECKED_FILES = (MANIFEST_FILE, WEIGHTS_FILE)
+"""What is copied, sent and fetched of a skill; its card is written anew from the manifest."""
+SKILL_FILES = (*CHECKED_FILES, CARD_FILE)
 ORIGIN_FILE = "origin.json"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+_DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
+"""What Windows keeps for its devices, whatever follows the dot."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +102,7 @@ def read_entry(name: str) -> Entry:
     path = library_home() / name
     try:
         skill = load_skill(path)
-        origin = read_json_object(path / ORIGIN_FILE) if (path / ORIGIN_FILE).is_file() else None
+        origin = read_json_object(path / ORIGIN_FILE, strict=True) if (path / ORIGIN_FILE).is_file() else None
         fingerprint = fingerprint_file(skill.weights_file)
     except SkillgraftError as error:
         return Entry(name, path, problem=str(error))
@@ -107,13 +113,13 @@ def read_entry(name: str) -> Entry:
 
 
 def add_skill(skill: str | os.PathLike[str], name: str | None = None, origin: Mapping[str, Any] | None = None) -> Entry:
-    """Copy the skill directory `skill` into the library as `name` (default: the directory's name) and return it.
+    """Copy a skill, a directory or a shipped one, into the library as `name` (default: the directory's) and return it.
 
-    Exactly the skill's own files are copied, and `origin` is kept beside them; the entry appears whole or not at all.
-    Raises as `load_skill`, `OutputExistsError` when the name is taken or a skill with the same tensors is there
-    already, and `CheckpointError` for a name that is none.
+    Manifest and tensors are copied, the card is written anew from the manifest, and `origin` is kept beside them; the
+    entry appears whole or not at all. Raises as `load_own_skill`, `OutputExistsError` when the name is taken or a skill
+    with the same tensors is there already, and `CheckpointError` for a name that is none.
     """
-    source = load_skill(skill)
+    source = load_own_skill(skill)
     name = checked_name(name if name is not None else source.path.resolve().name)
     home = library_home()
     with _locked(home):
@@ -123,10 +129,11 @@ def add_skill(skill: str | os.PathLike[str], name: str | None = None, origin: Ma
                 f"skillgraft remove {name}"
             )
         with atomic_directory(home / name, needed_bytes=source.weights_file.stat().st_size) as partial:
-            for file in SKILL_FILES:
-                if (source.path / file).is_file():
-                    shutil.copyfile(source.path / file, partial / file)
-            _refuse_duplicate(fingerprint_file(load_skill(partial).weights_file))
+            for file in CHECKED_FILES:
+                shutil.copyfile(source.path / file, partial / file)
+            copy = load_skill(partial)
+            (partial / CARD_FILE).write_text(card_text(copy.manifest), encoding="utf-8")
+            _refuse_duplicate(fingerprint_file(copy.weights_file))
             if origin is not None:
                 write_json(partial / ORIGIN_FILE, dict(origin))
     return read_entry(name)
@@ -150,22 +157,56 @@ def remove_skill(name: str) -> Path:
     return path
 
 
-def resolve_skill(text: str | os.PathLike[str]) -> Resolved:
+def load_own_skill(skill: str | os.PathLike[str]) -> Skill:
+    """Return the skill that `skill` means, to be copied or sent: its files must be its own.
+
+    Raises as `resolve_skill` and `load_skill`, and `CheckpointError` for a file that is a link, or no regular file:
+    what it leads to may be a secret of this machine.
+    """
+    path = resolve_skill(skill).path
+    for name in SKILL_FILES:
+        file = path / name
+        if os.path.lexists(file) and not stat.S_ISREG(file.lstat().st_mode):
+            what = f"a symbolic link to {os.readlink(file)}" if file.is_symlink() else "no regular file"
+            raise CheckpointError(
+                f"{file} is {what}, expected a file of the skill itself; nothing was copied or sent: put the skill's "
+                "own file in its place"
+            )
+    return load_skill(path)
+
+
+def find_skill(text: str | os.PathLike[str]) -> Resolved | None:
     """Return the directory that `text` means: a path that exists, else the library's or the shipped skill of that name.
 
-    The path wins, and the remark says so where the library has that name too. Raises `MissingPathError` when there is
-    neither.
+    The path wins, and the remark says so where the library has that name too. None when there is neither; raises
+    `MissingPathError` for an empty text.
     """
+    if not str(text):
+        raise MissingPathError(
+            "the name of a skill is empty; expected a directory or a name that `skillgraft ls` shows, such as "
+            "skills/squad-recall (. is this directory)"
+        )
     path, name = Path(text), str(text)
-    known = _NAME.fullmatch(name) is not None and name in _names()
     if os.path.lexists(path):
+        known = _is_known(name)
         both = known and path.resolve() != (library_home() / name).resolve()
         remark = f"{name!r} is a directory here and a skill of the library; the directory was taken" if both else None
         return Resolved(path, remark)
-    if known:
-        return Resolved(library_home() / name)
-    if name in shipped_skills():
-        return Resolved(shipped_skills()[name])
+    named = named_skill(name)
+    return None if named is None else Resolved(named)
+
+
+def named_skill(name: str) -> Path | None:
+    """Return the directory of the library's skill of that name, else of the shipped one, else None."""
+    return library_home() / name if _is_known(name) else shipped_skills().get(name)
+
+
+def resolve_skill(text: str | os.PathLike[str]) -> Resolved:
+    """Return what `find_skill` finds, or raise `MissingPathError`."""
+    found = find_skill(text)
+    if found is not None:
+        return found
+    name = str(text)
     named = _NAME.fullmatch(name) is not None
     where = f", and no skill of that name in the library {library_home()}" if named else ""
     hint = did_you_mean(name, _names()) if named and _names() else ""
@@ -175,6 +216,11 @@ def resolve_skill(text: str | os.PathLike[str]) -> Resolved:
     )
 
 
+def skill_names() -> list[str]:
+    """Return the names of the library's and of the shipped skills."""
+    return sorted({*_names(), *shipped_skills()})
+
+
 def checked_name(name: str) -> str:
     """Return a name that can be a folder's everywhere; `CheckpointError` for any other."""
     if not _NAME.fullmatch(name) or name.endswith("."):
@@ -182,7 +228,16 @@ def checked_name(name: str) -> str:
             f"{name!r} is no name for a skill; expected letters, digits, '.', '_' and '-', beginning with a letter or "
             "digit, at most 96 of them: give one, as in skillgraft add my-skill recall"
         )
+    if _DEVICE.fullmatch(name):
+        raise CheckpointError(
+            f"{name!r} is no name for a skill: Windows keeps it for a device; give another, as in skillgraft add "
+            "my-skill recall"
+        )
     return name
+
+
+def _is_known(name: str) -> bool:
+    return _NAME.fullmatch(name) is not None and name in _names()
 
 
 def _names() -> list[str]:

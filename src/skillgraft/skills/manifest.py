@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -30,7 +31,29 @@ READ_VERSIONS = (1, FORMAT_VERSION)
 SKILL_FORMULA = "v = θ_RL − θ_SFT"
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+MAX_NORM = 1e150
+"""Far above what float32 tensors can have; sums of squares of such norms are finite."""
+
+
+def _bounded(norm: float) -> float:
+    if norm > MAX_NORM:
+        raise ValueError(f"{norm:g} is no norm of weights, expected at most {MAX_NORM:g}")
+    return norm
+
+
+Norm = Annotated[float, Field(ge=0, allow_inf_nan=False), AfterValidator(_bounded)]
 Size = Annotated[int, Field(ge=0)]
+
+
+MAX_SCORES = 100_000
+"""Cells of the table of scores: one that a card or a terminal can show."""
+
+
+def _showable(scores: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    columns = {key for row in scores for key in row}
+    if len(scores) * len(columns) > MAX_SCORES:
+        raise ValueError(f"{len(scores)} rows of {len(columns)} columns; expected at most {MAX_SCORES} cells")
+    return scores
 
 
 class _Record(BaseModel):
@@ -82,8 +105,8 @@ class TensorEntry(_Record):
     bits: dict[Literal["8", "4", "3", "2"], Annotated[int, Field(ge=1)]] | None = None
     shape: tuple[Size, ...]
     dtype: Literal["F32", "BF16", "F16"]
-    norm: Annotated[Finite, Field(ge=0)]
-    reconstruction_error: Annotated[Finite, Field(ge=0)] | None = None
+    norm: Norm
+    reconstruction_error: Norm | None = None
 
     @property
     def elements(self) -> int:
@@ -131,9 +154,9 @@ class Packing(_Record):
     form: Literal["dense", "sparse", "lowrank", "packed", "mask"]
     settings: dict[str, Any]
     source: str
-    source_reconstruction_error: Annotated[Finite, Field(ge=0)]
+    source_reconstruction_error: Norm
     source_bytes: Size
-    errors: dict[str, Annotated[Finite, Field(ge=0)]]
+    errors: dict[str, Norm]
 
 
 class Manifest(_Record):
@@ -159,10 +182,10 @@ class Manifest(_Record):
     seed: int | None = None
     licence: str | None = None
     language: str | None = None
-    reconstruction_error: Annotated[Finite, Field(ge=0)]
+    reconstruction_error: Norm
     packing: Packing | None = None
     tensors: dict[str, TensorEntry] = Field(min_length=1)
-    scores: list[dict[str, Any]] = Field(default_factory=list)
+    scores: Annotated[list[dict[str, Any]], AfterValidator(_showable)] = Field(default_factory=list)
     versions: dict[str, str] = Field(default_factory=dict)
     sketch: dict[str, list[Finite]] = Field(default_factory=dict)
 
@@ -188,7 +211,7 @@ def read_manifest(path: Path) -> Manifest:
     Raises `MissingPathError` when there is no such file and `CheckpointError`, naming each wrong key, when it is
     damaged or of another format version.
     """
-    content = read_json_object(path)
+    content = read_json_object(path, strict=True)
     if content.get("format_version") not in READ_VERSIONS:
         raise CheckpointError(
             f"{path}: format_version is {content.get('format_version')!r}, expected {FORMAT_VERSION} or older; "

@@ -51,16 +51,31 @@ def sketch_correlation(layout: Layout, sketch: Mapping[str, Sequence[float]]) ->
 
     None when no tensor can be compared: absent, of another size, or constant.
     """
-    correlations = []
+    values = {}
     for name, expected in sketch.items():
         info = layout.tensors.get(name)
         if info is None or not info.is_float or len(expected) < 2:
             continue
         positions = evenly_spaced(info.elements, SKETCH_ELEMENTS)
-        if len(positions) != len(expected):
-            continue
-        values = read_elements(info, positions)
-        if not all(map(math.isfinite, values)) or len(set(values)) == 1 or len(set(expected)) == 1:
-            continue
-        correlations.append(statistics.correlation(values, list(expected)))
-    return statistics.median(correlations) if correlations else None
+        if len(positions) == len(expected):
+            values[name] = read_elements(info, positions)
+    return correlation_of_sketches(values, sketch)
+
+
+def correlation_of_sketches(one: Mapping[str, Sequence[float]], other: Mapping[str, Sequence[float]]) -> float | None:
+    """Return the median of Pearson's correlation over the tensors of two sketches, or None as `sketch_correlation`."""
+    found = [_correlation(values, other[name]) for name, values in one.items() if name in other]
+    known = [correlation for correlation in found if correlation is not None]
+    return statistics.median(known) if known else None
+
+
+def _correlation(one: Sequence[float], other: Sequence[float]) -> float | None:
+    if len(one) != len(other) or len(one) < 2 or not all(map(math.isfinite, (*one, *other))):
+        return None
+    if len(set(one)) == 1 or len(set(other)) == 1:
+        return None
+    try:
+        correlation = statistics.correlation(list(one), list(other))
+    except (statistics.StatisticsError, OverflowError):  # numbers that no weights have
+        return None
+    return correlation if math.isfinite(correlation) else None

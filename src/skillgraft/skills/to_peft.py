@@ -35,6 +35,7 @@ from skillgraft.skills.skill import CARD_FILE, Skill, load_skill
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM (0.14) takes as `max_lora_rank`; it refuses adapters of a larger r."""
+VLLM_DEFAULT_RANK = 16
 
 NORM_TOLERANCE = 1e-3
 
@@ -259,9 +260,9 @@ def _report(
         remarks.append(f"{len(unfit)} tensors were left out, {_share(skill, unfit):.1%} of the skill's norm")
     if largest > VLLM_RANKS[-1]:
         remarks.append(f"vLLM refuses rank {largest}: at most {VLLM_RANKS[-1]}; bound it with --rank")
-    else:
+    elif largest > VLLM_DEFAULT_RANK:
         least = next(rank for rank in VLLM_RANKS if rank >= largest)
-        remarks.append(f"vLLM needs --max-lora-rank {least} (its default is 16)")
+        remarks.append(f"vLLM needs --max-lora-rank {least} (its default is {VLLM_DEFAULT_RANK})")
     if head := next((module.name for module in modules if module_kind(module.name) == "head"), None):
         remarks.append(f"{head} is adapted, which not every server supports")
     if not pad and len({module.rank for module in modules}) > 1:
