@@ -370,12 +370,10 @@ def _removal(removal: dict[str, Any]) -> None:
     if removal["exact"]:
         _say(f"taken out, exact: the original's own bytes ({removal['original']})")
     elif removal["bound"] is None:
-        _say("taken out of a checkpoint that changed since: how far it is from the original is not known")
+        _say("taken out of a checkpoint that is not surely what was injected: how far off it is, is not known")
     else:
-        _say(
-            f"taken out, within {removal['relative']:.1e} relative ({removal['rounding']}); "
-            f"at most {removal['elements']:,} numbers are off"
-        )
+        most = f"; at most {removal['elements']:,} numbers are off" if "elements" in removal else ""
+        _say(f"taken out, within {removal['relative']:.1e} relative ({removal['rounding']}){most}")
 
 
 def _percent(share: float) -> str:

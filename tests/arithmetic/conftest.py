@@ -1,7 +1,11 @@
+import shutil
+
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from tests.tiny import tiny_checkpoint, tiny_finetune
+from skillgraft.arithmetic import extract
+from tests.tiny import edit_json, tiny_checkpoint, tiny_finetune, weights
 
 
 @pytest.fixture(scope="session")
@@ -22,4 +26,21 @@ def family(tmp_path_factory):
     tiny_checkpoint(folder / "base", dtype=torch.bfloat16)
     for seed, name in enumerate(("a", "b", "c"), start=1):
         tiny_finetune(folder / "base", folder / name, seed=seed, size=5e-3)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """A folder with a base, targets of it in bf16 and fp32, and two skills, that no test changes."""
+    folder = tmp_path_factory.mktemp("removal")
+    tiny_checkpoint(folder / "base")
+    tiny_finetune(folder / "base", folder / "sft", seed=1)
+    tiny_finetune(folder / "base", folder / "float32", seed=2)
+    tensors = {name: tensor.bfloat16() for name, tensor in weights(folder / "float32").items()}
+    shutil.copytree(folder / "float32", folder / "bfloat16")
+    save_file(tensors, folder / "bfloat16/model.safetensors", metadata={"format": "pt"})
+    edit_json(folder / "bfloat16/config.json", dtype="bfloat16")
+    for seed, name in enumerate(("a", "b"), start=5):
+        rl = tiny_finetune(folder / "sft", folder / f"rl-{name}", seed=seed, size=3e-3)
+        extract(rl, folder / "sft", folder / name)
     return folder

@@ -197,6 +197,18 @@ def test_provenance_and_header_name_the_inputs(models, skill, tmp_path):
         "dtype": None,
         "allow_other_base": False,
         "survived_rounding": report["survived_rounding"],
+        "balance": {
+            "original": inputs["target"],
+            "held": {
+                "skills": [{"name": "skill", "fingerprint": inputs["skill"], "scale": 0.5}],
+                "method": "task_arithmetic",
+                "parameters": {},
+                "scale": 1.0,
+            },
+            "steps": 1,
+            "rounding": provenance["made_by"]["balance"]["rounding"],
+            "weights": fingerprint_checkpoint(tmp_path / "out"),
+        },
     }
     with safe_open(tmp_path / "out/model.safetensors", "pt") as file:
         assert json.loads(file.metadata()["skillgraft_inputs"]) == inputs

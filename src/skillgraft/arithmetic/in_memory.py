@@ -81,7 +81,7 @@ class UndoneBounds:
         exact = np.frombuffer(data, dtype=np.float64)
         tile = Tile(begin // 8, begin // 8 + len(exact))
         before, after = self._before[name], self._after[name]
-        grafted, result = self._values(before, tile), self._values(after, tile)
+        grafted, result = _stored(before, tile, self._files), _stored(after, tile, self._files)
         inward, outward = _gaps(grafted, before.dtype)
         slack = _FP64_SLACK * (np.abs(grafted) + np.abs(exact))
         high = exact + np.where(grafted < 0, inward, outward) / 2 + slack
@@ -99,10 +99,37 @@ class UndoneBounds:
         columns = {name: tuple(zip(*parts, strict=True)) for name, parts in self._sums.items()}
         return {n: Bound(math.fsum(a) ** 0.5, math.fsum(b) ** 0.5, int(sum(c))) for n, (a, b, c) in columns.items()}
 
-    def _values(self, info: TensorInfo, tile: Tile) -> np.ndarray:
-        leaf = Stored(info)
-        whole = TensorPlan(TensorSpec(info.name, info.dtype, info.shape), leaf, ())
-        return operand_values(whole, [Operand(0, 1.0, (Term(1, leaf),))], tile, Scratch(), self._files)[0]
+
+class Distance:
+    """A sink that takes exact tensors, those of floats in fp64, and sums up how far a checkpoint's stored ones are."""
+
+    def __init__(self, layout: Layout, files: Files) -> None:
+        self._tensors, self._files = layout.tensors, files
+        self._sums: list[tuple[float, float]] = []
+
+    def write(self, name: str, begin: int, data: memoryview | np.ndarray) -> None:
+        """Take the bytes of the tensor `name` from byte `begin` on; other integers are infinitely far."""
+        info = self._tensors[name]
+        if info.is_float:
+            exact = np.frombuffer(data, dtype=np.float64)
+            off = exact - _stored(info, Tile(begin // 8, begin // 8 + len(exact)), self._files)
+            self._sums.append((float(off @ off), float(exact @ exact)))
+            return
+        stored = np.empty(len(data), dtype=np.uint8)
+        self._files.read(info, begin, stored)
+        self._sums.append((0.0 if np.array_equal(stored, np.asarray(data)) else math.inf, 0.0))
+
+    def total(self) -> tuple[float, float]:
+        """Return the distance and the norm of what was taken, over all tensors."""
+        off, norm = (math.fsum(column) ** 0.5 for column in zip(*self._sums, strict=True))
+        return off, norm
+
+
+def _stored(info: TensorInfo, tile: Tile, files: Files) -> np.ndarray:
+    """Return stored elements in fp64."""
+    leaf = Stored(info)
+    whole = TensorPlan(TensorSpec(info.name, info.dtype, info.shape), leaf, ())
+    return operand_values(whole, [Operand(0, 1.0, (Term(1, leaf),))], tile, Scratch(), files)[0]
 
 
 def _gaps(values: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:

@@ -12,14 +12,23 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from skillgraft.arithmetic.balance import (
+    Injected,
+    Record,
+    Share,
+    read_record,
+    recognised,
+    write_balance,
+    write_own_provenance,
+)
 from skillgraft.arithmetic.in_memory import operand_norms
 from skillgraft.arithmetic.merge_recipe import MergeRecipe, check_vector_method, parse_merge_recipe
-from skillgraft.arithmetic.merging import machine_for, write
+from skillgraft.arithmetic.merging import Recorder, machine_for, write
 from skillgraft.arithmetic.plan import OUTPUT_DTYPES, Plan, plan_merge
-from skillgraft.arithmetic.removal import Injected, plan_of_original, plan_removal, removal_report
-from skillgraft.arithmetic.stream import Machine, Progress
+from skillgraft.arithmetic.removal import plan_of_original, plan_removal, removal_report
+from skillgraft.arithmetic.stream import Machine, Progress, Sums
 from skillgraft.checkpoint.layout import Layout
 from skillgraft.checkpoint.places import note_place
 from skillgraft.checkpoint.provenance import base_of
@@ -76,20 +85,19 @@ def inject(
     """
     recipe, names, said = _recipe(target, skill, method, parameters, dtype, allow_other_base)
     plan, skills = _plan(recipe, names, said, allow_other_base)
-    asked = Injected(
-        tuple((each["fingerprint"], each["name"], each["scale"]) for each in plan.settings["skills"]),
-        method,
-        plan.settings["parameters"],
-        _checked(scale),
-    )
+    history = _history(plan, skills, _checked(scale))
     machine = machine_for(threads, device)
-    removal = plan_removal(recipe, plan, asked, Path(original) if original is not None else None, machine)
-    if removal is None:
-        return _write(plan, skills, Path(out), {"": scale}, threads, device, progress)[0]
-    plan = replace(plan, remarks=(*plan.remarks, *removal.remarks))
-    made = plan if removal.original is None else plan_of_original(plan, removal)
-    (report,) = _write(made, skills, Path(out), {"": scale}, threads, device, progress)
-    return {**report, "removal": removal_report(plan, removal, scale, Path(out), machine)}
+    known, asked, doubt, _ = history
+    removal = plan_removal(recipe, plan, known, asked, doubt, Path(original) if original is not None else None, machine)
+    plan = replace(plan, remarks=(*plan.remarks, *history.remarks, *(removal.remarks if removal is not None else ())))
+    made, record = plan, _recorder(plan, skills, history)
+    if removal is not None and removal.original is not None:
+        made = plan_of_original(plan, removal)
+        record = _own_recorder(made)
+    (report,) = _write(made, skills, Path(out), {"": scale}, threads, device, progress, record)
+    if removal is not None:
+        report["removal"] = removal_report(plan, removal, scale, Path(out), machine)
+    return report
 
 
 def inject_scales(
@@ -118,7 +126,8 @@ def inject_scales(
         raise RecipeError(f"scales {list(scales)} name one λ twice; expected each once")
     recipe, names, said = _recipe(target, skill, method, parameters, dtype, allow_other_base)
     plan, skills = _plan(recipe, names, said, allow_other_base)
-    reports = _write(plan, skills, Path(out), named, threads, device, progress)
+    record = _recorder(plan, skills, _history(plan, skills, 1.0))
+    reports = _write(plan, skills, Path(out), named, threads, device, progress, record)
     return dict(zip(named, reports, strict=True))
 
 
@@ -202,6 +211,54 @@ def _plan(
     return replace(plan, inputs=inputs, settings=settings, remarks=remarks), skills
 
 
+class _History(NamedTuple):
+    """What is recorded of the target, what is asked for now, why the record can't be believed, and remarks on it."""
+
+    known: Record | None
+    asked: Injected
+    doubt: str | None
+    remarks: tuple[str, ...]
+
+
+def _history(plan: Plan, skills: Sequence[Skill | None], scale: float) -> _History:
+    known, remarks = read_record(plan.target.path)
+    given, method, parameters = (plan.settings[key] for key in ("skills", "method", "parameters"))
+    asked = Injected(skills=tuple(Share(**each) for each in given), method=method, parameters=parameters, scale=scale)
+    if known is None:
+        return _History(None, asked, None, remarks)
+    own = zip(asked.skills, skills, strict=True)
+    same = {share.fingerprint: source for share, skill in own if skill is not None and (source := _source(skill))}
+    meant = recognised(asked, known, same)
+    doubt = None
+    if known.balance.weights != plan.inputs["target"]:
+        doubt = f"{plan.target.path} changed, or was saved anew, since the injection wrote it"
+    elif meant != asked:
+        doubt = "only its manifest says that a repacked skill is what was injected"
+    return _History(known, meant, doubt, remarks)
+
+
+def _source(skill: Skill) -> str | None:
+    """Return the fingerprint of the skill that this one is a packed copy of, without any error by its manifest."""
+    packing = skill.manifest.packing
+    exact = packing is not None and skill.manifest.reconstruction_error == 0 and not any(packing.errors.values())
+    return packing.source if packing is not None and exact else None
+
+
+def _recorder(plan: Plan, skills: Sequence[Skill | None], history: _History) -> Recorder:
+    known, asked, doubt, _ = history
+    base = _base(plan.target, skills)
+
+    def record(directory: Path, made_by: Mapping[str, Any], losses: Sums) -> None:
+        write_balance(directory, plan, known, asked.at(float(made_by["scale"])), doubt is None, losses, made_by, base)
+
+    return record
+
+
+def _own_recorder(plan: Plan) -> Recorder:
+    original, fingerprint, cast = plan.target.path, plan.settings["original"], plan.dtype is not None
+    return lambda directory, _made_by, _losses: write_own_provenance(directory, original, fingerprint, cast)
+
+
 def _write(
     plan: Plan,
     skills: Sequence[Skill | None],
@@ -210,6 +267,7 @@ def _write(
     threads: int | None,
     device: str,
     progress: Progress | None,
+    record: Recorder,
 ) -> list[dict[str, Any]]:
     for scale in outputs.values():
         _checked(scale)
@@ -218,10 +276,8 @@ def _write(
         check = _norm_check(skills[0], plan.settings["skills"][0]["scale"])  # the stream computes the norms anyway
     else:
         _check_norms(plan, skills, machine_for(threads, device))
-    reports = write(
-        plan, out, outputs, "inject", threads, device, progress=progress, base=_base(plan.target, skills), check=check
-    )
-    note_place(plan.inputs.get("original", plan.inputs["target"]), plan.target.path)
+    reports = write(plan, out, outputs, "inject", threads, device, progress=progress, check=check, record=record)
+    note_place(plan.settings.get("original") or plan.inputs["target"], plan.target.path)
     return [{**report, "skills": plan.settings["skills"]} for report in reports]
 
 

@@ -27,6 +27,9 @@ from skillgraft.errors import RecipeError
 ENGINE_VERSION = 1
 """Raised when the same plan would give other bytes: half-finished work of an older version is not gone on with."""
 
+Recorder = Callable[[Path, Mapping[str, Any], Sums], None]
+"""Writes `skillgraft.json` into an output's directory; told what made it, and the losses of its tensors."""
+
 
 def merge(
     recipe: MergeRecipe | Mapping[str, Any] | str | os.PathLike[str],
@@ -70,19 +73,19 @@ def write(
     device: str = "cpu",
     durable: bool = False,
     progress: Progress | None = None,
-    base: Mapping[str, str | None] | None = None,
     check: Callable[[str, float], None] | None = None,
+    record: Recorder | None = None,
 ) -> list[dict[str, Any]]:
     """Execute a plan: write one checkpoint per λ and return their reports in that order.
 
     `outputs` gives λ by folder under `out`; "" is `out` itself. All appear together or not at all.
 
-    `base` is what the provenance says of the pre-trained model, by default what the target's says. `check` is called
-    with the name of each changed tensor and the Frobenius norm of its change at λ = 1; it may raise.
+    `check` is called with the name of each changed tensor and the Frobenius norm of its change at λ = 1; it may raise.
+    `record` writes an output's provenance, by default one that names the target's base.
     """
     machine = machine_for(threads, device)
     began = time.monotonic()
-    stated = dict(base or base_of(plan.target.path) or {"id": None, "fingerprint": None})
+    base = base_of(plan.target.path) or {"id": None, "fingerprint": None}
     metadata = {"skillgraft_inputs": json.dumps(dict(plan.inputs), sort_keys=True)}
     key = work_key(plan, kind, list(outputs.values()))
     needed = plan.bytes_written * len(outputs)
@@ -117,7 +120,10 @@ def write(
             made_by = {"stage": kind, **plan.settings, "scale": output.scale}
             if "survived_rounding" in report:
                 made_by["survived_rounding"] = report["survived_rounding"]
-            write_provenance(output.directory, kind=kind, base=stated, made_by=made_by, inputs=plan.inputs)
+            if record is not None:
+                record(output.directory, made_by, in_order)
+            else:
+                write_provenance(output.directory, kind=kind, base=base, made_by=made_by, inputs=plan.inputs)
             reports.append(report)
     return reports
 

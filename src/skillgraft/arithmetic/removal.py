@@ -1,23 +1,24 @@
-"""Un-injection: what was injected, taken out again; exact where the original is at hand, else within two roundings.
+"""Un-injection: what was injected, taken out again; exact where the original is at hand, else within the roundings.
 
 A grafted checkpoint's provenance names the skills by fingerprint with their scales, and the original by fingerprint
-alone: where it lies is noted in this machine's cache (`checkpoint.places`), so that no path is published with a model.
-Nothing of this is believed: the original is used only after original + skills has given the grafted checkpoint again,
-bit for bit.
+alone (`balance`): where it lies is noted in this machine's cache (`checkpoint.places`), so that no path is published
+with a model. Nothing of this is believed: the checkpoint from before the last injection is used only after it + skills
+has given the grafted checkpoint again, bit for bit; the original below several injections only where original +
+skills lies within the recorded roundings of a grafted checkpoint whose weights are the recorded ones.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from skillgraft.arithmetic.in_memory import UndoneBounds, make_tensors
+from skillgraft.arithmetic.balance import Injected, Record, added, read_record, takes_out, undoes
+from skillgraft.arithmetic.in_memory import Distance, UndoneBounds, make_tensors
 from skillgraft.arithmetic.leaves import Stored
 from skillgraft.arithmetic.merge_recipe import MergeRecipe
 from skillgraft.arithmetic.plan import OUTPUT_DTYPES, Plan, plan_merge, versions_of
@@ -32,19 +33,10 @@ from skillgraft.checkpoint.tokenizer import TOKENIZER_FILE
 from skillgraft.checkpoint.weights import planned_dtypes
 from skillgraft.errors import CompatibilityError, RecipeError, SkillgraftError
 
-_SAME = 1e-12
-"""Two products of scales count as equal up to this share: 0.1 · 3 and 0.3."""
-
 _OWN_FILES = ("generation_config.json", TOKENIZER_FILE, "tokenizer_config.json", "chat_template.jinja")
 
-
-class Injected(NamedTuple):
-    """What one injection did: skills as (fingerprint, name, scale), the method, and λ over all."""
-
-    skills: tuple[tuple[str, str, float], ...]
-    method: str
-    parameters: Mapping[str, Any]
-    scale: float
+_SLACK = 1e-12
+"""What fp64 and scales that are equal but for their last bits may add to a distance, as a share of the norm."""
 
 
 @dataclass(frozen=True)
@@ -52,129 +44,102 @@ class Removal:
     """What taking out means here: `left` of each recorded skill by name, `original` where its bytes are the result.
 
     `on_grid`: nothing is left, and the injection kept the original's dtypes, so that its numbers are of those.
-    `bounded`: nothing shows that the target changed since the injection, which would leave nothing to be said.
+    `bounded`: it is known that the target is what the recorded injections made. `steps` injections, this one too, come
+    between the result and what it is measured against; beyond two, the bound is the sum of what they lost.
     """
 
     left: dict[str, float]
-    original: Layout | None
-    original_fingerprint: str | None
-    remarks: tuple[str, ...]
+    original: Layout | None = None
+    original_fingerprint: str | None = None
+    remarks: tuple[str, ...] = ()
     on_grid: bool = False
     bounded: bool = True
-
-
-class Record(NamedTuple):
-    """A provenance's word: what was injected, into which checkpoint (its fingerprint), and the dtype asked for."""
-
-    injected: Injected
-    target: str
-    dtype: str | None
-
-
-def recorded_injection(directory: Path) -> Record | None:
-    """Return what a checkpoint's provenance says was injected last; None if nothing."""
-    provenance = read_provenance(directory)
-    made = (provenance or {}).get("made_by")
-    if provenance is None or not isinstance(made, dict) or made.get("stage") != "inject":
-        return None
-    try:
-        skills = tuple((str(s["fingerprint"]), str(s["name"]), float(s["scale"])) for s in made["skills"])
-        injected = Injected(skills, str(made["method"]), dict(made["parameters"]), float(made["scale"]))
-        return Record(injected, str(provenance["inputs"]["target"]), made["dtype"])
-    except (KeyError, TypeError, ValueError):
-        return None  # of an older version, or changed by hand: then nothing is known
-
-
-def what_is_left(recorded: Injected, asked: Injected) -> dict[str, float] | None:
-    """Return what remains of each recorded skill, by name; None where `asked` takes nothing of it out.
-
-    Task arithmetic adds up skill by skill; the other methods can only be undone as a whole, λ against λ.
-    """
-    if recorded.method != asked.method:
-        return None
-    if recorded.method != "task_arithmetic":
-        same = [(f, scale) for f, _, scale in recorded.skills] == [(f, scale) for f, _, scale in asked.skills]
-        if not same or recorded.parameters != asked.parameters or recorded.scale * asked.scale >= 0:
-            return None
-        left = _rest(recorded.scale, asked.scale)
-        return {name: scale * left for _, name, scale in recorded.skills}
-    before, change = _amounts(recorded), _amounts(asked)
-    if not change.keys() <= before.keys() or not any(before[key] * change[key] < 0 for key in change):
-        return None
-    names = {fingerprint: name for fingerprint, name, _ in recorded.skills}
-    return {names[key]: _rest(amount, change.get(key, 0.0)) for key, amount in before.items()}
-
-
-def _amounts(injected: Injected) -> dict[str, float]:
-    amounts: Counter[str] = Counter()
-    for fingerprint, _, scale in injected.skills:
-        amounts[fingerprint] += scale * injected.scale  # type: ignore[assignment]
-    return dict(amounts)
-
-
-def _rest(amount: float, change: float) -> float:
-    return 0.0 if abs(amount + change) <= _SAME * abs(amount) else amount + change
+    steps: int = 2
 
 
 def plan_removal(
-    recipe: MergeRecipe, plan: Plan, asked: Injected, original: Path | None, machine: Machine
+    recipe: MergeRecipe,
+    plan: Plan,
+    known: Record | None,
+    asked: Injected,
+    doubt: str | None,
+    original: Path | None,
+    machine: Machine,
 ) -> Removal | None:
     """Return what an injection with `asked` takes out of the plan's target, None where it takes out nothing known.
 
-    With `original` (a directory) the result is that checkpoint, or an error says why it cannot be. Without, the place
-    that was noted when the skills were injected is tried; a checkpoint there that is another one by now is left alone,
-    and a remark says so.
+    `known` is the target's record, `doubt` what keeps it from being believed. With `original` (a directory) the result
+    is that checkpoint, or an error says why it cannot be. Without, the place that was noted when the skills were
+    injected is tried; a checkpoint there that is another one by now is left alone, and a remark says so.
 
     Raises `RecipeError` for an `original` where something would be left, and `CompatibilityError` for one that does
     not give the target again.
     """
-    known = recorded_injection(plan.target.path)
-    left = what_is_left(known.injected, asked) if known is not None else None
+    rest = added(known.balance.held, asked) if known is not None and takes_out(known.balance.held, asked) else None
+    last = known is not None and rest is not None and undoes(known.last, asked)
+    whole = rest is not None and rest.is_nothing
+
+    def gives_target(layout: Layout) -> bool:
+        forward = known.last if known is not None else asked.at(-asked.scale)
+        return _reproduces(layout, recipe, plan, asked, forward, machine)
+
+    def is_below(layout: Layout) -> bool:
+        rounding = known.balance.rounding if known is not None and doubt is None else None
+        return rounding is not None and _lies_within(rounding, layout, recipe, plan, asked, machine)
+
+    left = rest.by_name if rest is not None else {}
     if original is not None:
-        if known is not None and (left is None or any(left.values())):
+        if known is not None and not (last or whole):
             raise RecipeError(
-                f"original: {plan.target.path} is not undone by this: {_said(known.injected)} was injected, "
+                f"original: {plan.target.path} is not undone by this: {_said(known.last)} was injected, "
                 f"{_said(asked)} is asked for; expected the same skills with the opposite scales, or no original"
             )
         layout = read_layout(original)
-        forward = known.injected if known is not None else asked._replace(scale=-asked.scale)
-        if not _reproduces(layout, recipe, plan, asked, forward, machine):
+        if not ((last or known is None) and gives_target(layout)) and not (whole and is_below(layout)):
             raise CompatibilityError(
                 f"{original} with {_said(asked, -1.0)} injected is not {plan.target.path}, bit for bit; expected the "
                 "checkpoint that the skills were injected into: give that one, or leave original out"
             )
-        return Removal(left or {}, layout, fingerprint_checkpoint(original), _differences(layout, plan.target))
-    if known is None or left is None:
+        return Removal(left, layout, fingerprint_checkpoint(original), _differences(layout, plan.target))
+    if known is None or rest is None:
         return None
-    if any(left.values()):
-        rest = ", ".join(f"{name} at {scale:g}" for name, scale in left.items() if scale)
-        return Removal(left, None, None, (f"of what was injected there remains: {rest}",))
-    return _from_noted_place(recipe, plan, asked, known, machine)
+    steps = 2 if last else known.balance.steps + 1
+    if steps > 2 and known.balance.rounding is None:
+        doubt = doubt or f"what the injections into {plan.target.path} lost is not known"
+    said = (f"{doubt}: how far the result is from the original is not known",) if doubt else ()
+    near = Removal(left, remarks=said, on_grid=last and known.dtype is None, bounded=doubt is None, steps=steps)
+    if last:
+        near = _from_noted_place(near, known.target, gives_target, plan)
+    if whole and near.original is None and not (last and known.balance.original == known.target):
+        near = _from_noted_place(near, known.balance.original, is_below, plan)
+    if last or whole:
+        return near
+    remaining = ", ".join(f"{share.name} at {share.scale * rest.scale:g}" for share in rest.skills if share.scale)
+    return replace(near, remarks=(*said, f"of what was injected there remains: {remaining}"))
 
 
-def _from_noted_place(recipe: MergeRecipe, plan: Plan, asked: Injected, known: Record, machine: Machine) -> Removal:
-    left = {name: 0.0 for _, name, _ in known.injected.skills}
-    near = Removal(left, None, None, (), on_grid=known.dtype is None)
-    path = noted_place(known.target)
+def _from_noted_place(near: Removal, original: str, proves: Callable[[Layout], bool], plan: Plan) -> Removal:
+    """Return `near` with the checkpoint noted under the fingerprint `original`, or a remark on why it is not used."""
+    path = noted_place(original)
     if path is None:
         hint = "the original's place is not known here; naming it (--original DIR) makes the result exact"
-        return replace(near, remarks=(hint,))
+        return replace(near, remarks=(*near.remarks, hint))
     try:
         found = fingerprint_checkpoint(path)
-        if found != known.target:
-            said = f"{path}, once the original, is another checkpoint by now ({found}, not {known.target}): not used"
-            return replace(near, remarks=(said,))
+        if found != original:
+            said = f"{path}, once the original, is another checkpoint by now ({found}, not {original}): not used"
+            return replace(near, remarks=(*near.remarks, said))
         layout = read_layout(path)
-        if not _reproduces(layout, recipe, plan, asked, known.injected, machine):
+        if not proves(layout):
             said = f"{path}, the original, no longer gives {plan.target.path} with the skills: that changed; not used"
-            return replace(near, remarks=(said,), bounded=False)
+            return replace(near, remarks=(*near.remarks, said), bounded=False)
     except SkillgraftError as error:
-        return replace(near, remarks=(f"the original cannot be used: {error}",))
+        return replace(near, remarks=(*near.remarks, f"the original cannot be used: {error}"))
     return replace(near, original=layout, original_fingerprint=found, remarks=_differences(layout, plan.target))
 
 
 def _said(injected: Injected, factor: float = 1.0) -> str:
-    return " + ".join(f"{name} at {scale * injected.scale * factor:g}" for _, name, scale in injected.skills)
+    return " + ".join(f"{share.name} at {share.scale * injected.scale * factor:g}" for share in injected.skills)
 
 
 def _differences(original: Layout, target: Layout) -> tuple[str, ...]:
@@ -210,14 +175,32 @@ def _reproduces(
     grafted = plan.target.tensors
     if {n: info.shape for n, info in original.tensors.items()} != {n: info.shape for n, info in grafted.items()}:
         return False
-    spec = {fingerprint: o for (fingerprint, _, _), o in zip(asked.skills, recipe.operands, strict=True)}
-    operands = [spec[fingerprint].model_copy(update={"weight": scale}) for fingerprint, _, scale in injected.skills]
+    spec = {share.fingerprint: o for share, o in zip(asked.skills, recipe.operands, strict=True)}
+    operands = [spec[share.fingerprint].model_copy(update={"weight": share.scale}) for share in injected.skills]
     forward = plan_merge(recipe.model_copy(update={"base": original.path, "operands": operands, "dtype": None}))
     tensors = [replace(t, spec=t.spec._replace(dtype=grafted[t.spec.name].dtype)) for t in forward.tensors]
     with Files() as files:
         comparison = _Comparison(plan.target, files)
         make_tensors(replace(forward, tensors=tuple(tensors)), tensors, comparison, machine, injected.scale)
     return comparison.equal
+
+
+def _lies_within(
+    rounding: float, original: Layout, recipe: MergeRecipe, plan: Plan, asked: Injected, machine: Machine
+) -> bool:
+    """Return whether the plan's target is no farther than `rounding` from `original` less what is `asked`."""
+    grafted = plan.target.tensors
+    if {n: info.shape for n, info in original.tensors.items()} != {n: info.shape for n, info in grafted.items()}:
+        return False
+    forward = plan_merge(recipe.model_copy(update={"base": original.path, "dtype": None}))
+    exact = tuple(
+        replace(t, spec=t.spec._replace(dtype="F64")) if t.target.info.is_float else t for t in forward.tensors
+    )
+    with Files() as files:
+        distance = Distance(plan.target, files)
+        make_tensors(replace(forward, tensors=exact), exact, distance, machine, -asked.scale)
+    off, norm = distance.total()
+    return off <= rounding + _SLACK * norm
 
 
 def plan_of_original(plan: Plan, removal: Removal) -> Plan:
@@ -231,46 +214,58 @@ def plan_of_original(plan: Plan, removal: Removal) -> Plan:
         replace(by_name[name], spec=by_name[name].spec._replace(dtype=dtypes[name]), target=Stored(info), operands=())
         for name, info in original.tensors.items()
     )
-    inputs = {**plan.inputs, "original": removal.original_fingerprint}
-    return replace(plan, target=original, tensors=tensors, inputs=inputs, versions=versions_of(tensors))
+    inputs = (read_provenance(original.path) or {}).get("inputs", {})  # it is the original: so says its provenance
+    settings = {**plan.settings, "original": removal.original_fingerprint}
+    versions = versions_of(tensors)
+    return replace(plan, target=original, tensors=tensors, inputs=inputs, settings=settings, versions=versions)
 
 
 def removal_report(plan: Plan, removal: Removal, scale: float, out: Path, machine: Machine) -> dict[str, Any]:
     """Return what is known of the distance between the result and what was there before the injection.
 
     `left`: what remains of each skill. `exact` with `original`, or `bound` ≥ ‖result − (original + what is left)‖ over
-    all changed tensors, `relative` to the grafted tensors' norm, `elements`, how many of the result's numbers may
-    differ at all, and the three by tensor (see `in_memory.UndoneBounds`). They hold where the grafted checkpoint is
-    what the injection wrote; where it is found not to be, `bound` is None.
+    all changed tensors, and `relative` to the grafted tensors' norm; after one injection also `elements`, how many of
+    the result's numbers may differ at all, and `tensors`, the three by tensor (see `in_memory.UndoneBounds`). After
+    several the bound is the sum of their roundings, as the result's balance has it. `bound` is None where the grafted
+    checkpoint is not known to be what the injections wrote.
     """
     if removal.original is not None:
         return {"exact": True, "original": str(removal.original.path), "left": removal.left}
-    if not removal.bounded:
+    several = removal.steps > 2
+    summed = _summed(out) if several else 0.0
+    if not removal.bounded or summed is None:
         return {"exact": False, "original": None, "left": removal.left, "bound": None}
     wide = tuple(replace(t, spec=t.spec._replace(dtype="F64")) for t in plan.tensors if t.operands)
     with Files() as files:
         sink = UndoneBounds(plan.target, read_layout(out), removal.on_grid, files)
         make_tensors(replace(plan, tensors=wide), wide, sink, machine, scale)
     found = sink.bounds()
+    norm = math.fsum(b.norm**2 for b in found.values()) ** 0.5
+    dtypes = [TORCH_NAMES[code] for t in plan.tensors if t.operands for code in (t.target.dtype, t.spec.dtype)]
+    bound = summed if several else math.fsum(b.bound**2 for b in found.values()) ** 0.5
+    report = {
+        "exact": False,
+        "original": None,
+        "left": removal.left,
+        "rounding": _rounding(dtypes, removal.steps),
+        "bound": bound,
+        "relative": bound / norm if norm else 0.0,
+    }
+    if several:
+        return report
     rows = {
         name: {"bound": b.bound, "relative": b.bound / b.norm if b.norm else 0.0, "elements": b.elements}
         for name, b in found.items()
     }
-    bound = math.fsum(b.bound**2 for b in found.values()) ** 0.5
-    norm = math.fsum(b.norm**2 for b in found.values()) ** 0.5
-    dtypes = [code for t in plan.tensors if t.operands for code in (t.target.dtype, t.spec.dtype)]
-    return {
-        "exact": False,
-        "original": None,
-        "left": removal.left,
-        "rounding": _rounding([TORCH_NAMES[code] for code in dtypes]),
-        "bound": bound,
-        "relative": bound / norm if norm else 0.0,
-        "elements": sum(b.elements for b in found.values()),
-        "tensors": rows,
-    }
+    return {**report, "elements": sum(b.elements for b in found.values()), "tensors": rows}
 
 
-def _rounding(dtypes: Sequence[str]) -> str:
+def _summed(out: Path) -> float | None:
+    record, _ = read_record(out)
+    return record.balance.rounding if record is not None else None
+
+
+def _rounding(dtypes: Sequence[str], steps: int) -> str:
     found = list(dict.fromkeys(dtypes))
-    return f"{found[0]} rounding twice" if len(found) == 1 else f"{' and '.join(found)} rounding"
+    times = "twice" if steps == 2 else f"{steps} times"
+    return f"{found[0]} rounding {times}" if len(found) == 1 else f"{' and '.join(found)} rounding"

@@ -1,0 +1,253 @@
+"""The balance of a grafted checkpoint: which skills it holds at which scales, over which original, and how far off.
+
+`made_by` in `skillgraft.json` says what the last injection was; its `balance` says what all of them come to, so that
+skills can be taken out one by one, or in parts, and the last of them still leads back to the original.
+
+`weights` is what notices any later change of a weight file, a new save of the same numbers too. It costs one reading
+of the files just written, out of the page cache where they fit, at the speed of BLAKE3; to compare it costs nothing,
+as an injection fingerprints its target anyway.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from skillgraft.arithmetic.plan import Plan, TensorPlan
+from skillgraft.arithmetic.stream import Sums
+from skillgraft.checkpoint.fingerprint import fingerprint_checkpoint
+from skillgraft.checkpoint.header import DTYPE_BYTES
+from skillgraft.checkpoint.json_file import write_json
+from skillgraft.checkpoint.provenance import PROVENANCE_FILE, read_provenance, write_provenance
+
+_SAME = 1e-12
+"""Two products of scales count as equal up to this share: 0.1 · 3 and 0.3."""
+
+_FP64_SLACK = 1 + 2.0**-20
+"""What fp64 itself may have rounded of a loss that was measured in it."""
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class _Kept(BaseModel):
+    """Strict: what somebody wrote by hand is not made to fit."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
+
+
+class Share(_Kept):
+    """One skill and its scale."""
+
+    name: str
+    fingerprint: str
+    scale: Finite
+
+
+class Injected(_Kept):
+    """Skills with their scales, the method that makes one vector of them, and λ over all."""
+
+    skills: tuple[Share, ...]
+    method: str
+    parameters: dict[str, Any]
+    scale: Finite
+
+    def at(self, scale: float) -> Injected:
+        """Return the same with another λ."""
+        return self.model_copy(update={"scale": scale})
+
+    @property
+    def amounts(self) -> dict[str, float]:
+        """The scale of each skill, λ included, by fingerprint."""
+        amounts: Counter[str] = Counter()
+        for share in self.skills:
+            amounts[share.fingerprint] += share.scale * self.scale  # type: ignore[assignment]
+        return dict(amounts)
+
+    @property
+    def by_name(self) -> dict[str, float]:
+        """The scale of each skill, λ included, by name."""
+        return {share.name: share.scale * self.scale for share in self.skills}
+
+    @property
+    def is_nothing(self) -> bool:
+        """Whether every scale is 0."""
+        return not any(share.scale * self.scale for share in self.skills)
+
+
+class Balance(_Kept):
+    """What `steps` injections into `original` (a fingerprint) come to.
+
+    `rounding` ≥ ‖weights − (original + held)‖ over all tensors: the sum of what each step lost, measured as it was
+    written; None where that is not known. `weights` is the fingerprint of the checkpoint as it was written.
+    """
+
+    original: str
+    held: Injected
+    steps: Annotated[int, Field(ge=1)]
+    rounding: Annotated[Finite, Field(ge=0)] | None
+    weights: str
+
+
+class Record(NamedTuple):
+    """A provenance's word: the last injection, into which checkpoint, the dtype asked for, and the balance of all."""
+
+    last: Injected
+    target: str
+    dtype: str | None
+    balance: Balance
+
+
+def read_record(directory: Path) -> tuple[Record | None, tuple[str, ...]]:
+    """Return what a checkpoint's provenance says of injections, if it does, and a remark where that is malformed."""
+    provenance = read_provenance(directory)
+    made = (provenance or {}).get("made_by")
+    if provenance is None or not isinstance(made, dict) or made.get("stage") != "inject":
+        return None, ()
+    try:
+        text = json.dumps(made, allow_nan=False)
+        balance = Balance.model_validate_json(json.dumps(made.get("balance"), allow_nan=False))
+        last, target, dtype = Injected.model_validate_json(text), provenance["inputs"]["target"], made["dtype"]
+        if not isinstance(target, str) or not isinstance(dtype, str | None):
+            raise TypeError("inputs.target or dtype is no text")
+        return Record(last, target, dtype, balance), ()
+    except ValidationError as error:
+        first = error.errors()[0]
+        why = f"{'.'.join(map(str, first['loc'])) or 'balance'}: {first['msg']}"
+    except (KeyError, TypeError, ValueError) as error:
+        why = str(error)
+    return None, (
+        f"{directory / PROVENANCE_FILE} does not say in a usable form what was injected before ({why}): it is not "
+        "counted; to take that out again, name the original (--original DIR)",
+    )
+
+
+def added(held: Injected, asked: Injected) -> Injected | None:
+    """Return what both come to, None where they don't add up.
+
+    Task arithmetic adds up skill by skill; another method only with itself as a whole, λ with λ; an overflow never.
+    """
+    if held.method != asked.method:
+        return None
+    if held.method != "task_arithmetic":
+        same = [(s.fingerprint, s.scale) for s in held.skills] == [(s.fingerprint, s.scale) for s in asked.skills]
+        whole = held.at(_sum(held.scale, asked.scale))
+        return whole if same and held.parameters == asked.parameters and math.isfinite(whole.scale) else None
+    before, change = held.amounts, asked.amounts
+    names = {share.fingerprint: share.name for share in (*asked.skills, *held.skills)}
+    shares = tuple(
+        Share(name=names[key], fingerprint=key, scale=_sum(before.get(key, 0.0), change.get(key, 0.0)))
+        for key in {**before, **change}
+    )
+    finite = all(math.isfinite(share.scale) for share in shares)
+    return held.model_copy(update={"skills": shares, "scale": 1.0}) if finite else None
+
+
+def takes_out(held: Injected, asked: Injected) -> bool:
+    """Return whether `asked` names nothing but what is held, and lessens some of it."""
+    if added(held, asked) is None:
+        return False
+    before, change = held.amounts, asked.amounts
+    lessens = any(before[key] * change[key] < 0 for key in change if key in before)
+    return change.keys() <= before.keys() and lessens
+
+
+def undoes(last: Injected, asked: Injected) -> bool:
+    """Return whether `asked` takes out all of `last`, and nothing else."""
+    rest = added(last, asked)
+    return rest is not None and rest.is_nothing and takes_out(last, asked)
+
+
+def recognised(asked: Injected, known: Record, same: Mapping[str, str]) -> Injected:
+    """Return `asked` with the recorded skills' fingerprints where it has others that are the `same` skills."""
+    recorded = known.last.amounts.keys() | known.balance.held.amounts.keys()
+    shares = tuple(
+        share.model_copy(update={"fingerprint": same[share.fingerprint]})
+        if share.fingerprint not in recorded and same.get(share.fingerprint) in recorded
+        else share
+        for share in asked.skills
+    )
+    return asked.model_copy(update={"skills": shares})
+
+
+def _sum(amount: float, change: float) -> float:
+    return 0.0 if abs(amount + change) <= _SAME * abs(amount) else amount + change
+
+
+def _pruned(held: Injected) -> Injected:
+    """Return the same without what is at 0; a method's skills belong together."""
+    whole = held.method != "task_arithmetic" and not held.is_nothing
+    return held if whole else held.model_copy(update={"skills": tuple(s for s in held.skills if s.scale * held.scale)})
+
+
+def write_balance(
+    directory: Path,
+    plan: Plan,
+    known: Record | None,
+    asked: Injected,
+    believed: bool,
+    losses: Sums,
+    made_by: Mapping[str, Any],
+    base: Mapping[str, str | None],
+) -> None:
+    """Write the provenance of a checkpoint that an injection of `asked` made in `directory`, with the balance in it.
+
+    `known` is the target's record; where it is not `believed`, the distance from the original is no longer known.
+    """
+    weights = fingerprint_checkpoint(directory)
+    lost = _lost(plan, asked.scale, losses)
+    held = added(known.balance.held, asked) if known is not None else None
+    if known is None or held is None:
+        nothing = asked.model_copy(update={"skills": ()})
+        held = added(nothing, asked) or asked
+        balance = Balance(original=plan.inputs["target"], held=_pruned(held), steps=1, rounding=lost, weights=weights)
+    else:
+        before = known.balance.rounding if believed else None
+        rounding = _finite(before + lost) if before is not None and lost is not None else None
+        changes = {"held": _pruned(held), "steps": known.balance.steps + 1, "rounding": rounding, "weights": weights}
+        balance = known.balance.model_copy(update=changes)
+    made = {**made_by, "balance": balance.model_dump(mode="json")}
+    write_provenance(directory, kind="inject", base=base, made_by=made, inputs=plan.inputs)
+
+
+def write_own_provenance(directory: Path, original: Path, fingerprint: str, cast: bool) -> None:
+    """Write the original's own provenance, if it has one, beside its weights in `directory`; `cast`: in another dtype.
+
+    Its balance, where it is true of the original, goes on being so of the copy.
+    """
+    source = original / PROVENANCE_FILE
+    record, _ = read_record(original)
+    provenance = read_provenance(original)
+    if provenance is None:
+        return
+    if record is None or cast or record.balance.weights != fingerprint:
+        shutil.copyfile(source, directory / PROVENANCE_FILE)
+        return
+    provenance["made_by"]["balance"]["weights"] = fingerprint_checkpoint(directory)
+    write_json(directory / PROVENANCE_FILE, provenance)
+
+
+def _lost(plan: Plan, scale: float, losses: Sums) -> float | None:
+    """Return ‖stored − exact‖ over all tensors, None where some of it was not measured."""
+    if not all(_measured(tensor, scale) for tensor in plan.tensors):
+        return None
+    return _finite(math.fsum(squared for squared, _ in losses.values()) ** 0.5 * _FP64_SLACK)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _measured(tensor: TensorPlan, scale: float) -> bool:
+    """Whether a tensor was copied, widened, or changed in all of its elements; in fp64 no rounding can be seen."""
+    stored, target = tensor.spec.dtype, tensor.target.dtype
+    if scale and tensor.operands and stored == "F64":
+        return False
+    changed = scale != 0 and tensor.breaks == (tensor.target.elements,)
+    return changed or stored == target or DTYPE_BYTES[stored] > DTYPE_BYTES[target]
