@@ -28,7 +28,9 @@ LARGEST_KEY = 0x7F800000
 """The bits of fp32 infinity as an integer: what fp64 magnitudes beyond its range are counted as."""
 
 BINS = 1 << 20
-GUESSES = 2
+GUESSES, MOST_VALUES = 3, 512
+"""Keys that a round counts against, and how many different ones a sample's bracket may hold for it to be tried."""
+
 _NO_KEYS = np.empty(0, dtype=np.int64)
 SAMPLE = 1 << 15
 SAMPLE_RUN = 2048
@@ -215,10 +217,17 @@ def narrow_by_sample(count: Count, keys: np.ndarray, elements: int) -> None:
     count.high = int(order[top]) if top >= 0 else LARGEST_KEY
     count.low = int(order[bottom]) if bottom < len(order) else 0
     likely, often = np.unique(order[max(top, 0) : bottom + 1], return_counts=True)
-    if len(likely) <= 16 * GUESSES and often.max() > 1 and count.low < count.high:
-        # The nearest to the wanted rank among values that repeat.
-        distance = np.abs(np.searchsorted(-order, -likely) + often / 2 - rank)
-        count.guess(np.sort(likely[np.argsort(distance, kind="stable")[:GUESSES]]))
+    if len(likely) > MOST_VALUES:
+        return
+    # How likely each value is the wanted one: the sample's rank errs as a normal number does.
+    begins = np.searchsorted(-order, -likely) - rank
+    below = np.array(
+        [[math.erf(edge / slack * 6 / math.sqrt(2)) for edge in edges] for edges in (begins, begins + often)]
+    )
+    likelihood = (below[1] - below[0]) / 2
+    best = np.argsort(-likelihood, kind="stable")[:GUESSES]
+    if likelihood[best].sum() > 0.5:
+        count.guess(np.sort(likely[best]))
 
 
 def _thresholds(plan: Plan, tensors: Sequence[TensorPlan], machine: Machine) -> dict[str, list[float]]:
