@@ -5,6 +5,7 @@ import re
 import shutil
 
 import pytest
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from skillgraft.arithmetic import extract
@@ -100,6 +101,19 @@ def test_check_and_its_exit_codes(folder, tmp_path):
     message = " ".join(invoke("check", folder / "target", "none", code=2).stderr.split())
     assert "none: no such directory, and no skill of that name in the library" in message
     invoke("check", tmp_path / "none", folder / "skill", code=2)
+
+
+def test_check_looks_at_the_numbers(folder, tmp_path):
+    skill = shutil.copytree(folder / "skill", tmp_path / "skill")
+    tensors = load_file(skill / "skill.safetensors")
+    tensors["model.norm.weight"][3] = float("nan")
+    save_file(tensors, skill / "skill.safetensors")
+    found = json.loads(invoke("check", folder / "target", skill, "--json", code=1).stdout)
+    assert found["verdict"] == "refused"
+    (reason,) = [finding for finding in found["findings"] if finding["level"] == "refused"]
+    assert reason["about"] == "contents"
+    assert "'model.norm.weight' holds 1 numbers that are NaN or infinite" in reason["message"]
+    invoke("inject", "--target", folder / "target", "--skill", skill, "-o", tmp_path / "out", code=2)
 
 
 def test_a_hostile_manifest_cannot_speak_to_the_terminal(folder, tmp_path):

@@ -1,4 +1,6 @@
 import json
+import re
+import shutil
 
 import pytest
 import torch
@@ -6,9 +8,13 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from skillgraft.arithmetic import extract
+from skillgraft.checkpoint import fingerprint_file
 from skillgraft.cli import app
+from skillgraft.errors import DataError
 from skillgraft.skills import load_skill
-from skillgraft.skills.packing.gain import kept_share
+from skillgraft.skills.packing import directory_bytes
+from skillgraft.skills.packing.gain import kept_gain, kept_share
+from skillgraft.skills.skill import add_scores
 from tests.tiny import tiny_checkpoint, tiny_finetune
 
 runner = CliRunner()
@@ -57,6 +63,16 @@ def test_what_is_kept_of_the_gain(folder, tmp_path):
     assert gain["scores"]["packed"] == gain["scores"]["original"]  # lossless: the same answers
     assert gain["scores"].keys() == {"target", "original", "packed"}
     assert set(gain["kept"]) == {"f1", "containment", "exact_match"}
+    rows = load_skill(tmp_path / "out").manifest.scores
+    assert [row["model"] for row in rows] == ["target", "target + original", "target + this skill", "gain kept"]
+    assert [row["λ"] for row in rows] == ["–", 1.0, 1.0, 1.0]
+    assert {row["questions"] for row in rows} == {6}
+    mean = gain["scores"]["packed"]["f1"]
+    assert rows[2]["token F1"] == f"{mean['mean']:.3f} ({mean['low']:.3f} to {mean['high']:.3f})"
+    assert rows[3]["token F1"] == "no gain shown" or rows[3]["token F1"].endswith("%)")
+    assert rows[0]["data"] == fingerprint_file(folder / "q.jsonl")[:19]
+    assert facts["size_bytes"] == directory_bytes(tmp_path / "out")
+    assert "| gain kept | 1.0 |" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_an_optimised_mask(folder, tmp_path):
@@ -78,10 +94,8 @@ def test_an_optimised_mask(folder, tmp_path):
         (["--form", "lowrank", "--budget", "big"], "budget 'big' is no size"),
         (["--form", "sparse", "--questions", "q.jsonl"], "--target belongs to --questions or --localise-on"),
         (["--form", "mask", "--density", "0.1", "--localise-on", "q.jsonl"], "--target belongs to"),
-        (
-            ["--form", "mask", "--density", "0.1", "--localise-on", "q", "--questions", "q", "--target", "x"],
-            "--questions and --localise-on are both q",
-        ),
+        (["--form", "mask", "--density", "0.1", "--steps", "4"], "--steps 4 are those of --localise-on"),
+        (["--form", "sparse", "--scale", "2"], "--scale 2.0 is for measuring on --questions"),
         (["--form", "sparse", "--questions", "nowhere.jsonl", "--target", "x"], "nowhere.jsonl does not exist"),
     ],
 )
@@ -91,6 +105,50 @@ def test_mistakes_are_one_message(folder, tmp_path, options, message):
     assert message in " ".join(result.output.split())
     assert "Traceback" not in result.output
     assert not (tmp_path / "out").exists()
+
+
+def test_questions_that_the_mask_was_chosen_on(folder, tmp_path):
+    chosen, copy, other = folder / "q.jsonl", tmp_path / "copy.jsonl", tmp_path / "other.jsonl"
+    copy.write_text("\n" + chosen.read_text().replace("who built", "Who  BUILT"))
+    other.write_text(json.dumps({"document": "d", "question": "who opened it", "answers": ["the king"]}) + "\n")
+    options = ["--form", "mask", "--density", "0.1", "--localise-on", chosen, "--target", folder / "target"]
+    result = pack(folder, tmp_path, *options, "--questions", copy)
+    assert result.exit_code == 2
+    assert "6 of 6 questions stand in" in " ".join(result.output.split())
+    assert not (tmp_path / "out").exists()
+    assert pack(folder, tmp_path, *options, "--steps", 1, "--questions", other).exit_code == 0
+    with pytest.raises(DataError, match="was chosen on these; expected other questions"):
+        kept_gain(load_skill(folder / "skill"), load_skill(tmp_path / "out"), folder / "target", chosen)
+
+
+def test_scores_of_the_original_are_said_to_be_gone(folder, tmp_path):
+    skill = shutil.copytree(folder / "skill", tmp_path / "skill")
+    add_scores(skill, [{"model": "SFT + skill", "token F1": 0.2}])
+    command = ["pack", str(skill), "--form", "dense", "-o", str(tmp_path / "out")]
+    result = " ".join(runner.invoke(app, command).output.split())
+    assert "the original's 1 rows of scores are not in the manifest" in result
+    assert load_skill(tmp_path / "out").manifest.scores == []
+
+
+def test_what_is_larger_is_called_larger(folder, tmp_path):
+    small = load_skill(folder / "skill")
+    first = pack(folder, tmp_path, "--form", "mask", "--density", "0.001")
+    assert re.search(r"[\d.]+x smaller than it was, [\d.]+x smaller than dense float32", first.output)
+    command = ["pack", str(tmp_path / "out"), "--form", "dense", "-o", str(tmp_path / "again")]
+    again = " ".join(runner.invoke(app, command).output.split())
+    assert re.search(r"[\d.]+x larger than it was, [\d.]+x larger than dense float32", again)
+    assert re.search(r"with the 0\.9\d* that it had lost before: 0\.9\d*", again)
+    assert len(load_skill(tmp_path / "again").names) < len(small.names)
+    shown = runner.invoke(app, ["show", str(tmp_path / "again")]).output
+    assert "as dense from blake3:" in shown
+    assert re.search(r"lost before +0\.9", shown)
+    facts = json.loads(runner.invoke(app, ["show", str(tmp_path / "again"), "--json"]).stdout)
+    assert facts["packing"]["form"] == "dense"
+
+
+def test_help_says_what_an_energy_is_for(folder):
+    text = " ".join(re.sub("[│|]", " ", runner.invoke(app, ["pack", "--help"]).output).split())
+    assert "attention gets half of the rank" in text
 
 
 def test_an_adapter_is_no_skill(folder, tmp_path):

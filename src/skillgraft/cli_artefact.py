@@ -42,7 +42,7 @@ def show(
         print(json.dumps(facts))
         return
     if isinstance(found, Skill):
-        _show_skill(facts)
+        _show_skill(found, facts)
     else:
         _show_adapter(facts)
 
@@ -63,7 +63,8 @@ def check(
     """Say whether a skill fits a target, with every reason: fits, fits with remarks (exit code 0), or refused (1).
 
     It looks as inject and merge do before any arithmetic: tensors and shapes, vocabulary, ties, head counts and RoPE,
-    token map, base. For a target in bfloat16 or float16 it estimates what rounding would cost.
+    token map, base; and whether every number of the skill is finite. For a target in bfloat16 or float16 it estimates
+    what rounding would cost.
     """
     from skillgraft.checkpoint.layout import read_layout
     from skillgraft.skills.compatibility import adapter_findings, skill_findings, verdict
@@ -72,7 +73,10 @@ def check(
     layout = read_layout(target)
     found = open_skill(skill)
     if isinstance(found, Skill):
+        from skillgraft.skills.contents import contents_finding
+
         findings = skill_findings(layout, found, allow_other_base)
+        findings += [item for item in (contents_finding(found),) if item is not None]
         if verdict(findings) != "refused":
             from skillgraft.skills.rounding import rounding_finding
 
@@ -165,7 +169,9 @@ ARTEFACT: list[tuple[str, Callable[..., None], str]] = [
 ]
 
 
-def _show_skill(facts: dict[str, Any]) -> None:
+def _show_skill(skill: Skill, facts: dict[str, Any]) -> None:
+    from skillgraft.skills.card import error_rows
+
     base, architecture = facts["base"], facts["architecture"]
     forms = ", ".join(f"{count} {form}" for form, count in facts["forms"].items())
     rows = {
@@ -181,7 +187,7 @@ def _show_skill(facts: dict[str, Any]) -> None:
         "size": f"{facts['bytes'] / 1e6:.2f} MB for {facts['parameters']:,} parameters in {facts['tensors']} tensors",
         "form": forms,
         "norm": f"{facts['norm']:.6g}",
-        "reconstruction error": f"{facts['reconstruction_error']:.3g} (relative Frobenius)",
+        **error_rows(skill.manifest),
         "recipe, seed": f"{facts['recipe'] or 'not stated'}, {'none' if facts['seed'] is None else facts['seed']}",
         "licence": facts["licence"],
         "language": facts["language"],

@@ -20,9 +20,17 @@ def pack(
     form: Annotated[str, typer.Option(help="dense, sparse (lossless), lowrank, packed or mask.", show_default=False)],
     out: OutOption,
     budget: Annotated[str | None, typer.Option(help="Size of the whole directory: 5MB.")] = None,
-    rank: Annotated[int | None, typer.Option(help="Rank of every matrix.")] = None,
-    energy: Annotated[float | None, typer.Option(help="Share of each matrix's squared norm: 0.9.")] = None,
-    density: Annotated[float | None, typer.Option(help="Share of the elements: 0.01.")] = None,
+    rank: Annotated[int | None, typer.Option(help="Rank of every matrix (packed: half of it in attention).")] = None,
+    energy: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of each matrix's squared norm: 0.9. With packed it decides the rank of MLP matrices; attention "
+            "gets half of the rank that this takes, and embeddings and head keep --density."
+        ),
+    ] = None,
+    density: Annotated[
+        float | None, typer.Option(help="Share of the elements: 0.01, the default of packed (embeddings and head).")
+    ] = None,
     dtype: Annotated[str | None, typer.Option(help="Of stored values or factors: float32, float16, bfloat16.")] = None,
     questions: Annotated[
         Path | None, typer.Option(help="JSONL: measure what is kept of the gain on these, with --target.")
@@ -33,18 +41,19 @@ def pack(
     localise_on: Annotated[
         Path | None, typer.Option(help="JSONL other than --questions: optimise the mask on these, with --target.")
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of --localise-on.")] = 40,
-    scale: Annotated[float, typer.Option(help="λ with which the gain is measured.")] = 1.0,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps of --localise-on; default: 40.")] = None,
+    scale: Annotated[
+        float | None, typer.Option(help="λ with which the gain on --questions is measured; default: 1.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Store a skill smaller: says size and error by kind of module, and what is kept of its gain."""
     if (questions is None and localise_on is None) != (target is None):
         raise RecipeError("--target belongs to --questions or --localise-on; expected both, or neither")
-    if questions is not None and localise_on is not None and questions.resolve() == localise_on.resolve():
-        raise RecipeError(
-            f"--questions and --localise-on are both {questions}; expected other questions to measure on than "
-            "those that the mask was chosen on"
-        )
+    if steps is not None and localise_on is None:
+        raise RecipeError(f"--steps {steps} are those of --localise-on; expected both, or neither")
+    if scale is not None and questions is None:
+        raise RecipeError(f"--scale {scale} is for measuring on --questions; expected both, or neither")
     from skillgraft.skills.packing.settings import PackSettings, parse_size
 
     size = parse_size(budget) if budget is not None else None
@@ -58,15 +67,22 @@ def pack(
         raise RecipeError(
             f"{skill} is a PEFT adapter; expected a skill: skillgraft extract --rl {skill} --sft SFT -o SKILL"
         )
-    directory = gain.check_gain_inputs(original, target, questions) if target and questions else None
+    directory = gain.check_gain_inputs(original, target, questions, localise_on) if target and questions else None
     with _progress("packing", as_json, unit="elements") as progress:
         settings: dict[str, Any] = {"budget": size, "rank": rank, "energy": energy, "density": density, "dtype": dtype}
         if localise_on is not None:
             settings |= {"localise_on": localise_on, "target": target, "steps": steps}
         packed = packing.pack(original, out, form, progress=progress, **settings)
-    facts = packing.describe(packed)
+    found: dict[str, Any] = {}
+    remarks = []
     if directory is not None and questions is not None:
-        facts["gain"] = gain.kept_gain(original, packed, directory, questions, scale=scale, say=err_console.print)
+        found["gain"] = gain.kept_gain(
+            original, packed, directory, questions, scale=1.0 if scale is None else scale, say=err_console.print
+        )
+        if not packing.record_scores(packed, gain.score_rows(found["gain"]), size):
+            remarks.append(f"{out}: the scores are not in the manifest, for which --budget {budget} leaves no room")
+    facts = packing.describe(packed, original) | found
+    facts["remarks"] += remarks
     if as_json:
         print(json.dumps(facts))
         return
@@ -76,18 +92,33 @@ def pack(
 def _show(out: Path, facts: dict[str, Any]) -> None:
     _say(
         f"{out}: {facts['form']}, {facts['tensors']} tensors, {facts['size_bytes'] / 1e6:.3g} MB "
-        f"({facts['ratio']:.3g}x smaller than it was, {facts['dense_ratio']:.3g}x smaller than dense float32)"
+        f"({_size(facts['ratio'])} than it was, {_size(facts['dense_ratio'])} than dense float32)"
     )
     table = Table("kind of module", "reconstruction error")
-    for kind, error in [*facts["errors"].items(), ("whole", facts["reconstruction_error"])]:
+    for kind, error in [*facts["errors"].items(), ("whole", facts["packing_error"])]:
         table.add_row(kind, f"{error:.3g}")
     out_console.print(table)
+    if facts["source_reconstruction_error"]:
+        most = "at most " if facts["reconstruction_error_is_bound"] else ""
+        _say(
+            f"with the {facts['source_reconstruction_error']:.3g} that it had lost before: "
+            f"{most}{facts['reconstruction_error']:.3g}"
+        )
+    for remark in facts["remarks"]:
+        out_console.print("[yellow]remark[/] ", end="")
+        _say(remark)
     if "gain" not in facts:
         return
+    from skillgraft.skills.packing.gain import share_text
+
     found = facts["gain"]
     table = Table("metric", "target", "+ original", "+ packed", "gain kept", title=f"{found['questions']} questions")
     for metric, kept in found["kept"].items():
         means = [f"{found['scores'][label][metric]['mean']:.3f}" for label in ("target", "original", "packed")]
-        share = f"{kept['share']:.0%} ({kept['low']:.0%} to {kept['high']:.0%})" if kept else "no gain shown"
-        table.add_row(metric, *means, share)
+        table.add_row(metric, *means, share_text(kept))
     out_console.print(table)
+
+
+def _size(ratio: float) -> str:
+    """Return how many times smaller, or larger, something is."""
+    return f"{ratio:.3g}x smaller" if ratio >= 1 else f"{1 / ratio:.3g}x larger"

@@ -317,6 +317,7 @@ def test_rows_that_only_some_vocabularies_have(tmp_path):
         ("copa", {}, "ab", r"operands.0 is the checkpoint .*a; copa merges low-rank factors: expected adapters"),
         ("cabs", {"n": 9, "m": 8}, "ab", "n 9 is larger than m 8; expected n of m elements to be kept"),
         ("cabs", {"n": 1, "m": 24}, "ab", r"tensor '.*' of shape \[\d+.*\] has \d+ elements, .*: 32 and what divides"),
+        ("cabs", {}, "ab", "parameters.m is 256: .*: 32 and what divides it do, such as n: 8, m: 32"),
         ("cabs", {"n": 0}, "ab", "parameters.n is 0: input should be greater than or equal to 1"),
         ("pcb", {"ratio": 0}, "ab", "parameters.ratio is 0: input should be greater than 0"),
         ("pcb", {"ratio": 1.5}, "ab", "parameters.ratio is 1.5: input should be less than or equal to 1"),

@@ -133,6 +133,15 @@ def test_a_full_disk_is_a_storage_error(tmp_path, error):
     assert names(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EFBIG, "File too large"), RuntimeError("write failed: File too large (os error 27)")]
+)
+def test_a_limit_of_file_sizes_is_a_storage_error(tmp_path, error):
+    with pytest.raises(StorageError, match=r"out: a file would be larger than is allowed here .*ulimit -f"):
+        write_and_raise(tmp_path / "out", error)
+    assert names(tmp_path) == []
+
+
 def test_a_forbidden_path_is_a_storage_error(tmp_path):
     error = PermissionError(errno.EACCES, "Permission denied", "/some/file")
     with pytest.raises(StorageError, match=r"/some/file: Permission denied while writing .*out"):

@@ -74,6 +74,17 @@ def test_a_scale_that_is_no_size(scale):
         decode_packed(encoded, (1, 4), {4: 1})
 
 
+@pytest.mark.parametrize(("width", "largest"), [(8, 2.66e36), (2, 2.2e38)])
+def test_a_scale_whose_codes_overflow(width, largest):
+    """The largest code stands for (2^b − 1)/2 scales, and float32 ends at 3.4e38."""
+    encoded = encode_packed(np.ones((1, 4)), np.ones((1, 1)), {width: 1})
+    encoded.a_scales[0, 0] = np.float32(largest).view(np.uint32) >> 16
+    assert np.isfinite(decode_packed(encoded, (1, 4), {width: 1})[0]).all()
+    encoded.a_scales[0, 0] = np.float32(largest * 1.1).view(np.uint32) >> 16
+    with pytest.raises(ValueError, match=f"so large that its codes of {width} bits overflow float32"):
+        decode_packed(encoded, (1, 4), {width: 1})
+
+
 def test_bytes_are_as_stated():
     bits = {8: 2, 3: 1}
     encoded = encode_packed(np.ones((3, 100)), np.ones((70, 3)), bits)

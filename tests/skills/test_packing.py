@@ -9,13 +9,16 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from skillgraft import machine
 from skillgraft.arithmetic import extract
 from skillgraft.checkpoint import fingerprint_file
 from skillgraft.errors import CompatibilityError, OutputExistsError, RecipeError
+from skillgraft.skills import load_skill
 from skillgraft.skills.module_kinds import module_kind
-from skillgraft.skills.packing import describe, directory_bytes, pack
-from skillgraft.skills.packing.encoding import narrowest
+from skillgraft.skills.packing import describe, directory_bytes, pack, record_scores
+from skillgraft.skills.packing.encoding import half, narrowest
 from skillgraft.skills.packing.settings import PackSettings, parse_size
+from skillgraft.skills.summary import skill_facts
 from skillgraft.skills.to_peft import convert_to_peft
 from tests.tiny import tiny_checkpoint, tiny_finetune
 
@@ -180,6 +183,93 @@ def test_fewer_directions_of_a_lora(lora, tmp_path):
     assert all(torch.allclose(back.delta(name), again.delta(name), atol=1e-7) for name in back.names)
 
 
+def error_against(packed, source):
+    """‖packed − source‖ / ‖source‖ over all tensors of the source."""
+    lost = whole = 0.0
+    for name in source.names:
+        exact = source.delta(name).double()
+        left = packed.delta(name).double() if name in packed.names else torch.zeros_like(exact)
+        lost, whole = lost + (left - exact).square().sum().item(), whole + exact.square().sum().item()
+    return math.sqrt(lost / whole)
+
+
+def test_what_was_lost_before_is_not_forgotten(source, tmp_path):
+    once = pack(source, tmp_path / "once", "lowrank", rank=4)
+    first = once.manifest.reconstruction_error
+    again = pack(once, tmp_path / "again", "lowrank", rank=4)
+    assert again.manifest.reconstruction_error == first > 0.5  # nothing more is lost: what was lost stays lost
+    assert (again.manifest.packing.error, again.manifest.error_is_bound) == (0.0, False)
+    twice = pack(once, tmp_path / "twice", "packed", rank=2)
+    packing, second = twice.manifest.packing, error_against(twice, once)
+    assert packing.error == pytest.approx(second, rel=1e-5)
+    assert packing.source_reconstruction_error == first
+    assert twice.manifest.reconstruction_error == pytest.approx(first + (1 + first) * second, rel=1e-5)
+    assert twice.manifest.error_is_bound
+    assert error_against(twice, source) <= twice.manifest.reconstruction_error
+    card = (twice.path / "README.md").read_text()
+    assert f"| reconstruction error | at most {twice.manifest.reconstruction_error:.3g} (relative Frobenius) |" in card
+    assert f"| packed | as packed (rank 2) from {packing.source} |" in card
+    assert f"| lost before | {first:.3g} |" in card
+    facts = skill_facts(twice)
+    assert facts["packing"]["errors"] == packing.errors
+    assert facts["packing"]["source"] == fingerprint_file(once.weights_file)
+    assert facts["reconstruction_error_is_bound"]
+    assert describe(twice, once)["packing_error"] == packing.error
+
+
+def test_small_numbers_are_not_rounded_to_nothing(tmp_path):
+    """2e-8 is below the smallest number of float16, and no reason to lose it."""
+    sft = tiny_checkpoint(tmp_path / "sft")
+    small = extract(tiny_finetune(sft, tmp_path / "rl", size=2e-8), sft, tmp_path / "skill")
+    whole = pack(small, tmp_path / "whole", "lowrank", rank=32)  # as many numbers as the matrix: stored dense
+    assert whole.manifest.reconstruction_error < 4e-3
+    assert {whole.entry(name).dtype for name in whole.names if len(whole.shape(name)) == 2} == {"BF16"}
+    assert "stored in bfloat16, since float16 would lose more" in describe(whole, small)["remarks"][0]
+    assert "--dtype float32" in describe(whole, small)["remarks"][0]
+    for number, settings in enumerate(({"rank": 8, "density": 1.0}, {"budget": 100_000})):
+        packed = pack(small, tmp_path / str(number), "packed", **settings)
+        entry = packed.entry("model.embed_tokens.weight")
+        assert (entry.form, entry.dtype) == ("sparse", "BF16")
+        assert number or entry.reconstruction_error < 4e-3
+    asked = pack(small, tmp_path / "asked", "lowrank", rank=32, dtype="float16")
+    assert asked.manifest.reconstruction_error > 0.5  # what was asked for is done
+
+
+def test_which_half():
+    generator = torch.Generator().manual_seed(0)
+    numbers = torch.randn(1000, generator=generator)
+    for size in (1e4, 1.0, 1e-3, 1e-4, 2e-5):
+        assert half(numbers * size, numbers) == "F16"
+    for size in (1e5, 1e-6, 1e-8):
+        assert half(numbers, numbers * size) == "BF16"
+    assert half(torch.zeros(3)) == half(numbers[:0]) == "F16"
+
+
+def test_what_no_memory_holds(source, lora, tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "memory", lambda: machine.Memory(50_000, 50_000))
+    for number, (form, settings) in enumerate(SETTINGS):
+        with pytest.raises(CompatibilityError, match=r"takes at least .* GiB of memory .* are available; leave it in"):
+            pack(source, tmp_path / str(number), form, **settings)
+    assert list(tmp_path.iterdir()) == []
+    pack(lora, tmp_path / "kept", "lowrank", rank=3)  # what stays as it is need not be decoded
+
+
+def test_settings_of_a_mask_that_is_not_optimised(source, tmp_path):
+    for settings in ({"steps": 4}, {"target": "x"}):
+        with pytest.raises(RecipeError, match="they are for optimising a mask"):
+            pack(source, tmp_path / "out", "mask", density=0.1, **settings)
+
+
+def test_scores_within_a_budget(source, tmp_path):
+    packed, rows = pack(source, tmp_path / "packed", "lowrank", rank=1), [{"model": "gain kept", "token F1": "80%"}]
+    size = directory_bytes(packed.path)
+    assert not record_scores(packed, rows, size + 10)
+    assert load_skill(packed.path).manifest.scores == []
+    assert record_scores(packed, rows, size + 1000)
+    assert size < directory_bytes(packed.path) <= size + 1000
+    assert load_skill(packed.path).manifest.scores == rows
+
+
 def test_a_packed_lora_becomes_an_adapter_exactly(lora, tmp_path):
     packed = pack(lora, tmp_path / "packed", "packed", rank=3)
     report = convert_to_peft(packed, tmp_path / "adapter")
@@ -205,6 +295,10 @@ def test_describe(source, tmp_path):
     assert facts["size_bytes"] == sum(file.stat().st_size for file in packed.path.iterdir())
     assert facts["ratio"] == directory_bytes(source.path) / facts["size_bytes"]
     assert facts["errors"].keys() == {"attention", "mlp", "embedding", "norm"}
+    assert len(packed.names) < len(source.names)
+    elements = sum(source.delta(name).numel() for name in source.names)
+    assert describe(packed, source)["dense_ratio"] == 4 * elements / facts["size_bytes"] > facts["dense_ratio"]
+    assert facts["remarks"] == []
     json.dumps(facts)
 
 

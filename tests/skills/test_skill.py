@@ -1,15 +1,19 @@
 import json
 import shutil
+import tracemalloc
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.numpy import save_file as save_numpy
 from safetensors.torch import load_file, save_file
 
 from skillgraft.arithmetic import extract
 from skillgraft.errors import CheckpointError, MissingPathError
 from skillgraft.skills import Skill, load_skill
 from skillgraft.skills.card import card_text
+from skillgraft.skills.forms import sparse
 from skillgraft.skills.manifest import manifest_text, read_manifest
 from tests.tiny import edit_json, tiny_finetune, weights
 
@@ -186,6 +190,31 @@ def test_the_card(skill):
     assert yaml.safe_load(text.split("---\n", 2)[1])["base_model"] == "some/base"
     assert "| base | some/base (`blake3:1`) |" in text
     assert "| model | f1 | scale |\n|---|---|---|\n| grafted | 0.5 |  |\n| a\\|b |  | 1 |" in text
+
+
+@pytest.mark.parametrize("every", [2, 17])
+def test_a_large_index_is_checked_by_blocks(skill, every):
+    """Memory is bounded however large the tensor is, and a fault in the last block is found."""
+    elements = 12 * sparse.RUN * sparse.BLOCK + 5
+    kept = np.zeros(elements, dtype=bool)
+    kept[::every] = True
+    made = sparse.encode_sparse(np.zeros(elements, dtype=np.float16), kept)
+    assert made.coding == ("bitmap" if every == 2 else "places")
+    entry = {"form": "sparse", "count": len(made.values), "coding": made.coding}
+    entry |= {"shape": [elements], "dtype": "F16", "norm": 0.0}
+    edit_json(skill / "skill.json", tensors={"w": entry})
+    tensors = {"w.sparse_offsets": made.offsets, "w.sparse_index": made.index, "w.sparse_values": made.values}
+    save_numpy(tensors, skill / "skill.safetensors")
+    tracemalloc.start()
+    loaded = load_skill(skill)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 12 * sparse.RUN * sparse.BLOCK  # all positions at once would take 8 bytes for each of `count`
+    assert torch.equal(loaded.delta("w"), torch.zeros(elements))
+    made.index[-1] = 0xFF if made.coding == "bitmap" else 0
+    save_numpy(tensors, skill / "skill.safetensors")
+    with pytest.raises(CheckpointError, match=r"the delta of 'w' is damaged: its (bitmap|places)"):
+        load_skill(skill)
 
 
 def test_scores_are_added_to_manifest_and_card(tiny, tmp_path):

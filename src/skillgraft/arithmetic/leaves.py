@@ -193,8 +193,7 @@ class Sparse:
         run = offsets[first : last + 1]
         origin = first * sparse.BLOCK
         end = min(last * sparse.BLOCK, self.elements)
-        low, high = (run[0], run[-1]) if self.coding == "places" else (origin // 8, -(-end // 8))
-        index = _part(self.files[1], low, high, files)
+        index = _part(self.files[1], *sparse.index_part(self.coding, offsets, self.elements, first, last), files)
         try:
             places = sparse.positions_of(self.coding, index, run, end - origin)
         except ValueError as error:

@@ -44,10 +44,11 @@ def check_blocks(tensors: Sequence[TensorPlan], m: int) -> None:
     for tensor, size in sizes:
         if size % m:
             common = math.gcd(*(size for _, size in sizes))
+            power = min(common & -common, 1 << 16)
             raise RecipeError(
                 f"parameters.m is {m}: tensor {tensor.spec.name!r} of shape {list(tensor.spec.shape)} has {size} "
                 f"elements, which are no whole blocks of {m}; expected m to divide every tensor that changes: "
-                f"{common} and what divides it do"
+                f"{common} and what divides it do, such as n: {max(1, power // 4)}, m: {power}"
             )
 
 

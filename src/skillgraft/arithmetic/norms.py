@@ -40,4 +40,10 @@ def sum_of_squares(tensor: Tensor) -> float:
     return sum(chunk.double().square().sum().item() for chunk in tensor.reshape(-1).split(_CHUNK_ELEMENTS))
 
 
+def sum_of_squared_differences(one: Tensor, other: Tensor) -> float:
+    """Return the sum of squares of `one` − `other`, subtracted in fp32 and summed as `sum_of_squares` does."""
+    pairs = zip(*(tensor.reshape(-1).split(_CHUNK_ELEMENTS) for tensor in (one, other)), strict=True)
+    return sum((a.float() - b.float()).double().square().sum().item() for a, b in pairs)
+
+
 _CHUNK_ELEMENTS = 1 << 20

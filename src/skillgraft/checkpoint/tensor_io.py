@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from skillgraft.checkpoint.header import DTYPE_BYTES, TensorInfo
@@ -118,6 +119,13 @@ def numpy_dtype(code: str) -> np.dtype:
     import numpy as np
 
     return np.dtype(_NUMPY_BITS[code])
+
+
+def read_array_part(info: TensorInfo, start: int, stop: int) -> np.ndarray:
+    """Return the flat elements from `start` to `stop` of a tensor as `read_array` does."""
+    width = DTYPE_BYTES[info.dtype]
+    begin, end = info.begin + start * width, info.begin + stop * width
+    return read_array(replace(info, shape=(stop - start,), begin=begin, end=end))
 
 
 def read_array(info: TensorInfo) -> np.ndarray:

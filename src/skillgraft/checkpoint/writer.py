@@ -14,10 +14,10 @@ from skillgraft.errors import OutputExistsError, SkillgraftError, StorageError
 
 _RESUMABLE = "partial-of-"
 
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.EINVAL})
 # Libraries wrap the system's error in exceptions of their own; only the text is left of it.
-_FULL_TEXTS = ("no space left on device", "os error 28", "disk quota exceeded")
+_FULL_TEXTS = ("no space left on device", "os error 28", "disk quota exceeded", "file too large", "os error 27")
 
 
 class BusyOutputError(StorageError):
@@ -129,6 +129,9 @@ def storage_error(error: BaseException, out: Path, needed_bytes: int = 0) -> Sto
     code = error.errno if isinstance(error, OSError) else None
     if code in _FULL or (code is None and any(text in str(error).lower() for text in _FULL_TEXTS)):
         needed = f"; {needed_bytes} bytes are needed" if needed_bytes else ""
+        if code == errno.EFBIG or "file too large" in str(error).lower():
+            remedy = "raise the limit (ulimit -f) or write to another disk"
+            return StorageError(f"{out}: a file would be larger than is allowed here ({error}){needed}; {remedy}")
         return StorageError(f"{out}: the disk is full ({error}){needed}; free some space or write to another disk")
     # A folder such as /proc says that the file to be made in it is not there.
     ours = isinstance(error, OSError) and str(error.filename).startswith(str(out.parent / f".{out.name}."))

@@ -84,6 +84,11 @@ def _documents_in_jsonl(file: Path) -> Iterator[Document]:
         )
 
 
+def questions_path(path: Path) -> Path:
+    """Return the file that questions at `path` stand in: a folder's `questions.jsonl`, or `path` itself."""
+    return path / "questions.jsonl" if path.is_dir() else path
+
+
 def read_questions(path: Path, documents: Sequence[Document] | None = None) -> list[Question]:
     """Return the questions of the JSONL file `path` (or `path/questions.jsonl`), in file order.
 
@@ -93,7 +98,7 @@ def read_questions(path: Path, documents: Sequence[Document] | None = None) -> l
         MissingPathError: no such file.
         DataError: no question left, a broken line, an empty question or answer.
     """
-    file = path / "questions.jsonl" if path.is_dir() else path
+    file = questions_path(path)
     if not file.is_file():
         raise MissingPathError(
             f"questions: {file} does not exist; expected a JSONL file with document, question, answers"

@@ -28,7 +28,8 @@ from skillgraft.checkpoint.json_file import read_json_object, write_json
 from skillgraft.domains.knowledge import Question, read_questions
 from skillgraft.errors import CheckpointError, DataError, RecipeError, did_you_mean
 from skillgraft.evals.intervals import bootstrap
-from skillgraft.evals.metrics import METRICS, normalise
+from skillgraft.evals.metrics import METRICS
+from skillgraft.evals.overlap import shared_questions
 from skillgraft.search.algorithms import ALGORITHMS, Points
 from skillgraft.search.looks import Log, Look, open_log
 from skillgraft.search.space import WEIGHTS, Range, Space, space_of
@@ -138,10 +139,7 @@ def _check_metric(metric: Mapping[str, float]) -> None:
 
 def check_disjoint(questions: Sequence[Question], others: Sequence[Question]) -> None:
     """Raise `DataError` where a question, up to case and punctuation, stands in both sets with an answer in common."""
-    known: dict[str, set[str]] = {}
-    for question in questions:
-        known.setdefault(normalise(question.question), set()).update(map(normalise, question.answers))
-    same = [q for q in others if known.get(normalise(q.question), set()) & set(map(normalise, q.answers))]
+    same = shared_questions(questions, others)
     if same:
         raise DataError(
             f"report questions: {len(same)} of {len(others)} stand among the development questions too, such as "

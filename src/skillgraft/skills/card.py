@@ -87,6 +87,22 @@ def adapter_card_text(manifest: Manifest, report: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def error_rows(manifest: Manifest) -> dict[str, str]:
+    """Return what was lost of the exact skill, and of a packed one how and where; untrusted text, not escaped."""
+    most = "at most " if manifest.error_is_bound else ""
+    rows = {"reconstruction error": f"{most}{manifest.reconstruction_error:.3g} (relative Frobenius)"}
+    if (packing := manifest.packing) is None:
+        return rows
+    settings = ", ".join(f"{key} {value}" for key, value in packing.settings.items())
+    kinds = ", ".join(f"{kind} {error:.3g}" for kind, error in packing.errors.items())
+    whole = "" if packing.error is None else f"{packing.error:.3g}: "
+    return rows | {
+        "packed": f"as {packing.form}{f' ({settings})' if settings else ''} from {packing.source}",
+        "lost in packing": f"{whole}{kinds}",
+        "lost before": f"{packing.source_reconstruction_error:.3g}",
+    }
+
+
 def escaped(text: object) -> str:
     """Return untrusted text for one place in Markdown: one line, harmful characters visible, markup escaped."""
     line = _MARKS.sub(lambda match: f"⟨U+{ord(match.group()):04X}⟩", visible_line(str(text)))
@@ -104,10 +120,6 @@ def _facts(manifest: Manifest) -> dict[str, str]:
     base = escaped(manifest.base.id or "unknown id")
     if not manifest.base_is_known:
         base = "not recorded; recognised by its weights"
-    packing = manifest.packing
-    packed = (
-        {"packed": f"as {packing.form} from {code(packing.source)}; the error is relative to that"} if packing else {}
-    )
     return {
         "formula": escaped(manifest.formula),
         "domain": escaped(manifest.domain or "not stated"),
@@ -117,8 +129,7 @@ def _facts(manifest: Manifest) -> dict[str, str]:
         "tokenizer": code(manifest.tokenizer),
         "tensors": f"{len(manifest.tensors)} ({', '.join(f'{count} {form}' for form, count in forms.items())})",
         "Frobenius norm": f"{manifest.norm:.6g}",
-        "reconstruction error": f"{manifest.reconstruction_error:.3g} (relative Frobenius)",
-        **packed,
+        **{key: escaped(value) for key, value in error_rows(manifest).items()},
         "recipe": escaped(manifest.recipe or "not stated"),
         "seed": "not stated" if manifest.seed is None else str(manifest.seed),
         "licence": escaped(manifest.licence or "not stated"),

@@ -25,7 +25,10 @@ Level = Literal["fits", "remark", "refused"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at: `about` is tensors, vocabulary, ties, architecture, tokenizer, base or rounding."""
+    """One thing that was looked at.
+
+    `about` is tensors, vocabulary, ties, architecture, tokenizer, base, contents or rounding.
+    """
 
     level: Level
     about: str

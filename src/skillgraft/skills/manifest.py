@@ -148,7 +148,8 @@ class Packing(_Record):
     """How a skill was packed: the form and settings asked for, and what from.
 
     `source` is the fingerprint of the original's `skill.safetensors`, `source_reconstruction_error` what its manifest
-    said, and `source_bytes` the size of its directory. `errors` holds ‖stored − source‖ / ‖source‖ by module kind.
+    said, and `source_bytes` the size of its directory. `error` is ‖stored − source‖ / ‖source‖ over all tensors, and
+    `errors` holds it by module kind.
     """
 
     form: Literal["dense", "sparse", "lowrank", "packed", "mask"]
@@ -156,15 +157,17 @@ class Packing(_Record):
     source: str
     source_reconstruction_error: Norm
     source_bytes: Size
+    error: Norm | None = None
     errors: dict[str, Norm]
 
 
 class Manifest(_Record):
     """Everything that is known of a skill beside its tensors.
 
-    `reconstruction_error` is ‖stored − exact‖_F / ‖exact‖_F over all tensors, 0.0 for an exact form; of a packed skill
-    (`packing`), exact is what it was packed from. `sketch` holds
-    a few elements of θ_SFT by parameter name, to recognise the base by its weights. `scores` are free-form rows.
+    `reconstruction_error` is ‖stored − exact‖_F / ‖exact‖_F over all tensors, 0.0 for an exact form. Of a skill packed
+    from one that had lost e₁ and lost e₂ in packing it is the most that both can be, e₁ + (1 + e₁)·e₂: exact where
+    either is 0, else a bound (`error_is_bound`). `sketch` holds a few elements of θ_SFT by parameter name, to recognise
+    the base by its weights. `scores` are free-form rows.
     `language` is the ISO 639 code of the domain's texts.
     """
 
@@ -193,6 +196,11 @@ class Manifest(_Record):
     def base_is_known(self) -> bool:
         """Whether `base` came from provenance; otherwise the SFT model's own fingerprint stands there."""
         return self.base.fingerprint != self.sft.fingerprint
+
+    @property
+    def error_is_bound(self) -> bool:
+        """Whether `reconstruction_error` is a bound, of two losses one after the other."""
+        return self.packing is not None and bool(self.packing.error and self.packing.source_reconstruction_error)
 
     @property
     def norm(self) -> float:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from skillgraft.checkpoint.header import TensorInfo, read_header
-from skillgraft.checkpoint.tensor_io import read_array, read_tensor
+from skillgraft.checkpoint.tensor_io import read_array, read_array_part, read_tensor
 from skillgraft.errors import CheckpointError, MissingPathError, did_you_mean
 from skillgraft.skills.card import card_text
 from skillgraft.skills.forms import (
@@ -195,14 +195,23 @@ def _check_contents(path: Path, manifest: Manifest, stored: Mapping[str, TensorI
         infos = [stored[key] for key in stored_names(name, entry.form)]
         try:
             if entry.form == SPARSE:
-                offsets, index = read_array(infos[0]), read_array(infos[1])
-                sparse.check_offsets(offsets, entry.elements, entry.count or 0)
-                sparse.positions_of(entry.coding or "places", index, offsets, entry.elements)
+                _check_index(entry, infos[0], infos[1])
             elif entry.form == PACKED:
                 for info in infos[2:]:
-                    packed.check_scales(read_array(info))
+                    packed.check_scales(read_array(info), entry.widths)
         except ValueError as error:
             raise damaged(path, name, error) from error
+
+
+def _check_index(entry: TensorEntry, offsets_info: TensorInfo, index_info: TensorInfo) -> None:
+    """Raise `ValueError` as the checks of `sparse` do; a run of blocks at a time, so that memory is that of one run."""
+    offsets, coding, elements = read_array(offsets_info), entry.coding or "places", entry.elements
+    sparse.check_offsets(offsets, elements, entry.count or 0)
+    for first in range(0, sparse.blocks(elements), sparse.RUN):
+        last = min(first + sparse.RUN, sparse.blocks(elements))
+        index = read_array_part(index_info, *sparse.index_part(coding, offsets, elements, first, last))
+        room = min(last * sparse.BLOCK, elements) - first * sparse.BLOCK
+        sparse.positions_of(coding, index, offsets[first : last + 1], room)
 
 
 def damaged(path: Path, name: str, reason: ValueError) -> CheckpointError:

@@ -41,6 +41,8 @@ def skill_facts(skill: Skill) -> dict[str, Any]:
         "forms": dict(Counter(str(skill.entry(name).form) for name in skill.names)),
         "norm": manifest.norm,
         "reconstruction_error": manifest.reconstruction_error,
+        "reconstruction_error_is_bound": manifest.error_is_bound,
+        "packing": manifest.packing.model_dump(mode="json") if manifest.packing else None,
         "modules": [row._asdict() for row in kind_rows(manifest.sizes)],
         "scores": manifest.scores,
     }

@@ -71,10 +71,16 @@ def decode_packed(
     return a, np.ascontiguousarray(b.T)
 
 
-def check_scales(scales: UInt16[np.ndarray, "rank groups"]) -> None:
-    """Raise `ValueError` for a scale that is NaN, infinite or negative."""
+def check_scales(scales: UInt16[np.ndarray, "rank groups"], bits: Mapping[int, int]) -> None:
+    """Raise `ValueError` for a scale that is NaN, infinite or negative, or with which the largest code overflows."""
     if (scales >= 0x7F80).any():
         raise ValueError("a scale is NaN, infinite or negative")
+    row = 0
+    for width in WIDTHS:
+        part = _bf16_values(scales[row : row + bits.get(width, 0)]).astype(np.float64)
+        row += len(part)
+        if (part * ((1 << width) - 1) / 2 > np.finfo(np.float32).max).any():
+            raise ValueError(f"a scale is so large that its codes of {width} bits overflow float32")
 
 
 def _encode_rows(
@@ -120,7 +126,7 @@ def _quantise(
 def _decode_rows(
     packed: UInt8[np.ndarray, " bytes"], scales: UInt16[np.ndarray, "rank groups"], length: int, bits: Mapping[int, int]
 ) -> Float32[np.ndarray, "rank length"]:
-    check_scales(scales)
+    check_scales(scales, bits)
     out = np.empty((len(scales), length), dtype=np.float32)
     row = begin = 0
     for width in WIDTHS:

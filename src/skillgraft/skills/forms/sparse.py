@@ -15,6 +15,9 @@ import numpy as np
 from jaxtyping import Bool, Int64, Shaped, UInt
 
 BLOCK = 1 << 16
+RUN = 16
+"""Blocks that are looked at together where a whole index is checked."""
+
 Coding = Literal["places", "bitmap"]
 
 
@@ -51,6 +54,15 @@ def encode_sparse(values: Shaped[np.ndarray, " elements"], kept: Bool[np.ndarray
     coding = cheaper_coding(len(values), len(positions))
     index = np.packbits(kept, bitorder="little") if coding == "bitmap" else (positions & (BLOCK - 1)).astype(np.uint16)
     return Encoded(coding, offsets, index, values[positions])
+
+
+def index_part(
+    coding: Coding, offsets: Int64[np.ndarray, " bounds"], elements: int, first: int, last: int
+) -> tuple[int, int]:
+    """Return from where to where in the index the blocks from `first` to `last` of a tensor of `elements` stand."""
+    if coding == "places":
+        return int(offsets[first]), int(offsets[last])
+    return first * BLOCK // 8, -(-min(last * BLOCK, elements) // 8)
 
 
 def positions_of(

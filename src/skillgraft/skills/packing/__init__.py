@@ -1,7 +1,8 @@
 """Packing: a skill in another storage form, smaller, with what that lost in its manifest.
 
 The path: settings are checked, every tensor gets a choice (`choices`), each is read, encoded and measured on its own
-(`encoding`), and manifest and card are written. Memory is one tensor in fp32 and its factors.
+(`encoding`), and manifest and card are written. Memory is that of the largest tensor in fp32 a few times over, and of
+its factors.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import math
 import os
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from skillgraft.checkpoint.layout import read_layout
 from skillgraft.checkpoint.provenance import software_versions
 from skillgraft.checkpoint.sorted_writer import SortedWriter
 from skillgraft.checkpoint.writer import atomic_directory
-from skillgraft.domains.knowledge import read_questions
+from skillgraft.domains.knowledge import questions_path, read_questions
 from skillgraft.errors import CompatibilityError, RecipeError
 from skillgraft.skills.card import card_text
 from skillgraft.skills.compatibility import check_compatibility
@@ -36,9 +37,10 @@ from skillgraft.skills.library import resolve_skill
 from skillgraft.skills.manifest import FORMAT_VERSION, Packing, TensorEntry, manifest_text
 from skillgraft.skills.module_kinds import KINDS, module_kind
 from skillgraft.skills.packing.choices import Localisation, choose
+from skillgraft.skills.packing.deltas import check_memory
 from skillgraft.skills.packing.encoding import encode
 from skillgraft.skills.packing.settings import PackSettings
-from skillgraft.skills.skill import WEIGHTS_FILE, Skill, load_skill, write_skill_description
+from skillgraft.skills.skill import WEIGHTS_FILE, Skill, add_scores, load_skill, write_skill_description
 
 __all__ = ["PackSettings", "pack"]
 
@@ -59,7 +61,7 @@ def pack(
     dtype: str | None = None,
     localise_on: str | os.PathLike[str] | None = None,
     target: str | os.PathLike[str] | None = None,
-    steps: int = DEFAULT_STEPS,
+    steps: int | None = None,
     progress: Progress | None = None,
 ) -> Skill:
     """Write `skill` in another storage form into the new directory `out` and return it.
@@ -67,13 +69,13 @@ def pack(
     `dense`; `sparse`, lossless: the elements that are not 0; `lowrank`: matrices as truncated SVD; `packed`: after
     SkillPacks (arXiv 2505.18502), see `choices`; `mask`: the largest elements of the whole vector, the initial mask of
     skill localisation (arXiv 2302.06600, section 3), or with `localise_on` (questions) and `target` (a checkpoint that
-    fits the skill) the mask that `steps` steps on the loss of their answers make of it (`mask`). How much is kept:
+    fits the skill) the mask that `steps` steps (40) on the loss of their answers make of it (`mask`). How much is kept:
     `budget` (bytes of the directory), `rank`, `energy` (share of each matrix's squared norm) or `density` (share of
     elements). What is no matrix stays exact but in `dense` and `mask`. A tensor of which nothing is left is not
-    stored. The manifest says what each tensor lost.
+    stored. The manifest says what each tensor lost; scores are not taken over, since they are the original's.
 
-    Raises as `load_skill` does, `RecipeError` for settings that don't fit, `CompatibilityError` for NaN, overflow or
-    when nothing is left, `OutputExistsError`, `StorageError`.
+    Raises as `load_skill` does, `RecipeError` for settings that don't fit, `CompatibilityError` for NaN, overflow, too
+    little memory or when nothing is left, `OutputExistsError`, `StorageError`.
     """
     settings = PackSettings(form, budget, rank, energy, density, dtype)
     source = skill if isinstance(skill, Skill) else load_skill(resolve_skill(skill).path)
@@ -86,7 +88,9 @@ def pack(
     with atomic_directory(out) as partial, Files(versions) as files:
         with SortedWriter(partial / WEIGHTS_FILE, metadata) as file:
             step = _steps(source, 2 if settings.looks_first else 1, progress)
-            choices = choose(source, settings, _overhead(source, metadata), files, step, localisation)
+            overhead = _overhead(source, metadata) + (2 * len(json.dumps(told)) if told else 0)
+            choices = choose(source, settings, overhead, files, step, localisation)
+            check_memory(source, (name for name, choice in choices.items() if choice.form not in ("keep", "leave")))
             for name, choice in choices.items():
                 made = encode(source, name, choice, files)
                 sums[module_kind(name)].append((made.exact, made.lost))
@@ -98,19 +102,22 @@ def pack(
         files.check_unchanged()
         if not entries:
             raise CompatibilityError(f"{source.path}: nothing is left of the skill at these settings; keep more of it")
+        before, lost = source.manifest.reconstruction_error, _error([pair for pairs in sums.values() for pair in pairs])
         errors = {kind: _error(sums[kind]) for kind in KINDS if kind in sums}
         manifest = source.manifest.model_copy(
             update={
                 "format_version": FORMAT_VERSION,
                 "created": timestamp(),
                 "skillgraft_version": importlib.metadata.version("skillgraft"),
-                "reconstruction_error": _error([pair for pairs in sums.values() for pair in pairs]),
+                # ‖stored − v‖ ≤ ‖source − v‖ + ‖stored − source‖, and ‖source‖ ≤ (1 + before)·‖v‖
+                "reconstruction_error": before + (1 + before) * lost,
                 "packing": Packing(
                     form=settings.form,  # type: ignore[arg-type]
                     settings=settings.as_dict() | told,
                     source=inputs["skill"],
-                    source_reconstruction_error=source.manifest.reconstruction_error,
+                    source_reconstruction_error=before,
                     source_bytes=directory_bytes(source.path),
+                    error=lost,
                     errors=errors,
                 ),
                 "tensors": entries,
@@ -127,11 +134,17 @@ def _localisation(
     settings: PackSettings,
     questions: str | os.PathLike[str] | None,
     target: str | os.PathLike[str] | None,
-    steps: int,
+    steps: int | None,
 ) -> tuple[Localisation | None, dict[str, Any]]:
     """Return the function that optimises a mask, and what the manifest says of it; nothing without questions."""
     if questions is None:
+        if steps is not None or target is not None:
+            raise RecipeError(
+                f"steps {steps}, target {target}: they are for optimising a mask; expected them with questions to "
+                "optimise it on (--localise-on)"
+            )
         return None, {}
+    steps = DEFAULT_STEPS if steps is None else steps
     if settings.form != "mask" or target is None or steps < 1:
         raise RecipeError(
             f"form {settings.form}, target {target}, steps {steps}: only a mask is optimised, on a target checkpoint, "
@@ -145,7 +158,11 @@ def _localisation(
 
         return optimise_mask(deltas, directory, asked, count, steps=steps)
 
-    told = {"questions": fingerprint_file(Path(questions)), "target": fingerprint_checkpoint(directory), "steps": steps}
+    told = {
+        "questions": fingerprint_file(questions_path(Path(questions))),
+        "target": fingerprint_checkpoint(directory),
+        "steps": steps,
+    }
     return localise, told
 
 
@@ -168,10 +185,24 @@ def directory_bytes(path: Path) -> int:
     return sum(file.stat().st_size for file in path.iterdir() if file.is_file())
 
 
-def describe(skill: Skill) -> dict[str, Any]:
-    """Return what packing made of a skill: sizes in bytes, ratios, errors whole and by module kind."""
+def record_scores(skill: Skill, scores: Sequence[Mapping[str, Any]], budget: int | None = None) -> bool:
+    """Write measured `scores` into a packed skill's manifest and card; return False where the budget has no room."""
+    manifest = skill.manifest.model_copy(update={"scores": [*skill.manifest.scores, *map(dict, scores)]})
+    description = len(manifest_text(manifest).encode()) + len(card_text(manifest).encode())
+    if budget is not None and skill.weights_file.stat().st_size + description > budget:
+        return False
+    add_scores(skill.path, scores)
+    return True
+
+
+def describe(skill: Skill, source: Skill | None = None) -> dict[str, Any]:
+    """Return what packing made of a skill: sizes in bytes, ratios, errors whole and by module kind, remarks.
+
+    `packing_error` and `errors` are relative to what it was packed from, `reconstruction_error` to the exact skill.
+    With `source` the dense size counts what was dropped whole, too, and the remarks say what became of its scores.
+    """
     packing, size = skill.manifest.packing, directory_bytes(skill.path)
-    elements = sum(skill.entry(name).elements for name in skill.names)
+    elements = sum((source or skill).entry(name).elements for name in (source or skill).names)
     return {
         "skill": str(skill.path),
         "form": skill.form,
@@ -181,9 +212,32 @@ def describe(skill: Skill) -> dict[str, Any]:
         "ratio": packing.source_bytes / size if packing else 1.0,
         "dense_ratio": 4 * elements / size,
         "reconstruction_error": skill.manifest.reconstruction_error,
+        "reconstruction_error_is_bound": skill.manifest.error_is_bound,
+        "packing_error": packing.error if packing else 0.0,
+        "source_reconstruction_error": packing.source_reconstruction_error if packing else 0.0,
         "errors": dict(packing.errors) if packing else {},
         "settings": dict(packing.settings) if packing else {},
+        "remarks": _remarks(skill, source),
     }
+
+
+def _remarks(skill: Skill, source: Skill | None) -> list[str]:
+    remarks, packing = [], skill.manifest.packing
+    if packing is not None and packing.form in ("lowrank", "packed") and "dtype" not in packing.settings:
+        entries = [skill.entry(name) for name in skill.names]
+        coarse = [e for e in entries if e.form != "packed" and e.dtype == "BF16" and e.reconstruction_error]
+        if coarse:
+            remarks.append(
+                f"{len(coarse)} of {len(entries)} tensors are stored in bfloat16, since float16 would lose more of "
+                "numbers as small or large as theirs"
+                + ("; --dtype float32 keeps them best, in twice the bytes" if packing.form == "lowrank" else "")
+            )
+    if source is not None and source.manifest.scores:
+        remarks.append(
+            f"the original's {len(source.manifest.scores)} rows of scores are not in the manifest: they were measured "
+            "with other weights; --questions measures anew"
+        )
+    return remarks
 
 
 def _error(pairs: list[tuple[float, float]]) -> float:

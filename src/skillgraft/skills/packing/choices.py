@@ -24,9 +24,12 @@ from skillgraft.errors import RecipeError
 from skillgraft.skills.forms import packed, sparse
 from skillgraft.skills.module_kinds import module_kind
 from skillgraft.skills.packing.allocation import Directions, Either, Elements, Option, magnitudes, price_for
-from skillgraft.skills.packing.deltas import energies_of, largest_threshold, read_delta
+from skillgraft.skills.packing.deltas import check_memory, energies_of, largest_threshold, read_delta
 from skillgraft.skills.packing.settings import DEFAULT_DENSITY, PACK_DTYPES, PackSettings
 from skillgraft.skills.skill import Skill
+
+HALF = "half"
+"""F16, or BF16 where F16 cannot hold the values well."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,8 @@ class Choice:
     """How one tensor is stored. `keep`: as it is; `leave`: not at all.
 
     `rank` with lowrank, `bits` (directions by width) with packed; with sparse the least magnitude that is kept, or a
-    `mask` of what is. `dtype` is a safetensors code, None for the narrowest that holds the values exactly.
+    `mask` of what is. `dtype` is a safetensors code, `HALF` for the one of 2 bytes that loses least, None for the
+    narrowest that holds the values exactly.
     """
 
     form: Literal["keep", "leave", "dense", "sparse", "lowrank", "packed"]
@@ -89,6 +93,7 @@ def _mask(
     code: str | None,
 ) -> dict[str, Choice]:
     """Return the largest elements of the whole vector, or those that an optimised mask keeps."""
+    check_memory(skill, skill.names)
     density = settings.density or _density_for(skill, settings, overhead)
     if localisation is None:
         threshold = largest_threshold(skill, density, files)
@@ -102,7 +107,7 @@ def _matrix_choice(skill: Skill, name: str, settings: PackSettings, files: Files
     entry, kind = skill.entry(name), module_kind(name)
     if settings.form == "packed" and kind in ("embedding", "head") and entry.rank is None:
         density = settings.density or DEFAULT_DENSITY
-        return Choice("sparse", threshold=_tensor_threshold(skill, name, density, files), dtype="F16")
+        return Choice("sparse", threshold=_tensor_threshold(skill, name, density, files), dtype=HALF)
     energies = None if settings.form == "lowrank" and settings.rank else energies_of(skill, name, files)
     rank = min(settings.rank or entry.elements, *entry.shape)
     if energies is not None and settings.energy is not None:
@@ -116,7 +121,7 @@ def _matrix_choice(skill: Skill, name: str, settings: PackSettings, files: Files
 def _lowrank(skill: Skill, name: str, rank: int, settings: PackSettings) -> Choice:
     """Return the choice for a rank; factors that exist already and are wanted whole stay as they are, bit for bit."""
     entry = skill.entry(name)
-    code = PACK_DTYPES[settings.dtype] if settings.dtype else "F16"
+    code = PACK_DTYPES[settings.dtype] if settings.dtype else HALF
     if entry.form == "lowrank" and rank >= (entry.rank or 0) and settings.dtype is None:
         return KEEP
     rank = min(rank, entry.rank or rank)
@@ -191,7 +196,7 @@ def _at_price(skill: Skill, name: str, part: Directions | Either, price: float, 
     way = part.taken_at(price) if isinstance(part, Either) else part
     if isinstance(way, Elements):
         # The budget counts the whole bin into which the threshold falls; what is below it is not worth its bytes.
-        return Choice("sparse", threshold=max(way.threshold(price), float(np.finfo(np.float32).tiny)), dtype="F16")
+        return Choice("sparse", threshold=max(way.threshold(price), float(np.finfo(np.float32).tiny)), dtype=HALF)
     taken = way.taken(price)
     if not taken:
         return LEAVE

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
+from skillgraft import machine
 from skillgraft.arithmetic.first_pass import Count
 from skillgraft.arithmetic.leaves import Leaf, leaf_of
 from skillgraft.arithmetic.scratch import Files
@@ -21,34 +23,52 @@ from skillgraft.skills.forms import stored_names
 from skillgraft.skills.packing.factors import Svd, product_svd, squared_spectrum, truncated_svd
 from skillgraft.skills.skill import Skill
 
+DECODED_BYTES = 8
+"""Bytes that packing takes at least for each element of a decoded delta: in fp32, and what is stored of it."""
+
+
+def check_memory(skill: Skill, names: Iterable[str]) -> None:
+    """Raise `CompatibilityError` for a delta that this machine cannot hold decoded, before anything is computed."""
+    free = machine.memory().available
+    for name in names:
+        needed = DECODED_BYTES * skill.entry(name).elements
+        if free is not None and needed > free:
+            raise CompatibilityError(
+                f"{skill.path}: the delta of {name!r} of shape {list(skill.shape(name))} takes at least "
+                f"{needed / 2**30:.3g} GiB of memory to be packed anew, {free / 2**30:.3g} GiB are available; leave it "
+                "in the form that it has, or use a machine with more"
+            )
+
 
 def read_delta(skill: Skill, name: str, files: Files) -> Float32[Tensor, "*shape"]:
     """Return a parameter's delta in fp32; of factors the fp64 product, rounded once.
 
-    Raises `CompatibilityError`, naming the tensor, for NaN or infinity.
+    Raises `CompatibilityError`, naming the tensor, for NaN or infinity and as `check_memory` does.
     """
+    check_memory(skill, (name,))
     flat = np.empty(skill.entry(name).elements, dtype=np.float32)
     for start, values in _tiles(_leaf(skill, name), files):
-        flat[start : start + len(values)] = values
+        with np.errstate(over="ignore"):  # said below, with the tensor's name
+            flat[start : start + len(values)] = values
     if not np.isfinite(flat).all():
-        raise CompatibilityError(
-            f"{skill.path}: the delta of {name!r} holds NaN or infinity; expected finite numbers: the skill is damaged"
-        )
+        raise _not_finite(skill, name)
     return torch.from_numpy(flat).reshape(skill.shape(name))
 
 
 def decompose(skill: Skill, name: str, rank: int, files: Files) -> Svd:
     """Return the leading `rank` directions of a matrix's delta, or all that it has."""
-    if skill.entry(name).rank is not None:
-        return product_svd(*skill.product(name)).leading(rank)
-    return truncated_svd(read_delta(skill, name, files), rank)
+    with _decomposing(skill, name):
+        if skill.entry(name).rank is not None:
+            return product_svd(*_finite_product(skill, name)).leading(rank)
+        return truncated_svd(read_delta(skill, name, files), rank)
 
 
 def energies_of(skill: Skill, name: str, files: Files) -> Float[np.ndarray, " side"]:
     """Return the squared singular values of a matrix's delta in fp64, the largest first."""
-    if skill.entry(name).rank is not None:
-        return np.square(product_svd(*skill.product(name)).s.numpy())
-    return squared_spectrum(read_delta(skill, name, files)).numpy()
+    with _decomposing(skill, name):
+        if skill.entry(name).rank is not None:
+            return np.square(product_svd(*_finite_product(skill, name)).s.numpy())
+        return squared_spectrum(read_delta(skill, name, files)).numpy()
 
 
 def largest_threshold(skill: Skill, density: float, files: Files) -> float:
@@ -65,6 +85,30 @@ def largest_threshold(skill: Skill, density: float, files: Files) -> float:
                 count.add(exact, np.empty(len(values), dtype=np.int32))
         count.close_round()
     return max(float(np.array([count.key], dtype=np.int32).view(np.float32)[0]), float(np.finfo(np.float32).tiny))
+
+
+@contextmanager
+def _decomposing(skill: Skill, name: str) -> Iterator[None]:
+    try:
+        yield
+    except torch.linalg.LinAlgError as error:
+        raise CompatibilityError(
+            f"{skill.path}: the delta of {name!r} cannot be decomposed: {error}; its numbers are too large for that: "
+            "pack it dense, sparse or as a mask"
+        ) from error
+
+
+def _finite_product(skill: Skill, name: str) -> tuple[Tensor, Tensor]:
+    factors = skill.product(name)
+    if not all(bool(torch.isfinite(factor).all()) for factor in factors):
+        raise _not_finite(skill, name)
+    return factors
+
+
+def _not_finite(skill: Skill, name: str) -> CompatibilityError:
+    return CompatibilityError(
+        f"{skill.path}: the delta of {name!r} holds NaN or infinity; expected finite numbers: the skill is damaged"
+    )
 
 
 def _leaf(skill: Skill, name: str) -> Leaf:

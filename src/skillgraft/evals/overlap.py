@@ -1,0 +1,16 @@
+"""Questions that stand in two sets: a score on what was chosen on reports nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from skillgraft.domains.knowledge import Question
+from skillgraft.evals.metrics import normalise
+
+
+def shared_questions(questions: Sequence[Question], others: Sequence[Question]) -> list[Question]:
+    """Return those of `others` that stand in `questions` too, up to case and punctuation, with an answer in common."""
+    known: dict[str, set[str]] = {}
+    for question in questions:
+        known.setdefault(normalise(question.question), set()).update(map(normalise, question.answers))
+    return [q for q in others if known.get(normalise(q.question), set()) & set(map(normalise, q.answers))]
