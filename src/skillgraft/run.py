@@ -266,6 +266,7 @@ def _close(
     """Write the run's directory: resolved recipe, manifest, links to the stages, report."""
     from skillgraft.report import write_report
     from skillgraft.report.gather import gather
+    from skillgraft.report.where import kept_geometry
 
     directory = runs.resolve() / recipe.name
     directory.mkdir(parents=True, exist_ok=True)
@@ -280,7 +281,8 @@ def _close(
         if not link.exists():
             link.symlink_to(stage.directory, target_is_directory=True)
     command = ["skillgraft", "run", str(recipe_file), *(part for each in overrides for part in ("--set", each))]
-    facts = gather(recipe, recipe_file, resolved, shlex.join([*command, "--runs", str(runs)]), stages, reused)
+    again = shlex.join([*command, "--runs", str(runs)])
+    facts = gather(recipe, recipe_file, resolved, again, stages, reused, kept_geometry(directory))
     (directory / "run.json").write_text(json.dumps({k: v for k, v in facts.items() if k != "evaluations"}, indent=1))
     report = write_report(facts, directory)
     everything = {stage.name: stage.directory for stage in stages}

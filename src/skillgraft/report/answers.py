@@ -15,10 +15,13 @@ CHANGES = ("gained", "lost", "unchanged")
 MARKUP_BYTES = 500  # of the template around each answer, roughly
 
 
-def examples_view(evaluation: Evaluation, most_bytes: int) -> dict[str, Any]:
-    """Return an evaluation's examples as far as they fit `most_bytes` of HTML, with a count of each change."""
+def examples_view(evaluation: Evaluation, most_bytes: int, pair: tuple[str, str] | None = None) -> dict[str, Any]:
+    """Return an evaluation's examples as far as they fit `most_bytes` of HTML, with a count of each change.
+
+    `pair` holds the labels between which a change is looked for; without it, they are those of the headline.
+    """
     sft, grafted = compared_pair(evaluation)
-    pair = (sft["label"], grafted["label"]) if sft and grafted else None
+    pair = pair or ((sft["label"], grafted["label"]) if sft and grafted else None)
     roles = {row["label"]: row["role"] for row in evaluation["rows"]}
     shown: list[dict[str, Any]] = []
     spent = 0
