@@ -104,7 +104,7 @@ def run(
         watcher.started(stage)
         record = run_stage(recipe, stages, stage, watcher, checkpoint_seconds)
         watcher.finished(stage, record["seconds"], cached=False)
-    return _close(recipe, Path(recipe_file), overrides, Path(runs), stages, reused)
+    return _close(recipe, Path(recipe_file), overrides, Path(runs), stages, reused, watcher)
 
 
 def run_stage(
@@ -262,6 +262,7 @@ def _close(
     runs: Path,
     stages: list[PlannedStage],
     reused: set[str],
+    watcher: Watcher,
 ) -> Run:
     """Write the run's directory: resolved recipe, manifest, links to the stages, report."""
     from skillgraft.report import write_report
@@ -282,7 +283,11 @@ def _close(
             link.symlink_to(stage.directory, target_is_directory=True)
     command = ["skillgraft", "run", str(recipe_file), *(part for each in overrides for part in ("--set", each))]
     again = shlex.join([*command, "--runs", str(runs)])
-    facts = gather(recipe, recipe_file, resolved, again, stages, reused, kept_geometry(directory))
+
+    def comparing(phase: str) -> None:
+        watcher.say("report: comparing what SFT, RL and skill changed")
+
+    facts = gather(recipe, recipe_file, resolved, again, stages, reused, kept_geometry(directory), comparing)
     (directory / "run.json").write_text(json.dumps({k: v for k, v in facts.items() if k != "evaluations"}, indent=1))
     report = write_report(facts, directory)
     everything = {stage.name: stage.directory for stage in stages}

@@ -182,7 +182,7 @@ class Cell(TypedDict):
 class Geometry(TypedDict):
     """Where in the model the change sits, or the sentence `missing` that says why that is not known."""
 
-    key: str  # of what was compared
+    keys: list[str]  # of the stages that were compared
     ranks: bool
     vectors: list[Vector]
     pairs: list[Pair]

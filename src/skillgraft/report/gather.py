@@ -25,11 +25,13 @@ def gather(
     command: str,
     stages: list[PlannedStage],
     reused: set[str],
-    kept_geometry: Mapping[str, Any] | None,
+    kept_geometry: Mapping[str, Any] | None = None,
+    progress: Callable[[str], Any] | None = None,
 ) -> dict[str, Any]:
     """Return the facts of a finished run (see `report.facts.Facts`); `reused` names the stages that did not run.
 
-    `kept_geometry` is what a former report knows of where the change sits; it is used where it still holds.
+    `kept_geometry` is what a former report knows of where the change sits; it is used where it still holds, and
+    `progress` is told when it is computed anew.
     """
     records = {stage.name: {**stage.record(), "directory": str(stage.directory)} for stage in stages}
     evaluations: list[Any] = [
@@ -71,7 +73,9 @@ def gather(
             for skill, scale in stage.stage.injected
         ],
         "sweeps": sweeps(records, evaluations),
-        "geometry": where_it_sits(records, kept_geometry, with_ranks=False),
+        "geometry": where_it_sits(
+            records, kept_geometry, keys=[stage.key for stage in stages], with_ranks=False, progress=progress
+        ),
     }
 
 
@@ -86,7 +90,13 @@ def renew(
         **facts,
         "evaluations": evaluations,
         "sweeps": sweeps(records, evaluations) or facts.get("sweeps", []),
-        "geometry": where_it_sits(records, facts.get("geometry"), with_ranks=with_ranks, progress=progress),
+        "geometry": where_it_sits(
+            records,
+            facts.get("geometry"),
+            keys=[stage["key"] for stage in facts["stages"]],
+            with_ranks=with_ranks,
+            progress=progress,
+        ),
     }
 
 

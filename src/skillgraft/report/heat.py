@@ -45,7 +45,7 @@ def heat_map(
     title: str, cells: Sequence[Mapping[str, Any]], value: Callable[[Mapping[str, Any]], Any], show: Callable[..., str]
 ) -> HeatMap | None:
     """Return the map of `value` over `cells` (each with layer and kind); None where no cell has a finite one."""
-    known = [(cell, number) for cell in cells if (number := finite(value(cell))) is not None]
+    known = [(cell, n) for cell in cells if cell["kind"] in KINDS and (n := finite(value(cell))) is not None]
     if not known:
         return None
     most = max(abs(number) for _, number in known)

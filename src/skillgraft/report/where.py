@@ -1,13 +1,13 @@
 """Where in the model a run's change sits: the vectors of its SFT, its RL and its skill, compared part by part.
 
-What was found is kept among the run's facts, under a key of what was compared, so that nothing is computed twice and a
+What was found is kept among the run's facts with the keys of the stages compared, so that nothing is computed twice and a
 report outlives the checkpoints.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,32 +51,32 @@ def where_it_sits(
     records: Mapping[str, Mapping[str, Any]],
     kept: Mapping[str, Any] | None,
     *,
+    keys: Sequence[str],
     with_ranks: bool,
     progress: Callable[[str], Any] | None = None,
 ) -> dict[str, Any]:
     """Return the geometry of the run's vectors (see `facts.Geometry`): `kept` where it still holds, else computed.
 
-    Whatever hinders the computation becomes the sentence `missing`: a report is shown all the same.
+    `keys` are those of all stages of the run as it is now, their folders there or not: `kept` holds as long as every
+    stage that it was computed from is among them. Whatever hinders the computation becomes the sentence `missing`.
     """
+    known = dict(kept) if kept and kept["cells"] and all(key in keys for key in kept.get("keys", [""])) else None
+    if known and (known["ranks"] or not with_ranks):
+        return known
     vectors, base = _vectors(records)
-    key = json.dumps([[one["label"], one["key"]] for one in vectors])
-    if kept and kept.get("cells") and (not vectors or kept.get("key") == key) and (kept["ranks"] or not with_ranks):
-        return dict(kept)
-    fallback = dict(kept) if kept and kept.get("cells") and kept.get("key") == key else None
-    if not vectors or base is None:
-        return fallback or _nothing(TOO_FEW if len(records) else GONE)
-    if len(vectors) < 2:
-        return _nothing(TOO_FEW)
+    if len(vectors) < 2 or base is None:
+        return known or _nothing(TOO_FEW if records else GONE)
     if any(not Path(path).is_dir() for one in vectors for path in (one["path"], one["minus"] or base)):
-        return fallback or _nothing(GONE)
+        return known or _nothing(GONE)
     try:
-        return {"key": key, "ranks": with_ranks, **_compared(vectors, base, with_ranks, progress)}
+        found = _compared(vectors, base, with_ranks, progress)
     except (SkillgraftError, OSError) as error:
-        return fallback or _nothing(f"It could not be computed where in the model the change sits: {error}")
+        return known or _nothing(f"It could not be computed where in the model the change sits: {error}")
+    return {"keys": list(dict.fromkeys(one["key"] for one in vectors)), "ranks": with_ranks, **found}
 
 
 def _nothing(sentence: str) -> dict[str, Any]:
-    return {"key": "", "ranks": False, "vectors": [], "pairs": [], "cells": [], "missing": sentence}
+    return {"keys": [], "ranks": False, "vectors": [], "pairs": [], "cells": [], "missing": sentence}
 
 
 def _vectors(records: Mapping[str, Mapping[str, Any]]) -> tuple[list[dict[str, Any]], str | None]:
@@ -91,13 +91,12 @@ def _vectors(records: Mapping[str, Mapping[str, Any]]) -> tuple[list[dict[str, A
             target = record["settings"]["target"]
             if records.get(target, {}).get("kind") == "sft":
                 found.setdefault("SFT", _vector("SFT", target, records[target]["directory"], records[target]["key"]))
-            rl = made["settings"]["rl"] if made else ""
-            if made and records.get(rl, {}).get("kind") == "rl":
-                inputs = made["inputs"]
-                found.setdefault(
-                    "RL", _vector("RL", rl, inputs[rl], records[rl]["key"], inputs[made["settings"]["sft"]])
-                )
-            found.setdefault("skill", _vector("skill", Path(skill).name, path, made["key"] if made else path))
+            if made is not None:
+                path, rl, sft = made["directory"], made["settings"]["rl"], made["settings"]["sft"]
+                if records.get(rl, {}).get("kind") == "rl":
+                    minus = records[sft]["directory"] if sft in records else made["inputs"][sft]
+                    found.setdefault("RL", _vector("RL", rl, records[rl]["directory"], records[rl]["key"], minus))
+            found.setdefault("skill", _vector("skill", Path(skill).name, path, (made or record)["key"]))
     return [found[label] for label in LABELS if label in found], base
 
 
