@@ -72,7 +72,7 @@ def test_mistakes(runs, tmp_path):
     for arguments in ((one, "-o", two), (one, two, "-o", two)):
         assert "is a run's folder, whose own report would be lost" in fails("report", *arguments)
     assert (two / "report.json").read_text() == before
-    assert "was given twice" in fails("report", one, one, "-o", tmp_path / "both")
+    assert "a run was given twice" in fails("report", one, one, "-o", tmp_path / "both")
     assert "cannot write the report" in fails("report", one, "-o", one / "report.html")
     (one / "report.json").write_text("{")
     assert "is no run's report" in fails("report", one)

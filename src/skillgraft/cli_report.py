@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,12 +30,15 @@ def report(
     from skillgraft.report import headline, read_report, write_report
     from skillgraft.report.beside import main_evaluation, render_runs
     from skillgraft.report.gather import renew
+    from skillgraft.report.visible import visible
 
     if len(runs) > 1 and out is None:
         raise RecipeError(f"{len(runs)} runs and no folder for their report; expected -o FOLDER")
     own = len(runs) == 1 and (out is None or out.resolve() == runs[0].resolve())
     if out is not None and not own and (out / "run.json").exists():
         raise OutputExistsError(f"{out} is a run's folder, whose own report would be lost; choose another -o")
+    if len({run.resolve() for run in runs}) < len(runs):
+        raise RecipeError(f"{', '.join(map(str, runs))}: a run was given twice; expected different runs")
     found: dict[str, Any] = {}
     for directory in runs:
         facts = read_report(directory)
@@ -52,7 +55,7 @@ def report(
         print(json.dumps({"report": str(page), "facts": str(page.with_suffix(".json")), "runs": said}))
         return
     for name, sentence in missing.items():
-        err_console.print(f"{name}: {sentence}", soft_wrap=True, highlight=False, markup=False)
+        err_console.print(visible(f"{name}: {sentence}"), soft_wrap=True, highlight=False, markup=False)
     for name, sentence in said.items():
         if not sentence:
             continue
@@ -61,15 +64,11 @@ def report(
     out_console.print(f"Report: {page}", soft_wrap=True, highlight=False, markup=False)
 
 
-def _name(directory: Path, taken: dict[str, Any]) -> str:
+def _name(directory: Path, taken: Collection[str]) -> str:
     """Return the folder's name, with its parents where that is taken."""
-    path = directory.resolve()
-    parts = path.parts[1:]
+    parts = directory.resolve().parts
     names = ("/".join(parts[-length:]) for length in range(1, len(parts) + 1))
-    name = next((name for name in names if name not in taken), None)
-    if name is None:
-        raise RecipeError(f"{directory} was given twice; expected different runs")
-    return name
+    return next(name for name in names if name not in taken)
 
 
 REPORTING: list[tuple[str, Callable[..., None], str]] = [

@@ -181,6 +181,7 @@ def facts() -> dict[str, Any]:
         "recipe_path": "recipes/past-squad.yaml",
         "recipe_yaml": "name: past-squad\nbase: HuggingFaceTB/SmolLM2-135M-Instruct\nseed: 0\nstages:\n"
         + "".join(f"  {name}:\n    kind: {kind}\n    trainer:\n      seed: 0\n" for name, kind, _, _ in stages),
+        "base": {"name": "HuggingFaceTB/SmolLM2-135M-Instruct", "fingerprint": "blake3:2e2ef84f"},
         "command": "skillgraft run recipes/past-squad.yaml --output runs/past-squad",
         "machine": {
             "cpu": "AMD EPYC 9654",

@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 
 from skillgraft.report.beside import render_runs
+from skillgraft.report.heat import heat_map, on_one_scale
 from tests.report import report_sample as sample
 from tests.report.test_page import BIDI, EVIL, EVIL_TAGS, Page, poison
 
@@ -33,6 +34,19 @@ def test_rows_stand_side_by_side():
         assert shown in text, shown
     ids = [attrs["id"] for tag, attrs in page.tags if tag == "h2" and "id" in attrs]
     assert ids == ["scores", "costs", "where", "training", "examples", "settings"]
+
+
+def test_maps_of_one_vector_share_a_scale():
+    one, other = (
+        heat_map("SFT", [{"layer": 0, "kind": "q"}, {"layer": 1, "kind": "q"}], by_layer, str)
+        for by_layer in (lambda cell: 1.0 + cell["layer"], lambda cell: -8.0 * cell["layer"])
+    )
+    small, large = on_one_scale([one, other])
+    assert [cell.strength for cell in small.cells] == [0.125, 0.25]
+    assert [cell.strength for cell in large.cells] == [0, 1]
+    assert (small.most, small.least) == (large.most, large.least) == ("8.0", "-8.0")
+    zero = heat_map("SFT", [{"layer": 0, "kind": "q"}], lambda cell: 0.0, str)
+    assert [map.cells[0].strength for map in on_one_scale([zero, zero])] == [0, 0]
 
 
 def test_only_what_differs_is_listed():

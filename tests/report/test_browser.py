@@ -122,7 +122,7 @@ def test_it_is_reached_by_keyboard_alone(chrome: Browser, pages: dict[str, Path]
     chrome.open(pages["one"])
     focused = "document.activeElement.className || document.activeElement.id || document.activeElement.hash"
     reached = []
-    for _ in range(12):
+    for _ in range(14):
         chrome.press("Tab", 9)
         reached.append(chrome.run(focused))
     assert reached[:3] == ["skip", "theme", "#scores"]

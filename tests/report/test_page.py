@@ -79,6 +79,7 @@ def test_values_appear_formatted() -> None:
         "max 4",
         "mean of 11 points",
         "skillgraft run recipes/past-squad.yaml",
+        "blake3:2e2ef84f",
     ]:
         assert shown in page.text, shown
     assert page.open == []
@@ -118,6 +119,8 @@ def test_hostile_text_is_never_markup() -> None:
         ("versions", "torch"),
         ("stages", 0, "directory"),
         ("stages", 0, "name"),
+        ("base", "name"),
+        ("base", "fingerprint"),
         ("geometry", "missing"),
         ("geometry", "vectors", 0, "label"),
         ("geometry", "vectors", 0, "stage"),
@@ -288,13 +291,13 @@ def test_where_the_change_sits() -> None:
         "12.5%",
         "layer 3, down: 0.04",
         "layer 3, q: 32.0",
-        "layer 0, q: −0.0100",
+        "layer 0, q: −0.010",
         "Norm relative to the base",
         "Effective rank",
         "Cosine",
     ):
         assert shown in page.text, shown
-    assert [tag for tag, _ in page.tags].count("figure") == 9 + 3 + 4  # maps, λ curves, training
+    assert [tag for tag, _ in page.tags].count("figure") == 9 + 4 + 4  # maps, λ curves, training
     facts = sample.swept()
     facts["geometry"] = {**sample.geometry(), "cells": [], "missing": "The checkpoints are gone."}
     html = render(facts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -15,21 +16,21 @@ from skillgraft.report.charts import axis
 from skillgraft.report.curves import training_view
 from skillgraft.report.facts import Evaluation, Example, Facts, Interval, ScoreRow
 from skillgraft.report.formatting import duration, finite, operations, signed
-from skillgraft.report.heat import geometry_view
+from skillgraft.report.heat import HeatMap, geometry_view, on_one_scale
 from skillgraft.report.page import environment, frame_view
 from skillgraft.report.tables import interval_ends, score_cell
-from skillgraft.report.visible import NAME_CHARACTERS, visible, visible_tree
+from skillgraft.report.visible import visible, visible_tree
 from skillgraft.report.wording import compared_pair, find_comparison, headline_parts, metric_name, metric_order, verdict
 
-EXAMPLES_BYTES = 1_200_000
-MAP_CELLS = 9_000  # more of them in all are left to the runs' own reports
+EXAMPLES_BYTES = 900_000
+MAP_CELLS = 7_500  # more of them in all are left to the runs' own reports
 LEAVES = 2_000  # of a recipe, and how deep
 DEPTH = 12
 
 
 def render_runs(runs: Mapping[str, Mapping[str, Any]]) -> str:
     """Return one page of several runs' facts (see `facts.Facts`), by the names that the page calls them."""
-    shown = {visible(name, NAME_CHARACTERS): visible_tree(facts) for name, facts in runs.items()}
+    shown = {visible(name): visible_tree(facts) for name, facts in runs.items()}
     return environment().get_template("runs.html.j2").render(**_view(shown))
 
 
@@ -56,11 +57,7 @@ def _view(runs: Mapping[str, Facts]) -> dict[str, Any]:
         "costs": _costs(runs, evaluations),
         "where": _where(runs),
         "maps": _maps(runs),
-        "training": [
-            {**training_view(item), "stage": f"{name}: {item['stage']}"}
-            for name, facts in runs.items()
-            for item in facts.get("training", [])
-        ],
+        "training": _training(runs),
         "evaluations": [{"stage": "answers", "examples": examples}] if examples else [],
         "differences": _differences(runs),
         "commands": [{"name": name, "command": facts.get("command", "")} for name, facts in runs.items()],
@@ -160,14 +157,37 @@ def _where(runs: Mapping[str, Facts]) -> list[dict[str, Any]]:
 
 
 def _maps(runs: Mapping[str, Facts]) -> list[dict[str, Any]]:
-    """Return the runs' heat maps by measure, each titled with its run; none where they would be too many."""
-    measures: dict[str, list[dict[str, Any]]] = {}
-    for one in _where(runs):
-        for measure in one["maps"]:
-            figures = measures.setdefault(measure["title"], [])
-            figures += [{**vars(figure), "title": f"{one['name']}: {figure.title}"} for figure in measure["figures"]]
-    cells = sum(len(figure["cells"]) for figures in measures.values() for figure in figures)
-    return [{"title": title, "figures": figures} for title, figures in measures.items()] if cells <= MAP_CELLS else []
+    """Return the runs' heat maps by measure, one vector's together on one scale; none if they are too many."""
+    measures: dict[str, dict[str, list[tuple[str, HeatMap]]]] = {}
+    for run in _where(runs):
+        for measure in run["maps"]:
+            for figure in measure["figures"]:
+                members = measures.setdefault(measure["title"], {}).setdefault(figure.title, [])
+                members.append((run["name"], figure))
+    found = []
+    for title, vectors in measures.items():
+        figures: list[HeatMap] = []
+        for members in vectors.values():
+            scaled = on_one_scale([figure for _, figure in members])
+            figures += [
+                replace(figure, title=f"{name}: {figure.title}")
+                for (name, _), figure in zip(members, scaled, strict=True)
+            ]
+        found.append({"title": title, "figures": figures})
+    cells = sum(len(figure.cells) for measure in found for figure in measure["figures"])
+    return found if cells <= MAP_CELLS else []
+
+
+def _training(runs: Mapping[str, Facts]) -> list[dict[str, Any]]:
+    """Return the runs' training stages, those of one name together."""
+    stages = dict.fromkeys(item["stage"] for facts in runs.values() for item in facts.get("training", []))
+    return [
+        {**training_view(item), "stage": f"{name}: {stage}"}
+        for stage in stages
+        for name, facts in runs.items()
+        for item in facts.get("training", [])
+        if item["stage"] == stage
+    ]
 
 
 def _examples(evaluations: Mapping[str, Evaluation]) -> dict[str, Any] | None:

@@ -190,6 +190,13 @@ class Geometry(TypedDict):
     missing: str
 
 
+class Base(TypedDict):
+    """The pre-trained model: what the recipe calls it, and the fingerprint of its weights."""
+
+    name: str
+    fingerprint: str
+
+
 class Machine(TypedDict):
     """The machine that the run was made on."""
 
@@ -215,5 +222,6 @@ class Facts(TypedDict):
     training: list[Training]
     stages: list[Stage]
     skills: list[Skill]
+    base: NotRequired[Base]
     sweeps: NotRequired[list[Sweep]]
     geometry: NotRequired[Geometry]

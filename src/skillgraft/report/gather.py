@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from skillgraft import config
+from skillgraft.checkpoint.fingerprint import fingerprint_checkpoint
 from skillgraft.checkpoint.provenance import software_versions
 from skillgraft.planning import PlannedStage
 from skillgraft.report.scales import sweeps
@@ -47,6 +48,7 @@ def gather(
         "skillgraft_version": versions["skillgraft"],
         "recipe_path": str(recipe_file),
         "recipe_yaml": resolved,
+        "base": _base(recipe, stages),
         "command": command,
         "machine": machine(records),
         "versions": versions,
@@ -77,6 +79,11 @@ def gather(
             records, kept_geometry, keys=[stage.key for stage in stages], with_ranks=False, progress=progress
         ),
     }
+
+
+def _base(recipe: config.Recipe, stages: Sequence[PlannedStage]) -> dict[str, str]:
+    path = next((stage.inputs[config.BASE] for stage in stages if config.BASE in stage.inputs), None)
+    return {"name": recipe.base, "fingerprint": fingerprint_checkpoint(path) if path else ""}
 
 
 def renew(

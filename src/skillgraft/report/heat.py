@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from skillgraft.geometry.modules import KINDS
@@ -31,6 +31,7 @@ class HeatMap:
     """A map of one measure: columns are module kinds, rows are layers; the strongest colour stands for `most`."""
 
     title: str
+    largest: float
     most: str
     least: str
     signed: bool
@@ -55,6 +56,7 @@ def heat_map(
     lowest = MAP_TOP + CELL_HEIGHT * len(layers)
     return HeatMap(
         title=title,
+        largest=most,
         most=show(most),
         least=show(-most),
         signed=any(number < 0 for _, number in known),
@@ -75,6 +77,23 @@ def heat_map(
             for cell, number in known
         ),
     )
+
+
+def on_one_scale(maps: Sequence[HeatMap]) -> list[HeatMap]:
+    """Return maps of one measure with the strongest colour for the largest magnitude of all of them."""
+    top = max(maps, key=lambda one: one.largest)
+    return [
+        replace(
+            one,
+            most=top.most,
+            least=top.least,
+            cells=tuple(
+                replace(cell, strength=round(cell.strength * one.largest / top.largest, 3) if top.largest else 0.0)
+                for cell in one.cells
+            ),
+        )
+        for one in maps
+    ]
 
 
 def heat_maps(cells: Sequence[Mapping[str, Any]], labels: Sequence[str], pairs: Sequence[str]) -> list[dict[str, Any]]:

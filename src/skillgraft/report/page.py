@@ -32,7 +32,8 @@ from skillgraft.report.tables import difference_groups, score_table_view
 from skillgraft.report.visible import visible_tree
 from skillgraft.report.wording import headline_parts, retention_remark
 
-EXAMPLES_BYTES = 1_500_000  # of HTML for all examples: keeps the page under 3 MB
+# of HTML for maps and all examples together, for all examples, and for one cell of a map: keeps the page under 3 MB
+LARGE_BYTES, EXAMPLES_BYTES, CELL_BYTES = 2_500_000, 1_500_000, 170
 TEMPLATES = Path(__file__).parent
 
 
@@ -75,7 +76,15 @@ def read_report(directory: Path) -> dict[str, Any]:
         json.dumps(_strict_json(facts), allow_nan=False)
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error.strerror}") from error
-    except (LookupError, TypeError, AttributeError, ValueError, RecursionError, TemplateError) as error:
+    except (
+        LookupError,
+        TypeError,
+        AttributeError,
+        ValueError,
+        ArithmeticError,
+        RecursionError,
+        TemplateError,
+    ) as error:
         raise DataError(
             f"{path} is no run's report ({type(error).__name__}: {error}); expected what `skillgraft run` writes"
         ) from error
@@ -85,13 +94,17 @@ def read_report(directory: Path) -> dict[str, Any]:
 def _page_view(facts: Facts) -> dict[str, Any]:
     evaluations = [item for item in facts.get("evaluations", []) if item["rows"]]
     stages = facts.get("stages", [])
+    where = geometry_view(facts.get("geometry"))
+    cells = sum(len(figure.cells) for measure in where["maps"] for figure in measure["figures"]) if where else 0
+    examples_bytes = min(EXAMPLES_BYTES, max(0, LARGE_BYTES - CELL_BYTES * cells))
     return {
         **{name: facts.get(name, "") for name in ("title", "created", "skillgraft_version", "command", "recipe_path")},
         "recipe_yaml": facts.get("recipe_yaml", ""),
         "machine": facts.get("machine", {}),
+        "base": facts.get("base"),
         "versions": facts.get("versions", {}),
-        "evaluations": [_evaluation_view(item, EXAMPLES_BYTES // len(evaluations)) for item in evaluations],
-        "where": geometry_view(facts.get("geometry")),
+        "evaluations": [_evaluation_view(item, examples_bytes // len(evaluations)) for item in evaluations],
+        "where": where,
         "sweeps": [view for item in facts.get("sweeps", []) if (view := sweep_view(item, evaluations))],
         "training": [training_view(item) for item in facts.get("training", [])],
         "skills": facts.get("skills", []),

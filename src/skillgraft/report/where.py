@@ -1,7 +1,7 @@
 """Where in the model a run's change sits: the vectors of its SFT, its RL and its skill, compared part by part.
 
-What was found is kept among the run's facts with the keys of the stages compared, so that nothing is computed twice and a
-report outlives the checkpoints.
+What was found is kept among the run's facts with the keys of the stages compared, so that nothing is computed twice and
+a report outlives the checkpoints.
 """
 
 from __future__ import annotations
@@ -30,10 +30,12 @@ def stage_records(facts: Mapping[str, Any], directory: Path) -> dict[str, dict[s
     for stage in facts.get("stages", []):
         for place in (directory / Path(stage["name"]).name, Path(stage["directory"])):
             try:
-                found[stage["name"]] = {**json.loads((place / RECORD).read_text()), "directory": str(place)}
-                break
+                record = json.loads((place / RECORD).read_text())
             except (OSError, ValueError):
                 continue
+            if isinstance(record, dict) and {"kind", "key", "settings", "inputs"} <= record.keys():
+                found[stage["name"]] = {**record, "directory": str(place)}
+                break
     return found
 
 
