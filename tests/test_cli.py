@@ -49,6 +49,19 @@ def test_run_prints_stages_table_and_report(finished):
     assert "All stages were cached" in again.stdout
 
 
+def test_a_report_elsewhere_keeps_what_it_computed_with_the_run(finished, tmp_path):
+    folder, _ = finished
+    kept = folder / "runs" / "tiny" / "report.json"
+    assert json.loads(kept.read_text())["geometry"]["ranks"] is False
+    assert invoke("report", kept.parent, "-o", tmp_path / "mail").exit_code == 0
+    assert json.loads(kept.read_text())["geometry"]["ranks"] is True
+    assert (tmp_path / "mail" / "report.json").read_text() == kept.read_text()
+    assert "Effective rank" in (tmp_path / "mail" / "report.html").read_text()
+    again = invoke("run", folder / "recipe.yaml", "--runs", folder / "runs")
+    assert again.exit_code == 0
+    assert json.loads(kept.read_text())["geometry"]["ranks"] is True
+
+
 def test_json_events(finished):
     folder, _ = finished
     lines = [

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from skillgraft.console import err_console, out_console
-from skillgraft.errors import OutputExistsError, RecipeError
+from skillgraft.errors import OutputExistsError, RecipeError, StorageError
 
 
 def report(
@@ -43,7 +44,11 @@ def report(
     for directory in runs:
         facts = read_report(directory)
         with phases(as_json) as progress:
-            found[_name(directory, found)] = renew(facts, directory, with_ranks=ranks, progress=progress)
+            new = renew(facts, directory, with_ranks=ranks, progress=progress)
+        if not own and new["geometry"]["cells"] and new["geometry"] != facts.get("geometry"):
+            with suppress(StorageError):  # a run that may only be read is shown all the same
+                write_report(new, directory)  # so that nothing is computed twice
+        found[_name(directory, found)] = new
     facts = next(iter(found.values()))
     if len(runs) == 1:
         page = write_report(facts, out or runs[0])
