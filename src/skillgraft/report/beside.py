@@ -164,7 +164,7 @@ def _maps(runs: Mapping[str, Facts]) -> list[dict[str, Any]]:
             for figure in measure["figures"]:
                 members = measures.setdefault(measure["title"], {}).setdefault(figure.title, [])
                 members.append((run["name"], figure))
-    found = []
+    found: list[dict[str, Any]] = []
     for title, vectors in measures.items():
         figures: list[HeatMap] = []
         for members in vectors.values():
