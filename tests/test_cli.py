@@ -53,6 +53,19 @@ def test_run_prints_stages_table_and_report(finished):
     assert "All stages were cached" in again.stdout
 
 
+def test_a_report_elsewhere_keeps_what_it_computed_with_the_run(finished, tmp_path):
+    folder, _ = finished
+    kept = folder / "runs" / "tiny" / "report.json"
+    assert json.loads(kept.read_text())["geometry"]["ranks"] is False
+    assert invoke("report", kept.parent, "-o", tmp_path / "mail").exit_code == 0
+    assert json.loads(kept.read_text())["geometry"]["ranks"] is True
+    assert (tmp_path / "mail" / "report.json").read_text() == kept.read_text()
+    assert "Effective rank" in (tmp_path / "mail" / "report.html").read_text()
+    again = invoke("run", folder / "recipe.yaml", "--runs", folder / "runs")
+    assert again.exit_code == 0
+    assert json.loads(kept.read_text())["geometry"]["ranks"] is True
+
+
 def test_on_a_terminal_the_stages_are_drawn(finished, monkeypatch):
     folder, _ = finished
     consoles = {
@@ -249,7 +262,8 @@ def test_help_has_examples_and_loads_no_torch():
     code = (
         "import sys\nfrom typer.testing import CliRunner\nfrom skillgraft.cli import app\n"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules\n"
-        "for verb in ('run', 'status', 'extract', 'inject', 'eval', 'doctor', 'init', 'schema', 'chat'):\n"
+        "for verb in ('run', 'status', 'extract', 'inject', 'eval', 'doctor', 'init', 'schema', 'chat', 'report'):
+"
         "    result = CliRunner().invoke(app, [verb, '--help'])\n"
         "    assert result.exit_code == 0 and 'Example: skillgraft ' + verb in result.stdout, verb\n"
         "assert 'torch' not in sys.modules\n"

@@ -11,6 +11,8 @@ import torch
 from skillgraft import load_skill, run
 from skillgraft.errors import CheckpointError, DataError, MissingPathError, RecipeError, SkillgraftError
 from skillgraft.planning import plan
+from skillgraft.report import read_report
+from skillgraft.report.gather import renew
 from skillgraft.run import prepare
 from skillgraft.stages import STAGES
 from tests.recipes import tiny_recipe
@@ -52,6 +54,22 @@ def test_run_directory(finished):
     rl = next(t for t in manifest["training"] if t["kind"] == "rl")
     assert [point["step"] for point in rl["curve"]] == [1, 2, 3]
     assert {"reward", "share_without_variance", "completion_tokens"} <= set(rl["curve"][0])
+
+
+def test_the_report_says_where_the_change_sits(finished):
+    _, result = finished
+    facts = read_report(result.directory)
+    assert [(one["label"], one["stage"]) for one in facts["geometry"]["vectors"]] == [
+        ("SFT", "sft"),
+        ("RL", "rl"),
+        ("skill", "skill"),
+    ]
+    assert facts["geometry"]["ranks"] is False
+    again = renew(facts, result.directory, with_ranks=True)
+    assert again["geometry"]["vectors"][2]["effective_rank"] > 0.5
+    assert {**again, "geometry": facts["geometry"]} == facts
+    rows = {row["label"]: row.get("on") for row in facts["evaluations"][0]["rows"]}
+    assert rows == {"base": None, "SFT": None, "SFT + skill (λ = 1)": "SFT", "SFT + random vector": "SFT"}
 
 
 def test_a_stage_of_several_skills(finished):

@@ -47,7 +47,7 @@ def compare(
         raise OutputExistsError(f"{out} exists already and nothing is overwritten; choose another file or delete it")
     from skillgraft import geometry
 
-    with _phases(as_json) as progress:
+    with phases(as_json) as progress:
         facts = geometry.compare(
             operands, base, with_spectra=spectra, rank=rank, allow=allow, threads=threads, progress=progress
         )
@@ -79,7 +79,7 @@ COMPARING: list[tuple[str, Callable[..., None], str]] = [
 
 
 @contextmanager
-def _phases(silent: bool) -> Iterator[Callable[[str], Any]]:
+def phases(silent: bool) -> Iterator[Callable[[str], Any]]:
     """Yield what starts a progress bar for a phase, in place of the one before."""
     with ExitStack() as stack:
 

@@ -115,7 +115,7 @@ def run(
             watcher.failed(stage, error)
             raise
         watcher.finished(stage, record["seconds"], cached=False)
-    return _close(recipe, Path(recipe_file), overrides, Path(runs), stages, reused)
+    return _close(recipe, Path(recipe_file), overrides, Path(runs), stages, reused, watcher)
 
 
 def run_stage(
@@ -283,10 +283,12 @@ def _close(
     runs: Path,
     stages: list[PlannedStage],
     reused: set[str],
+    watcher: Watcher,
 ) -> Run:
     """Write the run's directory: resolved recipe, manifest, links to the stages, report."""
     from skillgraft.report import write_report
     from skillgraft.report.gather import gather
+    from skillgraft.report.where import kept_geometry
 
     directory = runs.resolve() / recipe.name
     directory.mkdir(parents=True, exist_ok=True)
@@ -301,7 +303,12 @@ def _close(
         if not link.exists():
             link.symlink_to(stage.directory, target_is_directory=True)
     command = ["skillgraft", "run", str(recipe_file), *(part for each in overrides for part in ("--set", each))]
-    facts = gather(recipe, recipe_file, resolved, shlex.join([*command, "--runs", str(runs)]), stages, reused)
+    again = shlex.join([*command, "--runs", str(runs)])
+
+    def comparing(phase: str) -> None:
+        watcher.say("report: comparing what SFT, RL and skill changed")
+
+    facts = gather(recipe, recipe_file, resolved, again, stages, reused, kept_geometry(directory), comparing)
     (directory / "run.json").write_text(json.dumps({k: v for k, v in facts.items() if k != "evaluations"}, indent=1))
     report = write_report(facts, directory)
     everything = {stage.name: stage.directory for stage in stages}

@@ -119,6 +119,49 @@ def evaluation() -> dict[str, Any]:
     }
 
 
+def geometry(layers: int = 4) -> dict[str, Any]:
+    def vector(strength: float) -> dict[str, float]:
+        return {"norm": strength, "relative_norm": strength / 100, "effective_rank": 8 * strength}
+
+    names = [("SFT", "sft_target"), ("RL", "rl_source"), ("skill", "skill")]
+    pairs = [("SFT", "RL"), ("SFT", "skill"), ("RL", "skill")]
+    return {
+        "keys": ["00001eef"],
+        "ranks": True,
+        "vectors": [{"label": label, "stage": stage, **vector(1.5), "zeros": 0.125} for label, stage in names],
+        "pairs": [
+            {"one": one, "other": other, "cosine": 0.01, "z": 1.5, "same_sign": 0.5, "sentence": f"{one} with {other}"}
+            for one, other in pairs
+        ],
+        "cells": [
+            {
+                "layer": layer,
+                "kind": kind,
+                "vectors": [vector(1 + layer)] * 3,
+                "pairs": [{"cosine": 0.01 * (layer - 1)}] * 3,
+            }
+            for layer in range(layers)
+            for kind in ("q", "down")
+        ],
+        "missing": "",
+    }
+
+
+def swept() -> dict[str, Any]:
+    """Facts with the skill at four scales and the target without it."""
+    made = facts()
+    rows = made["evaluations"][0]["rows"]
+    points = [{"scale": 0.0, "row": "SFT"}, {"scale": 1.0, "row": "SFT + skill (λ = 1)"}]
+    for scale, f1 in ((0.25, 0.28), (0.5, 0.31), (1.5, 0.3)):
+        label = f"SFT + skill (λ = {scale})"
+        rows.append({**row("grafted"), "model": f"grafted{scale}", "label": label, "scores": {"f1": interval(f1)}})
+        points.append({"scale": scale, "row": label})
+    points.sort(key=lambda point: point["scale"])
+    made["sweeps"] = [{"evaluation": "scores", "target": "sft_target", "skill": "skill", "points": points}]
+    made["geometry"] = geometry()
+    return made
+
+
 def facts() -> dict[str, Any]:
     sft_curve = [{"step": step, "loss": 2.9 * math.exp(-step / 40) + 1.1, "learning_rate": 2e-5} for step in range(60)]
     stages = [
@@ -138,6 +181,7 @@ def facts() -> dict[str, Any]:
         "recipe_path": "recipes/past-squad.yaml",
         "recipe_yaml": "name: past-squad\nbase: HuggingFaceTB/SmolLM2-135M-Instruct\nseed: 0\nstages:\n"
         + "".join(f"  {name}:\n    kind: {kind}\n    trainer:\n      seed: 0\n" for name, kind, _, _ in stages),
+        "base": {"name": "HuggingFaceTB/SmolLM2-135M-Instruct", "fingerprint": "blake3:2e2ef84f"},
         "command": "skillgraft run recipes/past-squad.yaml --output runs/past-squad",
         "machine": {
             "cpu": "AMD EPYC 9654",

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from skillgraft.errors import OutputExistsError, StorageError
-from skillgraft.report.comparison import heat_map, render_comparison, write_comparison
+from skillgraft.report.comparison import render_comparison, write_comparison
+from skillgraft.report.heat import heat_map
 from tests.report.test_page import BIDI, EVIL, EVIL_TAGS, Page
 
 

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from skillgraft.errors import StorageError
-from skillgraft.report import render, write_report
+from skillgraft.errors import DataError, MissingPathError, StorageError
+from skillgraft.geometry.modules import KINDS
+from skillgraft.report import read_report, render, write_report
 from tests.report import report_sample as sample
 
 EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{ 7 * 7 }}"
@@ -25,7 +26,7 @@ BIDI = re.compile("[\u202a-\u202e\u2066-\u2069\x00-\x08\x0b-\x1f\x7f\ud800-\udff
 class Page(HTMLParser):
     """Collects start tags with attributes, the text of each tag that matters, and whether tags are balanced."""
 
-    VOID = frozenset({"meta", "input", "line", "circle", "polyline", "rect"})
+    VOID = frozenset({"meta", "input", "line", "circle", "polyline", "polygon", "path"})
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -78,6 +79,7 @@ def test_values_appear_formatted() -> None:
         "max 4",
         "mean of 11 points",
         "skillgraft run recipes/past-squad.yaml",
+        "blake3:2e2ef84f",
     ]:
         assert shown in page.text, shown
     assert page.open == []
@@ -86,12 +88,14 @@ def test_values_appear_formatted() -> None:
 def test_order_of_sections() -> None:
     page = Page(render(sample.facts()))
     ids = [attrs["id"] for tag, attrs in page.tags if tag == "h2" and "id" in attrs]
-    assert ids == ["scores", "differences", "retention", "training", "examples", "settings"]
+    assert ids == ["scores", "gain", "differences", "retention", "training", "examples", "settings"]
+    ids = [attrs["id"] for tag, attrs in Page(render(sample.swept())).tags if tag == "h2" and "id" in attrs]
+    assert ids[3:6] == ["retention", "where", "scales"]
     assert [tag for tag, _ in page.tags].count("h1") == 1
 
 
 def test_hostile_text_is_never_markup() -> None:
-    html = render(poison(sample.facts()))
+    html = render(poison(sample.swept()))
     tags = Page(html).tags
     assert [tag for tag, _ in tags].count("script") == 1
     assert not [tag for tag, _ in tags if tag == "img"]
@@ -114,6 +118,16 @@ def test_hostile_text_is_never_markup() -> None:
         ("machine", "cpu"),
         ("versions", "torch"),
         ("stages", 0, "directory"),
+        ("stages", 0, "name"),
+        ("base", "name"),
+        ("base", "fingerprint"),
+        ("geometry", "missing"),
+        ("geometry", "vectors", 0, "label"),
+        ("geometry", "vectors", 0, "stage"),
+        ("geometry", "pairs", 0, "one"),
+        ("geometry", "pairs", 0, "sentence"),
+        ("sweeps", 0, "skill"),
+        ("sweeps", 0, "target"),
         ("skills", 0, "base"),
         ("training", 0, "stage"),
         ("evaluations", 0, "rows", 0, "label"),
@@ -128,7 +142,7 @@ def test_hostile_text_is_never_markup() -> None:
     ids=lambda where: ".".join(map(str, where)),
 )
 def test_each_free_text_is_shown_escaped(where: tuple[str | int, ...]) -> None:
-    facts: Any = sample.facts()
+    facts: Any = sample.swept()
     place = facts
     for key in where[:-1]:
         place = place[key]
@@ -139,7 +153,7 @@ def test_each_free_text_is_shown_escaped(where: tuple[str | int, ...]) -> None:
 
 
 def test_bidirectional_and_control_characters_are_shown_as_symbols() -> None:
-    html = render(poison(sample.facts()))
+    html = render(poison(sample.swept()))
     assert not BIDI.search(html)
     for symbol in ("⟨U+202E⟩", "⟨U+2066⟩", "⟨U+0000⟩", "⟨U+001B⟩", "⟨U+D800⟩"):
         assert symbol in html
@@ -220,7 +234,7 @@ def test_two_evaluations_each_get_a_headline_and_their_name() -> None:
     facts["evaluations"].append({**sample.evaluation(), "stage": "second_scores"})
     html = render(facts)
     assert html.count('class="finding"') == 2
-    assert Page(html).text.count("second_scores") == 5  # result, scores, differences, retention, examples
+    assert Page(html).text.count("second_scores") == 6  # result, scores, gain, differences, retention, examples
 
 
 def test_filter_counts_match_the_examples() -> None:
@@ -267,6 +281,65 @@ def test_facts_that_cannot_be_rendered_touch_no_file(tmp_path: Path) -> None:
     with pytest.raises(KeyError):
         write_report({**sample.facts(), "evaluations": [{"rows": [{}]}]}, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_where_the_change_sits() -> None:
+    page = Page(render(sample.swept()))
+    for shown in (
+        "SFT with RL",
+        "sft_target",
+        "12.5%",
+        "layer 3, down: 0.04",
+        "layer 3, q: 32.0",
+        "layer 0, q: −0.010",
+        "Norm relative to the base",
+        "Effective rank",
+        "Cosine",
+    ):
+        assert shown in page.text, shown
+    assert [tag for tag, _ in page.tags].count("figure") == 9 + 4 + 4  # maps, λ curves, training
+    facts = sample.swept()
+    facts["geometry"] = {**sample.geometry(), "cells": [], "missing": "The checkpoints are gone."}
+    html = render(facts)
+    assert "The checkpoints are gone." in html
+    assert "sft_target with" not in html
+    facts["geometry"] = {**sample.geometry(), "ranks": False}
+    assert "Ranks were not computed" in render(facts)
+
+
+def test_the_timeline_lays_stages_end_to_end() -> None:
+    page = Page(render(sample.facts()))
+    bars = [attrs for tag, attrs in page.tags if tag == "rect" and "bar" in str(attrs["class"])]
+    starts = [float(str(bar["x"]).rstrip("%")) for bar in bars]
+    widths = [float(str(bar["width"]).rstrip("%")) for bar in bars]
+    assert starts[0] == 0
+    for at in (1, 4):  # after long stages
+        assert starts[at] == pytest.approx(starts[at - 1] + widths[at - 1], abs=0.6)
+    assert starts == sorted(starts)
+
+
+def test_a_deep_model_stays_under_three_megabytes() -> None:
+    facts = sample.facts()
+    facts["geometry"] = sample.geometry(layers=126)
+    cells = facts["geometry"]["cells"]
+    facts["geometry"]["cells"] = [{**cell, "kind": kind} for cell in cells[::2] for kind in KINDS[:9]]
+    one = facts["evaluations"][0]["examples"][0]
+    for answer in one["answers"]:
+        answer["text"] = '"<' * 5_000
+    facts["evaluations"][0]["examples"] = [one] * 1_000
+    assert len(render(facts).encode()) < 3_000_000
+
+
+def test_a_report_is_read_back(tmp_path: Path) -> None:
+    facts = sample.swept()
+    write_report(facts, tmp_path)
+    assert read_report(tmp_path) == facts
+    with pytest.raises(MissingPathError, match=r"has no report\.json; expected the folder of a finished run"):
+        read_report(tmp_path / "elsewhere")
+    for text in ("", "[]", "{}", '{"title": 1, "evaluations": [{"rows": [{}]}], "stages": []}', '{"runs": {}}'):
+        (tmp_path / "report.json").write_text(text)
+        with pytest.raises(DataError, match=r"is no run's report .*expected what `skillgraft run` writes"):
+            read_report(tmp_path)
 
 
 def test_importing_the_package_loads_neither_torch_nor_matplotlib() -> None:

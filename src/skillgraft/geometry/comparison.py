@@ -18,7 +18,7 @@ from skillgraft.arithmetic.tiles import default_threads
 from skillgraft.errors import CompatibilityError, RecipeError
 from skillgraft.geometry import nulls
 from skillgraft.geometry.modules import KINDS, kind_of, layer_groups, layer_of
-from skillgraft.geometry.operands import parse_operands
+from skillgraft.geometry.operands import OperandSpec, parse_operands
 from skillgraft.geometry.plan import ComparePlan, plan_comparison
 from skillgraft.geometry.spectra import ENERGY_RANKS, Spectra, spectra
 from skillgraft.geometry.sums import Sums, add, exact_sum, sum_tensors
@@ -36,7 +36,7 @@ Part = Mapping[str, Any]
 
 
 def compare(
-    operands: Sequence[str],
+    operands: Sequence[str | OperandSpec],
     base: str | os.PathLike[str] | None = None,
     *,
     with_spectra: bool = False,
@@ -48,9 +48,10 @@ def compare(
     """Return how vectors of parameters lie to each other: norms, cosines, signs, zeros, spectra, beside chance.
 
     `operands` are texts: `DIR`, `NAME=DIR`, `GROUP/NAME=DIR`, where DIR is a checkpoint (less `base`), a skill (or
-    its name), a PEFT LoRA adapter, or `DIR:DIR` for the difference of two checkpoints. `rank` is that of the leading
-    subspaces. `progress` gives the callback for the phase that it is called with. The result holds only JSON data:
-    `vectors`, `pairs`, `groups` (pairs by their groups), `kinds`, `layers`, `cells` (layer × kind) and `tensors`.
+    its name), a PEFT LoRA adapter, or `DIR:DIR` for the difference of two checkpoints; or they are operands already
+    read from such texts. `rank` is that of the leading subspaces. `progress` gives the callback for the phase that it
+    is called with. The result holds only JSON data: `vectors`, `pairs`, `groups` (pairs by their groups), `kinds`,
+    `layers`, `cells` (layer × kind) and `tensors`.
 
     Raises as `plan_comparison` and `sum_tensors` do, and `CompatibilityError` for a vector that is zero.
     """

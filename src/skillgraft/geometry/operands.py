@@ -37,7 +37,7 @@ class OperandSpec:
     remark: str | None = None
 
 
-def parse_operands(texts: Sequence[str]) -> list[OperandSpec]:
+def parse_operands(texts: Sequence[str | OperandSpec]) -> list[OperandSpec]:
     """Return the operands; `RecipeError` for fewer than two, an empty or overlong label, or one that is given twice.
 
     A text that is an existing directory is taken as that, whatever = and : it holds. Raises `MissingPathError` for a
@@ -46,7 +46,7 @@ def parse_operands(texts: Sequence[str]) -> list[OperandSpec]:
     if len(texts) < 2:
         given = f"only {texts[0]!r}" if texts else "nothing"
         raise RecipeError(f"compare got {given}; expected two operands at least: skillgraft compare A B --base BASE")
-    operands = [_parse(text) for text in texts]
+    operands = [text if isinstance(text, OperandSpec) else _parse(text) for text in texts]
     for place, operand in enumerate(operands):
         for other in operands[:place]:
             if other.label == operand.label:

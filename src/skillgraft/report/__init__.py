@@ -13,8 +13,8 @@ the one place that turns text into HTML.
 from __future__ import annotations
 
 from skillgraft.report.facts import Facts
-from skillgraft.report.page import render, write_report
+from skillgraft.report.page import read_report, render, write_report
 from skillgraft.report.terminal import score_table
 from skillgraft.report.wording import headline
 
-__all__ = ["Facts", "headline", "render", "score_table", "write_report"]
+__all__ = ["Facts", "headline", "read_report", "render", "score_table", "write_report"]

@@ -11,14 +11,18 @@ from skillgraft.report.formatting import finite, score
 from skillgraft.report.wording import compared_pair
 
 GOLD_ANSWERS = 6
+UNSCROLLED_CHARACTERS, UNSCROLLED_LINES = 200, 6  # more may scroll on a phone and is then reached by keyboard
 CHANGES = ("gained", "lost", "unchanged")
 MARKUP_BYTES = 500  # of the template around each answer, roughly
 
 
-def examples_view(evaluation: Evaluation, most_bytes: int) -> dict[str, Any]:
-    """Return an evaluation's examples as far as they fit `most_bytes` of HTML, with a count of each change."""
+def examples_view(evaluation: Evaluation, most_bytes: int, pair: tuple[str, str] | None = None) -> dict[str, Any]:
+    """Return an evaluation's examples as far as they fit `most_bytes` of HTML, with a count of each change.
+
+    `pair` holds the labels between which a change is looked for; without it, they are those of the headline.
+    """
     sft, grafted = compared_pair(evaluation)
-    pair = (sft["label"], grafted["label"]) if sft and grafted else None
+    pair = pair or ((sft["label"], grafted["label"]) if sft and grafted else None)
     roles = {row["label"]: row["role"] for row in evaluation["rows"]}
     shown: list[dict[str, Any]] = []
     spent = 0
@@ -52,10 +56,12 @@ def _example_view(example: Example, pair: tuple[str, str] | None, roles: dict[st
 def _answer_view(answer: Answer, roles: dict[str, str]) -> dict[str, Any]:
     exact = (finite(answer["exact_match"]) or 0) >= 1
     contained = (finite(answer["containment"]) or 0) >= 1
+    text = answer["text"].strip()
     return {
         "label": answer["model"],
         "role": roles.get(answer["model"], "other"),
-        "text": answer["text"].strip(),
+        "text": text,
+        "scrolls": len(text) > UNSCROLLED_CHARACTERS or text.count("\n") > UNSCROLLED_LINES,
         "correct": exact or contained,
         "mark": "exact" if exact else "contains the answer" if contained else "not contained",
         "f1": score(answer["f1"]),

@@ -60,6 +60,17 @@ class LineChart:
     marks: tuple[Point, Point]  # where minimum and maximum are drawn
 
 
+@dataclass(frozen=True)
+class BandChart:
+    """Means over a setting with their intervals as a band, and the axes."""
+
+    x_ticks: tuple[tuple[float, str], ...]
+    y_ticks: tuple[tuple[float, str], ...]
+    line: str  # of an SVG polyline
+    band: str  # of an SVG polygon
+    dots: tuple[Point, ...]
+
+
 def axis(values: Sequence[float], ticks: int = 4, with_zero: bool = False) -> Axis:
     """Return an axis of round numbers that covers `values`, and zero where asked for or where it is near."""
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
@@ -89,26 +100,18 @@ def line_chart(points: Sequence[Point]) -> LineChart | None:
         return None
     window = _window(len(points))
     smooth = list(zip([x for x, _ in points], moving_average([y for _, y in points], window), strict=True))
-    x_axis, y_axis = axis([x for x, _ in points]), axis([y for _, y in points])
-    x_axis = Axis(points[0][0], points[-1][0], x_axis.ticks, x_axis.labels) if len(points) > 1 else x_axis
+    x_axis, y_axis = _axes([x for x, _ in points], [y for _, y in points])
 
     def place(point: Point) -> Point:
-        x = x_axis.place(point[0], CHART_LEFT, CHART_WIDTH - CHART_RIGHT)
-        return x, y_axis.place(point[1], CHART_HEIGHT - CHART_BOTTOM, CHART_TOP)
+        return _place_in_chart(x_axis, y_axis, point)
 
     def polyline(line: Sequence[Point]) -> str:
         return " ".join(f"{x:g},{y:g}" for x, y in map(place, thin(line)))
 
     minimum, maximum = min(points, key=lambda point: point[1]), max(points, key=lambda point: point[1])
     return LineChart(
-        x_ticks=tuple(
-            (place((value, y_axis.low))[0], label)
-            for value, label in zip(x_axis.ticks, x_axis.labels, strict=True)
-            if x_axis.low <= value <= x_axis.high
-        ),
-        y_ticks=tuple(
-            (place((x_axis.low, value))[1], label) for value, label in zip(y_axis.ticks, y_axis.labels, strict=True)
-        ),
+        x_ticks=_x_ticks(x_axis),
+        y_ticks=_y_ticks(y_axis),
         raw=polyline(points),
         smooth=polyline(smooth) if window else "",
         window=window,
@@ -117,6 +120,19 @@ def line_chart(points: Sequence[Point]) -> LineChart | None:
         last=points[-1],
         marks=(place(minimum), place(maximum)),
     )
+
+
+def band_chart(points: Sequence[tuple[float, float, float, float]]) -> BandChart:
+    """Return the chart of (x, mean, low, high) points, at least two, in order of x."""
+    x_axis, y_axis = _axes([x for x, *_ in points], [value for _, *ends in points for value in ends])
+
+    def path(line: Sequence[Point]) -> str:
+        return " ".join(f"{x:g},{y:g}" for x, y in (_place_in_chart(x_axis, y_axis, point) for point in line))
+
+    means = [(x, mean) for x, mean, _, _ in points]
+    around = [(x, low) for x, _, low, _ in points] + [(x, high) for x, _, _, high in reversed(points)]
+    dots = tuple(_place_in_chart(x_axis, y_axis, point) for point in means)
+    return BandChart(_x_ticks(x_axis), _y_ticks(y_axis), path(means), path(around), dots)
 
 
 def moving_average(values: Sequence[float], window: int) -> list[float]:
@@ -140,6 +156,32 @@ def thin(points: Sequence[Point], most: int = DRAWN_POINTS) -> list[Point]:
         span = points[start:end]
         kept += sorted({min(span, key=lambda point: point[1]), max(span, key=lambda point: point[1])})
     return kept
+
+
+def _axes(xs: Sequence[float], ys: Sequence[float]) -> tuple[Axis, Axis]:
+    """Return round axes, of which the horizontal one begins and ends with the first and the last point."""
+    x_axis = axis(xs)
+    return (Axis(xs[0], xs[-1], x_axis.ticks, x_axis.labels) if len(xs) > 1 else x_axis), axis(ys)
+
+
+def _place_in_chart(x_axis: Axis, y_axis: Axis, point: Point) -> Point:
+    x = x_axis.place(point[0], CHART_LEFT, CHART_WIDTH - CHART_RIGHT)
+    return x, y_axis.place(point[1], CHART_HEIGHT - CHART_BOTTOM, CHART_TOP)
+
+
+def _x_ticks(on: Axis) -> tuple[tuple[float, str], ...]:
+    return tuple(
+        (on.place(value, CHART_LEFT, CHART_WIDTH - CHART_RIGHT), label)
+        for value, label in zip(on.ticks, on.labels, strict=True)
+        if on.low <= value <= on.high
+    )
+
+
+def _y_ticks(on: Axis) -> tuple[tuple[float, str], ...]:
+    return tuple(
+        (on.place(value, CHART_HEIGHT - CHART_BOTTOM, CHART_TOP), label)
+        for value, label in zip(on.ticks, on.labels, strict=True)
+    )
 
 
 def _place(on: Axis, value: float) -> float:

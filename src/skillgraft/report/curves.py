@@ -6,7 +6,7 @@ from typing import Any
 
 from skillgraft.report.charts import Point, line_chart
 from skillgraft.report.facts import Training
-from skillgraft.report.formatting import count, duration, finite, significant
+from skillgraft.report.formatting import count, duration, finite, one_decimal, significant
 
 UNNAMED_METRICS = 4  # drawn where a stage names no headline metrics
 
@@ -40,6 +40,7 @@ def training_view(training: Training) -> dict[str, Any]:
         "kind": training["kind"],
         "duration": duration(training["seconds"]),
         "tokens": None if tokens is None else count(tokens),
+        "rate": one_decimal(tokens / training["seconds"]) if tokens and training["seconds"] else None,
         "steps": count(len(training["curve"])),
         "charts": [chart for chart in charts if chart],
     }

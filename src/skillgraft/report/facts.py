@@ -39,6 +39,7 @@ class ScoreRow(TypedDict):
     answer_words: float | None  # mean words per answer
     seconds: float | None  # of the evaluation
     cost: Cost
+    on: NotRequired[str]  # the label of the row that a skill or control was put on
 
 
 class Comparison(TypedDict):
@@ -102,8 +103,9 @@ class Stage(TypedDict):
     kind: str
     seconds: float
     cached: bool
-    key: str  # short hash that addresses the stage's output
+    key: str  # hash that addresses the stage's output
     directory: str
+    data: NotRequired[dict[str, str]]  # hashes of the documents and questions that it read
 
 
 class Skill(TypedDict):
@@ -118,6 +120,81 @@ class Skill(TypedDict):
     survived_rounding: float | None
     base: str
     domain: str | None
+
+
+class Sweep(TypedDict):
+    """Rows of one evaluation that differ in the skill's scale alone."""
+
+    evaluation: str
+    target: str
+    skill: str
+    points: list[ScaledRow]
+
+
+class ScaledRow(TypedDict):
+    """One point of a sweep: the scale and the label of its row; the target itself has 0."""
+
+    scale: float
+    row: str
+
+
+class VectorMeasures(TypedDict):
+    """‖v‖, that relative to the base, and the mean effective rank of the matrices, where they were computed."""
+
+    norm: float
+    relative_norm: float | None
+    effective_rank: NotRequired[float]
+
+
+class Vector(VectorMeasures):
+    """One vector of parameters: "SFT", "RL" or "skill", and the stage or skill that it is of."""
+
+    label: str
+    stage: str
+    zeros: float  # share of parameters that it leaves alone
+
+
+class PairMeasures(TypedDict):
+    """The cosine of two vectors; None where one of them is zero."""
+
+    cosine: float | None
+
+
+class Pair(PairMeasures):
+    """Two vectors: z is the cosine in standard deviations by chance."""
+
+    one: str
+    other: str
+    z: float | None
+    same_sign: float | None
+    sentence: str
+
+
+class Cell(TypedDict):
+    """The measures of one kind of module in one layer, in the order of the vectors and pairs."""
+
+    layer: int
+    kind: str
+    vectors: list[VectorMeasures]
+    pairs: list[PairMeasures]
+
+
+class Geometry(TypedDict):
+    """Where in the model the change sits, or the sentence `missing` that says why that is not known."""
+
+    keys: list[str]  # of the stages that were compared
+    ranks: bool
+    vectors: list[Vector]
+    pairs: list[Pair]
+    cells: list[Cell]
+    missing: str
+
+
+class Base(TypedDict):
+    """The pre-trained model: what the recipe calls it, and the fingerprint of its weights."""
+
+    name: str
+    fingerprint: str
 
 
 class Machine(TypedDict):
@@ -145,3 +222,6 @@ class Facts(TypedDict):
     training: list[Training]
     stages: list[Stage]
     skills: list[Skill]
+    base: NotRequired[Base]
+    sweeps: NotRequired[list[Sweep]]
+    geometry: NotRequired[Geometry]

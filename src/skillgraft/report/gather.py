@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import datetime
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from skillgraft import config
+from skillgraft.checkpoint.fingerprint import fingerprint_checkpoint
 from skillgraft.checkpoint.provenance import software_versions
 from skillgraft.planning import PlannedStage
+from skillgraft.report.scales import sweeps
+from skillgraft.report.where import stage_records, where_it_sits
 
 
 def gather(
@@ -22,24 +26,33 @@ def gather(
     command: str,
     stages: list[PlannedStage],
     reused: set[str],
+    kept_geometry: Mapping[str, Any] | None = None,
+    progress: Callable[[str], Any] | None = None,
 ) -> dict[str, Any]:
-    """Return the facts of a finished run (see `report.facts.Facts`); `reused` names the stages that did not run."""
-    records = {stage.name: stage.record() for stage in stages}
+    """Return the facts of a finished run (see `report.facts.Facts`); `reused` names the stages that did not run.
+
+    `kept_geometry` is what a former report knows of where the change sits; it is used where it still holds, and
+    `progress` is told when it is computed anew.
+    """
+    records = {stage.name: {**stage.record(), "directory": str(stage.directory)} for stage in stages}
+    evaluations: list[Any] = [
+        _with_eval_seconds(json.loads((stage.directory / "evaluation.json").read_text()))
+        for stage in stages
+        if stage.stage.kind == "eval"
+    ]
     versions = software_versions()
+    say_targets(evaluations, records)
     return {
         "title": recipe.title or recipe.name,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "skillgraft_version": versions["skillgraft"],
         "recipe_path": str(recipe_file),
         "recipe_yaml": resolved,
+        "base": _base(recipe, stages),
         "command": command,
         "machine": machine(records),
         "versions": versions,
-        "evaluations": [
-            _with_eval_seconds(json.loads((stage.directory / "evaluation.json").read_text()))
-            for stage in stages
-            if stage.stage.kind == "eval"
-        ],
+        "evaluations": evaluations,
         "training": [
             _training(stage.name, records[stage.name]) for stage in stages if "curve" in records[stage.name]["facts"]
         ],
@@ -49,8 +62,9 @@ def gather(
                 "kind": stage.stage.kind,
                 "seconds": records[stage.name]["seconds"],
                 "cached": stage.name in reused,
-                "key": stage.key[:12],
+                "key": stage.key,
                 "directory": str(stage.directory),
+                "data": dict(stage.data),
             }
             for stage in stages
         ],
@@ -60,7 +74,47 @@ def gather(
             if stage.stage.kind == "inject"
             for skill, scale in stage.stage.injected
         ],
+        "sweeps": sweeps(records, evaluations),
+        "geometry": where_it_sits(
+            records, kept_geometry, keys=[stage.key for stage in stages], with_ranks=False, progress=progress
+        ),
     }
+
+
+def _base(recipe: config.Recipe, stages: Sequence[PlannedStage]) -> dict[str, str]:
+    path = next((stage.inputs[config.BASE] for stage in stages if config.BASE in stage.inputs), None)
+    return {"name": recipe.base, "fingerprint": fingerprint_checkpoint(path) if path else ""}
+
+
+def renew(
+    facts: Mapping[str, Any], directory: Path, *, with_ranks: bool, progress: Callable[[str], Any] | None = None
+) -> dict[str, Any]:
+    """Return the facts of a former report with what can be read or computed from the stages that are still there."""
+    records = stage_records(facts, directory)
+    evaluations: list[Any] = copy.deepcopy(facts["evaluations"])
+    say_targets(evaluations, records)
+    return {
+        **facts,
+        "evaluations": evaluations,
+        "sweeps": sweeps(records, evaluations) or facts.get("sweeps", []),
+        "geometry": where_it_sits(
+            records,
+            facts.get("geometry"),
+            keys=[stage["key"] for stage in facts["stages"]],
+            with_ranks=with_ranks,
+            progress=progress,
+        ),
+    }
+
+
+def say_targets(evaluations: Sequence[dict[str, Any]], records: Mapping[str, Mapping[str, Any]]) -> None:
+    """Note in each row that was made by injection which other row it was put on."""
+    for evaluation in evaluations:
+        labels = {row["model"]: row["label"] for row in evaluation["rows"]}
+        for row in evaluation["rows"]:
+            made = records.get(row["model"])
+            if made is not None and made["kind"] == "inject" and made["settings"]["target"] in labels:
+                row["on"] = labels[made["settings"]["target"]]
 
 
 def machine(records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -9,26 +9,31 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 from markupsafe import Markup
 
-from skillgraft.errors import StorageError
+from skillgraft.errors import DataError, MissingPathError, StorageError
 from skillgraft.report import formatting
 from skillgraft.report.answers import examples_view
 from skillgraft.report.charts import CHART_BOTTOM, CHART_HEIGHT, CHART_LEFT, CHART_RIGHT, CHART_TOP, CHART_WIDTH
 from skillgraft.report.curves import training_view
 from skillgraft.report.facts import Evaluation, Facts, Stage
+from skillgraft.report.gains import gain_view
+from skillgraft.report.heat import geometry_view
+from skillgraft.report.scales import sweep_view
 from skillgraft.report.tables import difference_groups, score_table_view
 from skillgraft.report.visible import visible_tree
 from skillgraft.report.wording import headline_parts, retention_remark
 
-EXAMPLES_BYTES = 1_500_000  # of HTML for all examples: keeps the page under 3 MB
+# of HTML for maps and all examples together, for all examples, and for one cell of a map: keeps the page under 3 MB
+LARGE_BYTES, EXAMPLES_BYTES, CELL_BYTES = 2_500_000, 1_500_000, 170
 TEMPLATES = Path(__file__).parent
 
 
@@ -37,15 +42,15 @@ def render(facts: Mapping[str, Any]) -> str:
     return environment().get_template("page.html.j2").render(**_page_view(visible_tree(facts)))
 
 
-def write_report(facts: Mapping[str, Any], directory: Path) -> Path:
-    """Write `report.json` and `report.html` into `directory` and return the page's path.
+def write_report(facts: Mapping[str, Any], directory: Path, html: str | None = None) -> Path:
+    """Write `report.json` and `report.html` (`html`, else the page of `facts`) into `directory`; return its path.
 
     Both replace what a former report left, each in one step, and only once both are complete. Raises `StorageError`
     where a file cannot be written.
     """
     texts = {
         "report.json": json.dumps(_strict_json(facts), indent=2, allow_nan=False) + "\n",
-        "report.html": render(facts),
+        "report.html": html or render(facts),
     }
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -55,15 +60,52 @@ def write_report(facts: Mapping[str, Any], directory: Path) -> Path:
     return directory / "report.html"
 
 
+def read_report(directory: Path) -> dict[str, Any]:
+    """Return the facts in a run's `report.json`, strings as they are there.
+
+    Raises `MissingPathError` where there is none and `DataError` for a file that is no run's report.
+    """
+    path = directory / "report.json"
+    if not path.is_file():
+        raise MissingPathError(
+            f"{directory} has no report.json; expected the folder of a finished run, such as runs/quickstart"
+        )
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        render({**facts, **{name: facts[name] for name in ("title", "evaluations", "stages")}})
+        json.dumps(_strict_json(facts), allow_nan=False)
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror}") from error
+    except (
+        LookupError,
+        TypeError,
+        AttributeError,
+        ValueError,
+        ArithmeticError,
+        RecursionError,
+        TemplateError,
+    ) as error:
+        raise DataError(
+            f"{path} is no run's report ({type(error).__name__}: {error}); expected what `skillgraft run` writes"
+        ) from error
+    return facts
+
+
 def _page_view(facts: Facts) -> dict[str, Any]:
     evaluations = [item for item in facts.get("evaluations", []) if item["rows"]]
     stages = facts.get("stages", [])
+    where = geometry_view(facts.get("geometry"))
+    cells = sum(len(figure.cells) for measure in where["maps"] for figure in measure["figures"]) if where else 0
+    examples_bytes = min(EXAMPLES_BYTES, max(0, LARGE_BYTES - CELL_BYTES * cells))
     return {
         **{name: facts.get(name, "") for name in ("title", "created", "skillgraft_version", "command", "recipe_path")},
         "recipe_yaml": facts.get("recipe_yaml", ""),
         "machine": facts.get("machine", {}),
+        "base": facts.get("base"),
         "versions": facts.get("versions", {}),
-        "evaluations": [_evaluation_view(item, EXAMPLES_BYTES // len(evaluations)) for item in evaluations],
+        "evaluations": [_evaluation_view(item, examples_bytes // len(evaluations)) for item in evaluations],
+        "where": where,
+        "sweeps": [view for item in facts.get("sweeps", []) if (view := sweep_view(item, evaluations))],
         "training": [training_view(item) for item in facts.get("training", [])],
         "skills": facts.get("skills", []),
         "timeline": _timeline(stages),
@@ -86,6 +128,7 @@ def _evaluation_view(evaluation: Evaluation, examples_bytes: int) -> dict[str, A
         "documents": evaluation["documents"],
         "headline": headline_parts(evaluation),
         "scores": score_table_view(evaluation),
+        "gain": gain_view(evaluation),
         "differences": difference_groups(evaluation),
         "retention": retention_remark(evaluation),
         "examples": examples_view(evaluation, examples_bytes),
@@ -93,11 +136,18 @@ def _evaluation_view(evaluation: Evaluation, examples_bytes: int) -> dict[str, A
 
 
 def _timeline(stages: list[Stage]) -> list[dict[str, Any]]:
+    """Return the stages with where each begins and how long it is, in percent of all of them one after the other."""
     seconds = [formatting.finite(stage["seconds"]) or 0.0 for stage in stages]
-    longest = max([*seconds, 0.0]) or 1.0
+    total = sum(seconds) or 1.0
+    begins = itertools.accumulate(seconds, initial=0.0)
     return [
-        {**stage, "width": max(0.5, round(100 * spent / longest, 1))}
-        for stage, spent in zip(stages, seconds, strict=True)
+        {
+            "data": {},
+            **stage,
+            "start": min(99.5, round(100 * begin / total, 2)),
+            "width": max(0.5, round(100 * spent / total, 2)),
+        }
+        for stage, begin, spent in zip(stages, begins, seconds, strict=False)
     ]
 
 

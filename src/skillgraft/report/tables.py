@@ -19,14 +19,14 @@ def score_table_view(evaluation: Evaluation) -> dict[str, Any]:
     columns = [(metric_name(metric), [row["scores"].get(metric) for row in rows]) for metric in metrics]
     if any(row["retention"] for row in rows):
         columns.append(("retention", [row["retention"] for row in rows]))
-    axes = [axis(_ends(intervals)) for _, intervals in columns]
+    axes = [axis(interval_ends(intervals)) for _, intervals in columns]
     sft, _ = compared_pair(evaluation)
     anchor = rows.index(sft) if sft else None
     shown = [
         {
             **_row_view(row),
             "cells": [
-                _cell(on, intervals[at], None if anchor is None else intervals[anchor])
+                score_cell(on, intervals[at], None if anchor is None else intervals[anchor])
                 for on, (_, intervals) in zip(axes, columns, strict=True)
             ],
         }
@@ -76,7 +76,8 @@ def _row_view(row: ScoreRow) -> dict[str, Any]:
     }
 
 
-def _cell(on: Axis, interval: Interval | None, reference: Interval | None) -> dict[str, Any] | None:
+def score_cell(on: Axis, interval: Interval | None, reference: Interval | None) -> dict[str, Any] | None:
+    """Return a score with its interval as text and drawing; the dashed line stands at the mean of `reference`."""
     if interval is None:
         return None
     low, high = score(interval["low"]), score(interval["high"])
@@ -103,6 +104,7 @@ def _difference(on: Axis, item: Comparison) -> dict[str, Any]:
     }
 
 
-def _ends(intervals: list[Interval | None]) -> list[float]:
+def interval_ends(intervals: list[Interval | None]) -> list[float]:
+    """Return the finite means and ends, for an axis that covers them."""
     values = [finite(interval[end]) for interval in intervals if interval for end in ("mean", "low", "high")]  # type: ignore[literal-required]
     return [value for value in values if value is not None]

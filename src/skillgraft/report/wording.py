@@ -90,10 +90,15 @@ def compared_pair(evaluation: Evaluation) -> tuple[ScoreRow | None, ScoreRow | N
 
 
 def find_comparison(evaluation: Evaluation, metric: str, row: str, against: str) -> Comparison | None:
-    """Return the paired comparison of two labels on a metric, if there is one."""
-    wanted = (metric, row, against)
-    found = (item for item in evaluation["comparisons"] if (item["metric"], item["row"], item["against"]) == wanted)
-    return next(found, None)
+    """Return the paired comparison of two labels on a metric, if there is one, turned round where it must be."""
+    for item in evaluation["comparisons"]:
+        if (item["metric"], item["row"], item["against"]) == (metric, row, against):
+            return item
+    for item in evaluation["comparisons"]:
+        if (item["metric"], item["row"], item["against"]) == (metric, against, row) and verdict(item) != "unknown":
+            turned: Comparison = {**item, "row": row, "against": against, "difference": -item["difference"]}
+            return {**turned, "low": -item["high"], "high": -item["low"]}
+    return None
 
 
 def retention_remark(evaluation: Evaluation) -> list[str]:

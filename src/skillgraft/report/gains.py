@@ -1,0 +1,81 @@
+"""What of a gain the controls explain: how far each control moves the scores that the skill moved."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from skillgraft.report.facts import Evaluation, ScoreRow
+from skillgraft.report.formatting import finite, percent, signed
+from skillgraft.report.wording import HEADLINE_METRICS, compared_pair, find_comparison, metric_name, verdict
+
+
+def gain_view(evaluation: Evaluation) -> dict[str, Any] | None:
+    """Return the gain of SFT + skill over SFT and each control's change over what it was put on.
+
+    A control is compared with the row that it was put on, with SFT where that is not known. The share is the control's
+    change in parts of the gain, said only of a gain whose interval excludes zero, and 0% for a change that is no gain.
+    None where no pair or no control is.
+    """
+    sft, grafted = compared_pair(evaluation)
+    controls = [row for row in evaluation["rows"] if row["role"] == "control"]
+    if sft is None or grafted is None or not controls:
+        return None
+    by_label = {row["label"]: row for row in evaluation["rows"]}
+    metrics = [name for name in HEADLINE_METRICS if name in grafted["scores"] and name in sft["scores"]]
+    gains = {metric: _change(evaluation, metric, grafted, sft) for metric in metrics}
+    rows = []
+    for control in controls:
+        start = by_label.get(control.get("on", ""), sft)
+        changes = {metric: _change(evaluation, metric, control, start) for metric in metrics}
+        rows.append(
+            {
+                "label": control["label"],
+                "start": start["label"],
+                "cells": [_cell(changes[metric], gains[metric]) for metric in metrics],
+            }
+        )
+    return {
+        "grafted": grafted["label"],
+        "sft": sft["label"],
+        "metrics": [metric_name(metric) for metric in metrics],
+        "gain": [_cell(gains[metric], None) for metric in metrics],
+        "rows": rows,
+        "sentences": [_sentence(metric, gains[metric], rows, place) for place, metric in enumerate(metrics)],
+    }
+
+
+def _change(evaluation: Evaluation, metric: str, row: ScoreRow, start: ScoreRow) -> dict[str, Any]:
+    """Return the difference of two rows with its paired interval, of the means alone where they were not compared."""
+    found = find_comparison(evaluation, metric, row["label"], start["label"])
+    if found is not None and verdict(found) != "unknown":
+        return {"difference": found["difference"], "interval": (found["low"], found["high"])}
+    means = [finite(one["scores"][metric]["mean"]) if metric in one["scores"] else None for one in (row, start)]
+    known = means[0] is not None and means[1] is not None
+    return {"difference": means[0] - means[1] if known else None, "interval": None}  # type: ignore[operator]
+
+
+def _cell(change: dict[str, Any], gain: dict[str, Any] | None) -> dict[str, Any]:
+    interval = change["interval"]
+    share = None
+    if gain is not None and change["difference"] is not None and gain["interval"] and gain["interval"][0] > 0:
+        share = max(0.0, change["difference"]) / gain["difference"]
+    return {
+        "difference": signed(change["difference"]),
+        "interval": f"{signed(interval[0])} to {signed(interval[1])}" if interval else "not compared in pairs",
+        "share": share,
+        "percent": "" if share is None else percent(share),
+    }
+
+
+def _sentence(metric: str, gain: dict[str, Any], rows: list[dict[str, Any]], place: int) -> str:
+    name = metric_name(metric)
+    shares = [(row["cells"][place]["share"], row) for row in rows if row["cells"][place]["share"] is not None]
+    if not shares:
+        return f"On {name} no gain is shown, so there is nothing for the controls to explain."
+    start = f"Of the gain of {signed(gain['difference'])} on {name} the controls explain"
+    most, row = max(shares, key=lambda pair: pair[0])
+    start = f"Of the gain of {signed(gain['difference'])} on {name} the controls explain"
+    if most == 0:
+        return f"{start} nothing: none of them gains."
+    change = row["cells"][place]["difference"]
+    return f"{start} at most {percent(most)}: {row['label']} gains {change} over {row['start']}."
