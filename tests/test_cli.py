@@ -262,8 +262,7 @@ def test_help_has_examples_and_loads_no_torch():
     code = (
         "import sys\nfrom typer.testing import CliRunner\nfrom skillgraft.cli import app\n"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules\n"
-        "for verb in ('run', 'status', 'extract', 'inject', 'eval', 'doctor', 'init', 'schema', 'chat', 'report'):
-"
+        "for verb in ('run', 'status', 'extract', 'inject', 'eval', 'doctor', 'init', 'schema', 'chat', 'report'):\n"
         "    result = CliRunner().invoke(app, [verb, '--help'])\n"
         "    assert result.exit_code == 0 and 'Example: skillgraft ' + verb in result.stdout, verb\n"
         "assert 'torch' not in sys.modules\n"
