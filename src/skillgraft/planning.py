@@ -15,7 +15,7 @@ from skillgraft import config
 from skillgraft.checkpoint.fingerprint import fingerprint_checkpoint, fingerprint_file
 from skillgraft.domains.knowledge import check_questions, read_documents, read_questions
 from skillgraft.domains.styles import read_styles
-from skillgraft.errors import MissingPathError
+from skillgraft.errors import MissingPathError, RecipeError
 
 VERSIONS: dict[str, int] = {
     "sft": 2,
@@ -95,10 +95,23 @@ def plan(recipe: config.Recipe, base: Path, store: Path) -> list[PlannedStage]:
             else:
                 inputs[reference] = _directory(reference, base, name)
                 keys[reference] = _identity(inputs[reference])
+        _check_renderings(recipe, name)
         data = data_of(stage)
         key = _hash(recipe.seed, stage, keys, data)
         planned[name] = PlannedStage(name, stage, key, store / f"{stage.kind}-{key[:16]}", inputs, data)
     return list(planned.values())
+
+
+def _check_renderings(recipe: config.Recipe, name: str) -> None:
+    """Raise where a stage reads documents or questions of a synthesize stage that makes none."""
+    for field_name, reference in config.references(recipe.stages[name]):
+        source = recipe.stages.get(reference)
+        if field_name not in config.DATA or not isinstance(source, config.SynthesizeStage):
+            continue
+        makes = [style.makes_questions for style in read_styles(source.styles, source.prompts)]
+        makes += [False] if source.keep_original or source.given is not None else []
+        if (field_name == "questions") not in makes:
+            raise RecipeError(f"stages.{name}.{field_name}: the styles of '{reference}' make no {field_name}")
 
 
 def _directory(reference: str, base: Path, stage: str) -> Path:

@@ -6,6 +6,7 @@ The key comes from an environment variable and goes nowhere but into the request
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -51,11 +52,12 @@ class Endpoint:
         timeout_seconds: float = 120.0,
         retries: int = 5,
         backoff_seconds: float = 1.0,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], object] | None = None,
     ) -> None:
         self.url, self.model = f"{url.rstrip('/')}/chat/completions", model
         self.timeout_seconds, self.retries = timeout_seconds, retries
-        self.backoff_seconds, self.sleep = backoff_seconds, sleep
+        self.stopped = threading.Event()
+        self.backoff_seconds, self.sleep = backoff_seconds, sleep or self.stopped.wait
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self.client = httpx2.Client(timeout=timeout_seconds, headers=headers, follow_redirects=False)
 
@@ -64,6 +66,10 @@ class Endpoint:
 
     def __exit__(self, *_: object) -> None:
         self.client.close()
+
+    def stop(self) -> None:
+        """Let every call of `ask` that waits for its next try give up."""
+        self.stopped.set()
 
     def ask(self, prompt: str, *, temperature: float, top_p: float, max_tokens: int, seed: int) -> Reply:
         """Return the endpoint's reply to `prompt`.
@@ -86,10 +92,10 @@ class Endpoint:
             try:
                 return self._try(body)
             except _TryAgainError as error:
-                if number == self.retries:
+                if number == self.retries or self.stopped.is_set():
                     raise EndpointError(
-                        f"endpoint {self.url}: {error}, in each of {self.retries + 1} tries; what it wrote before is "
-                        "kept: run again to go on, or see to the endpoint first"
+                        f"endpoint {self.url}: {error}, in try {number + 1} of {self.retries + 1}; what it wrote "
+                        "before is kept: run again to go on, or see to the endpoint first"
                     ) from error
                 self.sleep(min(max(self.backoff_seconds * 2**number, error.wait), LONGEST_WAIT))
         raise AssertionError("unreachable")

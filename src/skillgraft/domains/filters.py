@@ -16,7 +16,8 @@ _WITHOUT_SPACES = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u
 _WORD = re.compile(f"[{_WITHOUT_SPACES}\U00020000-\U0002fa1f]|[^\\s{_WITHOUT_SPACES}\U00020000-\U0002fa1f]+")
 _REFUSAL = re.compile(
     r"\W*(i'?m (very )?sorry\b|i am (very )?sorry\b|sorry, (but )?i\b|i (can'?t|cannot|can not|"
-    r"am unable to|'?m unable to|am not able to) (help|assist|answer|provide|fulfil|comply|do|access|see|read|create|generate)|"
+    r"am unable to|'?m unable to|am not able to) "
+    r"(help|assist|answer|provide|fulfil|comply|do|access|see|read|create|generate)|"
     r"(as|i'?m|i am) an? (ai|artificial intelligence|language model|large language model)\b|"
     r"(please provide|could you( please)? provide|you (have not|haven'?t|did not|didn'?t) provided?) (me )?(with )?"
     r"(the|a|any|your) (passage|text|document))",
@@ -83,21 +84,24 @@ class Duplicates:
     """The texts kept so far, by shingle: finds for a new one the closest of all of them."""
 
     def __init__(self) -> None:
-        self._holders: dict[tuple[str, ...], list[str]] = {}
-        self._sizes: dict[str, int] = {}
+        self._names: list[str] = []
+        self._sizes: list[int] = []
+        self._holders: dict[tuple[str, ...], list[int]] = {}
 
     def closest(self, text: str) -> tuple[str, float]:
         """Return the name of the kept text with the largest `jaccard` to `text`, the earliest of equals, and that."""
         shingles = set(ngrams(words(text), SHINGLE))
-        shared = Counter(name for shingle in shingles for name in self._holders.get(shingle, ()))
-        scored = {name: count / (len(shingles) + self._sizes[name] - count) for name, count in shared.items()}
-        order = {name: i for i, name in enumerate(self._sizes)}
-        best = min(scored, key=lambda name: (-scored[name], order[name]), default="")
-        return best, scored.get(best, 0.0)
+        shared = Counter(number for shingle in shingles for number in self._holders.get(shingle, ()))
+        scored = {number: count / (len(shingles) + self._sizes[number] - count) for number, count in shared.items()}
+        if not scored:
+            return "", 0.0
+        best = min(scored, key=lambda number: (-scored[number], number))
+        return self._names[best], scored[best]
 
     def add(self, name: str, text: str) -> None:
         """Keep `text` under `name`."""
         shingles = set(ngrams(words(text), SHINGLE))
-        self._sizes[name] = len(shingles)
         for shingle in shingles:
-            self._holders.setdefault(shingle, []).append(name)
+            self._holders.setdefault(shingle, []).append(len(self._names))
+        self._names.append(name)
+        self._sizes.append(len(shingles))

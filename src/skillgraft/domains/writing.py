@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +80,7 @@ def write_by_endpoint(
     missing = iter([request for request in requests if request.id not in kept.by_id])
     running: dict[Future[Reply], Request] = {}
     failure: EndpointError | None = None
-    with ThreadPoolExecutor(at_once) as pool:
+    with ThreadPoolExecutor(at_once) as pool, _stopping(endpoint):
         while True:
             while failure is None and len(running) < at_once and (request := next(missing, None)):
                 ask = pool.submit(
@@ -99,9 +100,19 @@ def write_by_endpoint(
                     kept.add([_record(request, done.result())])
                 except EndpointError as error:
                     failure = failure or error
+                    endpoint.stop()
             progress(len(kept.by_id), len(requests))
     if failure is not None:
         raise type(failure)(f"{failure} ({len(kept.by_id)} of {len(requests)} renderings are kept)") from failure
+
+
+@contextmanager
+def _stopping(endpoint: Endpoint) -> Iterator[None]:
+    """Let nobody wait for another try once the block is left, as by Ctrl-C."""
+    try:
+        yield
+    finally:
+        endpoint.stop()
 
 
 def _record(request: Request, made: Any) -> dict[str, Any]:
