@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -292,3 +293,56 @@ def test_questions_of_a_stage(tmp_path):
     assert facts(result, "learnt")["questions"] == 1
     [row] = result.evaluations[0]["rows"]
     assert row["note"] == "fine-tuned on the questions of the stage synth"
+
+
+def test_a_document_of_a_million_characters_is_cut_to_chunks(tmp_path):
+    from skillgraft.domains.chunks import chunks
+    from tests.tiny import tiny_tokenizer
+
+    text = "".join(f"Der Turm {i} steht in 東京. " for i in range(42_000))
+    assert len(text) > 1_000_000
+    offsets = tiny_tokenizer()(text, return_offsets_mapping=True, add_special_tokens=False)["offset_mapping"]
+    found = chunks(text, offsets, [4096], 256)
+    assert len(found) == -(-(len(offsets) - 256) // (4096 - 256))
+    assert found[0].startswith("Der Turm 0 steht")
+    assert found[-1].endswith("Der Turm 41999 steht in 東京.")
+    assert all(piece in text for piece in found[::50])
+
+
+SEAL = Path(os.environ.get("SKILLGRAFT_TEST_DATA", Path(__file__).parents[3] / "shared" / "data")) / "seal"
+
+
+@pytest.mark.skipif(not SEAL.is_dir(), reason="SEAL's files are not beside the repository")
+@pytest.mark.parametrize("name", ["eval_base_val", "eval_base_val_prompt-rewrite", "eval_iter2_val"])
+def test_seals_own_files(tmp_path, name):
+    import ast
+
+    seal = json.loads((SEAL / f"{name}.json").read_text())[:40]
+    recipe = recipe_with(
+        tmp_path,
+        synth={
+            "kind": "synthesize",
+            "documents": "passages.jsonl",
+            "given": str(SEAL / f"{name}.json"),
+            "split_lines": True,
+            "held_out": ["held_out.jsonl"],
+        },
+    )
+    write_jsonl(
+        tmp_path / "passages.jsonl",
+        [{"id": str(i), "title": record["title"], "text": record["context"]} for i, record in enumerate(seal)],
+    )
+    asked = [
+        {"document": str(i), "question": q["question"], "answers": [q["answer"]]}
+        for i, record in enumerate(seal)
+        for q in (
+            ast.literal_eval(record["questions"]) if isinstance(record["questions"], str) else record["questions"]
+        )
+    ]
+    write_jsonl(tmp_path / "held_out.jsonl", asked)
+    result = run(recipe, runs=tmp_path / "runs")
+    made = records(result.stages["synth"] / "documents.jsonl")[len(seal) :]
+    assert {record["source"] for record in made} == {str(i) for i in range(len(seal))}
+    assert len(made) > 5 * len(seal)
+    assert facts(result)["leakage"]["questions"] == len(asked)
+    assert facts(result)["leakage"]["stay_given_away"] == 0

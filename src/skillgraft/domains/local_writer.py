@@ -97,15 +97,19 @@ class LocalWriter:
             logits_processor=processors,
             pad_token_id=self.tokenizer.pad_token_id,
         )[:, batch["input_ids"].shape[1] :]
-        ends = {self.tokenizer.eos_token_id, self.tokenizer.pad_token_id}
-        return [
-            Written(
-                self.tokenizer.decode(row, skip_special_tokens=True).strip(),
-                any(word in ends for word in row.tolist()) or len(row) < self.max_new_tokens,
-                len(tokens) + len(row),
-            )
-            for tokens, row in zip(rows, made, strict=True)
-        ]
+        return [self._written(tokens, row.tolist()) for tokens, row in zip(rows, made, strict=True)]
+
+    def _written(self, prompt: list[int], made: list[int]) -> Written:
+        stops = self.model.generation_config.eos_token_id
+        ends = {
+            self.tokenizer.eos_token_id,
+            self.tokenizer.pad_token_id,
+            *(stops if isinstance(stops, list) else [stops]),
+        }
+        length = next((i for i, word in enumerate(made) if word in ends), len(made))
+        text = self.tokenizer.decode(made[:length], skip_special_tokens=True).strip()
+        complete = length < len(made) or len(made) < self.max_new_tokens
+        return Written(text, complete, len(prompt) + min(length + 1, len(made)))
 
 
 def as_chat(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
