@@ -108,8 +108,7 @@ class LocalWriter:
         }
         length = next((i for i, word in enumerate(made) if word in ends), len(made))
         text = self.tokenizer.decode(made[:length], skip_special_tokens=True).strip()
-        complete = length < len(made) or len(made) < self.max_new_tokens
-        return Written(text, complete, len(prompt) + min(length + 1, len(made)))
+        return Written(text, length < len(made), len(prompt) + min(length + 1, len(made)))
 
 
 def as_chat(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
