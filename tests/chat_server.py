@@ -46,7 +46,8 @@ class Handler(BaseHTTPRequestHandler):
         elif isinstance(what, bytes):
             self.send(200, what)
         elif isinstance(what, tuple):
-            self.send(what[0], json.dumps({"error": {"message": "as the test asked"}}).encode(), **what[1])
+            said = what[1].get("echo", "as the test asked")
+            self.send(what[0], json.dumps({"error": {"message": said}}).encode(), **what[1])
         elif what == "long":
             choice["finish_reason"] = "length"
             self.send(200, json.dumps(whole).encode())

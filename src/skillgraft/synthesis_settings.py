@@ -31,7 +31,7 @@ class EndpointSettings(Strict):
     )
     timeout_seconds: float = Field(120.0, gt=0, le=3600, description="longest wait for one rendering")
     retries: int = Field(5, ge=0, le=20, description="more tries after a failure that may pass, with growing waits")
-    at_once: int = Field(4, ge=1, le=256, description="requests under way at the same time")
+    at_once: int = Field(4, ge=1, le=100, description="requests under way at the same time")
 
 
 class SynthesisFilters(Strict):

@@ -97,6 +97,12 @@ def test_what_does_not_pass_is_said_at_once(chat, ask, status):
     assert ask.waits == []
 
 
+def test_a_key_that_the_server_repeats_is_not_shown(chat, ask):
+    chat.script = [(401, {"echo": "wrong key k-123"})]
+    with pytest.raises(EndpointError, match=r"status 401 \(wrong key \*\*\*\)"):
+        ask(key="k-123")
+
+
 def test_a_key_follows_no_redirect(chat, ask):
     chat.script = [(307, {"Location": "http://127.0.0.1:1/v1/chat/completions"})]
     with pytest.raises(EndpointError, match="status 307"):

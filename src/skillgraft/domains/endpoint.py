@@ -9,11 +9,11 @@ import json
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import httpx2
 
+from skillgraft.domains.writing import Written
 from skillgraft.errors import EndpointError
 
 LARGEST_REPLY = 1 << 24
@@ -21,15 +21,6 @@ LARGEST_REPLY = 1 << 24
 LONGEST_WAIT = 60.0
 """Seconds between two tries at most, whatever the server asks for."""
 _PASSING = {408, 409, 425, 429}
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What an endpoint wrote, whether it ended by itself, and the tokens that it counted."""
-
-    text: str
-    complete: bool
-    tokens: int
 
 
 class _TryAgainError(Exception):
@@ -56,7 +47,7 @@ class Endpoint:
     ) -> None:
         self.url, self.model = f"{url.rstrip('/')}/chat/completions", model
         self.timeout_seconds, self.retries = timeout_seconds, retries
-        self.stopped = threading.Event()
+        self.key, self.stopped = key, threading.Event()
         self.backoff_seconds, self.sleep = backoff_seconds, sleep or self.stopped.wait
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self.client = httpx2.Client(timeout=timeout_seconds, headers=headers, follow_redirects=False)
@@ -71,7 +62,7 @@ class Endpoint:
         """Let every call of `ask` that waits for its next try give up."""
         self.stopped.set()
 
-    def ask(self, prompt: str, *, temperature: float, top_p: float, max_tokens: int, seed: int) -> Reply:
+    def ask(self, prompt: str, *, temperature: float, top_p: float, max_tokens: int, seed: int) -> Written:
         """Return the endpoint's reply to `prompt`.
 
         A reply that times out, breaks off, is nonsense, or has a status of 408, 409, 425, 429 or 5xx is asked for
@@ -100,7 +91,7 @@ class Endpoint:
                 self.sleep(min(max(self.backoff_seconds * 2**number, error.wait), LONGEST_WAIT))
         raise AssertionError("unreachable")
 
-    def _try(self, body: dict[str, Any]) -> Reply:
+    def _try(self, body: dict[str, Any]) -> Written:
         ends = time.monotonic() + self.timeout_seconds
         content = b""
         try:
@@ -121,39 +112,39 @@ class Endpoint:
             ) from error
         if response.status_code in _PASSING or response.status_code >= 500:
             raise _TryAgainError(
-                f"status {response.status_code} ({_said(content)})", _seconds(response.headers.get("Retry-After"))
+                f"status {response.status_code} ({self._said(content)})", _seconds(response.headers.get("Retry-After"))
             )
         if response.status_code != 200:
             raise EndpointError(
-                f"endpoint {self.url}: status {response.status_code} ({_said(content)}); check url, model and key"
+                f"endpoint {self.url}: status {response.status_code} ({self._said(content)}); check url, model and key"
             )
-        return _read(content)
+        return self._read(content)
+
+    def _read(self, content: bytes) -> Written:
+        try:
+            reply = json.loads(content)
+            choice = reply["choices"][0]
+            text = choice["message"]["content"]
+            if not isinstance(text, str):
+                raise TypeError("the content is no text")
+            text.encode()
+            used = (reply.get("usage") or {}).get("total_tokens")
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
+            raise _TryAgainError(f"a reply that is no chat completion: {self._said(content)}") from error
+        return Written(text.strip(), choice.get("finish_reason") != "length", used if type(used) is int else 0)
+
+    def _said(self, content: bytes) -> str:
+        """Return the server's own words on an error, short and without the key, which a server may repeat."""
+        try:
+            error = json.loads(content)["error"]
+            said = str(error["message"] if isinstance(error, dict) else error)
+        except (ValueError, TypeError, KeyError, RecursionError):
+            said = content.decode(errors="replace")
+        return _short(said.replace(self.key, "***") if self.key else said)
 
 
-def _read(content: bytes) -> Reply:
-    try:
-        reply = json.loads(content)
-        choice = reply["choices"][0]
-        text = choice["message"]["content"]
-        if not isinstance(text, str):
-            raise TypeError("the content is no text")
-        text.encode()
-        used = (reply.get("usage") or {}).get("total_tokens")
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
-        raise _TryAgainError(f"a reply that is no chat completion: {_said(content)}") from error
-    return Reply(text.strip(), choice.get("finish_reason") != "length", used if type(used) is int else 0)
-
-
-def _said(content: bytes) -> str:
-    try:
-        error = json.loads(content)["error"]
-        return _short(error["message"] if isinstance(error, dict) else error)
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return _short(content[:400].decode(errors="replace"))
-
-
-def _short(text: object) -> str:
-    visible = "".join(c if c.isprintable() else " " for c in str(text))
+def _short(text: str) -> str:
+    visible = "".join(c if c.isprintable() else " " for c in text)
     return " ".join(visible.split())[:200] or "nothing"
 
 

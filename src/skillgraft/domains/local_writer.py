@@ -8,7 +8,6 @@ the logits do (padding, another batch size) and decide between two words; the ba
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,18 +20,10 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from skillgraft.domains.writing import Written
 from skillgraft.errors import RecipeError
 from skillgraft.train.common import count_parameters, load_model
 from skillgraft.train.precision import bf16_pays, device
-
-
-@dataclass(frozen=True)
-class Written:
-    """One rendering: its text, whether it ended by itself, and the tokens of prompt and text."""
-
-    text: str
-    complete: bool
-    tokens: int
 
 
 class GumbelNoise(LogitsProcessor):

@@ -42,10 +42,19 @@ class Request:
     id: str
     document: Document
     chunk: str
-    style: str
+    style: Style
     kind: str
-    prompt: str
     seed: int
+
+    @property
+    def prompt(self) -> str:
+        """What the model is asked."""
+        return self.style.ask(self.document.title, self.chunk, self.kind)
+
+    @property
+    def instruction(self) -> str:
+        """The prompt without the chunk: what a rendering should not repeat."""
+        return self.style.ask(self.document.title, "", self.kind)
 
 
 @dataclass(frozen=True)
@@ -101,9 +110,8 @@ def plan_requests(
                                 f"{document.id}#{name}-{number}-{sample}",
                                 document,
                                 chunk,
-                                style.name,
+                                style,
                                 kind,
-                                style.ask(document.title, chunk, kind),
                                 int.from_bytes(blake3(json.dumps(what).encode()).digest()[:4], "big") >> 1,
                             )
                         )

@@ -124,23 +124,20 @@ def _written(
             )
     else:
         facts = _write_locally(stage, requests, model, tokenizer, work, kept, progress)
-    instructions = {style.name: style for style in styles}
     renderings = [
         Rendering(
             each.id,
             each.document,
             each.chunk,
-            each.style,
+            each.style.name,
             kept.by_id[each.id]["text"],
             each.kind,
-            instructions[each.style].ask(each.document.title, "", each.kind),
+            each.instruction,
             kept.by_id[each.id]["complete"],
         )
         for each in requests
     ]
     tokens = sum(kept.by_id[each.id]["tokens"] for each in requests)
-    if "parameters" in facts:
-        facts = {"precision": facts["precision"], "flops": 2.0 * facts["parameters"] * tokens}
     return renderings, {"tokens": tokens, **facts}
 
 
@@ -166,7 +163,8 @@ def _write_locally(
         )
         writer.check_length([request.prompt for request in requests])
         write_locally(requests, writer, stage.batch_size, kept, progress)
-        return {"parameters": writer.parameters, "precision": describe()}
+        tokens = sum(kept.by_id[request.id]["tokens"] for request in requests)
+        return {"precision": describe(), "flops": 2.0 * writer.parameters * tokens}
 
 
 def _write_jsonl(file: Path, records: Iterable[dict[str, Any]]) -> None:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +15,21 @@ from skillgraft.domains.synthesis import Request
 from skillgraft.errors import EndpointError
 
 if TYPE_CHECKING:
-    from skillgraft.domains.endpoint import Endpoint, Reply
+    from skillgraft.domains.endpoint import Endpoint
     from skillgraft.domains.local_writer import LocalWriter
 
 Progress = Callable[[int, int], None]
 RENDERINGS = "renderings.jsonl"
 """In a stage's working folder: one line for each rendering as it came."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """One rendering: its text, whether it ended by itself, and the tokens of prompt and text together."""
+
+    text: str
+    complete: bool
+    tokens: int
 
 
 class Kept:
@@ -78,7 +88,7 @@ def write_by_endpoint(
 ) -> None:
     """Have `endpoint` write what is missing, `at_once` at a time; a failure raises after what is under way is kept."""
     missing = iter([request for request in requests if request.id not in kept.by_id])
-    running: dict[Future[Reply], Request] = {}
+    running: dict[Future[Written], Request] = {}
     failure: EndpointError | None = None
     with ThreadPoolExecutor(at_once) as pool, _stopping(endpoint):
         while True:
@@ -103,7 +113,7 @@ def write_by_endpoint(
                     endpoint.stop()
             progress(len(kept.by_id), len(requests))
     if failure is not None:
-        raise type(failure)(f"{failure} ({len(kept.by_id)} of {len(requests)} renderings are kept)") from failure
+        raise EndpointError(f"{failure} ({len(kept.by_id)} of {len(requests)} renderings are kept)") from failure
 
 
 @contextmanager
@@ -115,5 +125,5 @@ def _stopping(endpoint: Endpoint) -> Iterator[None]:
         endpoint.stop()
 
 
-def _record(request: Request, made: Any) -> dict[str, Any]:
+def _record(request: Request, made: Written) -> dict[str, Any]:
     return {"id": request.id, "text": made.text, "complete": made.complete, "tokens": made.tokens}
