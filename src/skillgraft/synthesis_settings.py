@@ -25,7 +25,7 @@ class EndpointSettings(Strict):
     """A model behind an OpenAI-compatible chat endpoint; its key is read from the environment and written nowhere."""
 
     url: Annotated[str, AfterValidator(_endpoint)] = Field(description="up to /v1, such as http://localhost:8000/v1")
-    model: str = Field(min_length=1, description="the model's name there")
+    model: str = Field(pattern=r"\S", description="the model's name there")
     key_variable: str | None = Field(
         None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="environment variable that holds the key"
     )
