@@ -34,7 +34,10 @@ class Needs(NamedTuple):
 
 
 def estimate(stages: list[PlannedStage], base: Path) -> list[dict[str, Any]]:
-    """Return one row a stage: name, kind, state, and estimates of time, memory and disk as text."""
+    """Return one row a stage: name, kind, state, and estimates of time, memory and disk as text.
+
+    The time is `?` where a stage reads renderings that are still to be written.
+    """
     parameters = sum(math.prod(info.shape) for info in read_layout(base).tensors.values())
     return [_row(stage, parameters) for stage in stages]
 
@@ -52,12 +55,14 @@ def training_needs(parameters: int, lora: bool, tokens: float = 0.0) -> Needs:
 
 def _row(planned: PlannedStage, parameters: int) -> dict[str, Any]:
     flops, memory, disk = stage_needs(planned.stage, parameters, planned.inputs)
+    data = [named for name in config.DATA if (named := getattr(planned.stage, name, None)) is not None]
+    waits = any(_made(named, planned.inputs) is None for named in data)
     state = "cached" if planned.cached else "goes on" if planned.work.exists() else "to run"
     return {
         "name": planned.name,
         "kind": planned.stage.kind,
         "state": state,
-        "time": clock(estimated_seconds(flops)),
+        "time": "?" if waits else clock(estimated_seconds(flops)),
         "memory": f"{memory / 2**30:.1f} GiB",
         "disk": f"{disk / 2**30:.1f} GiB",
         "directory": str(planned.directory),

@@ -13,6 +13,7 @@ from skillgraft import run
 from skillgraft.config import load_recipe
 from skillgraft.domains.knowledge import read_documents, read_questions
 from skillgraft.errors import DataError, MissingPathError, RecipeError
+from skillgraft.estimate import estimate
 from skillgraft.run import prepare
 from tests.babble import babbling_checkpoint
 from tests.recipes import PLACES, tiny_recipe, write_jsonl
@@ -157,6 +158,15 @@ def test_how_an_endpoint_is_asked_decides_nothing(finished):
     before = keys(recipe, [at % ""])
     assert keys(recipe, [at % ", timeout_seconds: 3, retries: 0, at_once: 2, key_variable: KEY"]) == before
     assert keys(recipe, [at % "2"]) != before
+
+
+def test_estimates_before_and_after(finished, tmp_path):
+    recipe, result = finished
+    for runs, state, time in ((tmp_path, "to run", "?"), (result.directory.parent, "cached", "5 s")):
+        _, base, stages = prepare(recipe, [], runs, print)
+        synth, learnt = estimate(stages, base)
+        assert (synth["state"], synth["time"]) == (state, "5 s")
+        assert (learnt["state"], learnt["time"]) == (state, time)
 
 
 GIVEN = "The town of Vell has a harbour that was finished in 1900, and it is still in use."
