@@ -115,7 +115,7 @@ def test_two_files_of_one_name(tmp_path):
 
 
 def test_large_documents_and_many_languages(tmp_path):
-    large = "Ein Satz, 一文, جملة, предложение 🚢. " * 28_000
+    large = "Ein Satz, 一文, جملة, предложение 🚢. " * 30_000
     write(tmp_path / "documents.jsonl", {"id": "large", "text": large}, {"id": "日本", "text": "短い文。"})
     documents = read_documents(tmp_path)
     assert len(documents[0].text) > 1_000_000

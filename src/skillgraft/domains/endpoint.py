@@ -93,7 +93,7 @@ class Endpoint:
 
     def _try(self, body: dict[str, Any]) -> Written:
         ends = time.monotonic() + self.timeout_seconds
-        content = b""
+        content = bytearray()
         try:
             with self.client.stream("POST", self.url, json=body) as response:
                 for part in response.iter_bytes():
@@ -112,13 +112,14 @@ class Endpoint:
             ) from error
         if response.status_code in _PASSING or response.status_code >= 500:
             raise _TryAgainError(
-                f"status {response.status_code} ({self._said(content)})", _seconds(response.headers.get("Retry-After"))
+                f"status {response.status_code} ({self._said(bytes(content))})",
+                _seconds(response.headers.get("Retry-After")),
             )
         if response.status_code != 200:
             raise EndpointError(
-                f"endpoint {self.url}: status {response.status_code} ({self._said(content)}); check url, model and key"
+                f"endpoint {self.url}: status {response.status_code} ({self._said(bytes(content))}); check url, model and key"
             )
-        return self._read(content)
+        return self._read(bytes(content))
 
     def _read(self, content: bytes) -> Written:
         try:
