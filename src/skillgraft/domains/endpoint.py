@@ -110,15 +110,11 @@ class Endpoint:
             raise _TryAgainError(
                 f"cannot be reached or broke off ({_short(str(error) or type(error).__name__)})"
             ) from error
+        status = f"status {response.status_code} ({self._said(bytes(content))})"
         if response.status_code in _PASSING or response.status_code >= 500:
-            raise _TryAgainError(
-                f"status {response.status_code} ({self._said(bytes(content))})",
-                _seconds(response.headers.get("Retry-After")),
-            )
+            raise _TryAgainError(status, _seconds(response.headers.get("Retry-After")))
         if response.status_code != 200:
-            raise EndpointError(
-                f"endpoint {self.url}: status {response.status_code} ({self._said(bytes(content))}); check url, model and key"
-            )
+            raise EndpointError(f"endpoint {self.url}: {status}; check url, model and key")
         return self._read(bytes(content))
 
     def _read(self, content: bytes) -> Written:
