@@ -69,7 +69,7 @@ class SynthesizeStage(Strict):
     batch_size: int = Field(8, ge=1, description="renderings that a local model writes at once")
     split_lines: bool = Field(False, description="each line of a text becomes a document of its own, as in SEAL")
     keep_original: bool = Field(True, description="the documents themselves come first in the result")
-    filters: SynthesisFilters = Field(SynthesisFilters(), description="limits of the filters")
+    filters: SynthesisFilters = Field(SynthesisFilters.model_validate({}), description="limits of the filters")
     held_out: list[Path] = Field([], description="JSONL files of evaluation questions that no rendering may give away")
     leakage: Literal["remove", "refuse"] = Field("remove", description="what happens where a rendering does")
 
