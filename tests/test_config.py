@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from skillgraft.config import load_recipe, order, parse_recipe, references
+from skillgraft.config import load_recipe, order, references
 from skillgraft.errors import MissingPathError, RecipeError
 
 GOOD = {
