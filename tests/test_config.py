@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from skillgraft.config import load_recipe, order, parse_recipe, references
+from skillgraft.config import load_recipe, order, references
 from skillgraft.errors import MissingPathError, RecipeError
 
 GOOD = {
@@ -45,8 +45,8 @@ def test_hub_ids_stay(tmp_path):
     assert load_recipe(file).base == "owner/name"
 
 
-def test_references_name_their_field():
-    recipe = parse_recipe(GOOD)
+def test_references_name_their_field(tmp_path):
+    recipe = load_recipe(recipe_file(tmp_path))
     assert references(recipe.stages["skill"]) == [("rl", "rl"), ("sft", "sft")]
     assert references(recipe.stages["rl"]) == [("from", "sft")]
     assert [r for _, r in references(recipe.stages["scores"])] == ["base", "sft", "grafted"]

@@ -58,6 +58,19 @@ def test_a_whole_recipe_on_the_default_model(tmp_path, monkeypatch):
     assert run(file, runs=tmp_path / "runs").cached
 
 
+def test_the_synthesis_recipe_at_a_small_setting(tmp_path, monkeypatch):
+    monkeypatch.delenv("SKILLGRAFT_PRECISION", raising=False)
+    stages = ("own", "given", "sft_passages", "scores")
+    small = [f"{stage}.limit_documents=3" for stage in stages] + ["own.max_new_tokens=64", "scores.retention=false"]
+    small += [f"sft_{name}.trainer.max_steps=2" for name in ("passages", "own", "given")]
+    result = run(ROOT / "recipes" / "synthesis.yaml", overrides=small, runs=tmp_path / "runs")
+    facts = {name: json.loads((result.stages[name] / "stage.json").read_text())["facts"] for name in ("own", "given")}
+    assert facts["own"]["renderings"] == 6
+    assert facts["given"]["kept"] == {"given": 18}
+    assert facts["own"]["leakage"]["stay_given_away"] == facts["given"]["leakage"]["stay_given_away"] == 0
+    assert [row["model"] for row in result.evaluations[0]["rows"]] == ["base", "sft_passages", "sft_own", "sft_given"]
+
+
 def test_the_quickstart_validates_against_the_default_model(tmp_path):
     from skillgraft.run import prepare
 

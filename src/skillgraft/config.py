@@ -22,18 +22,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from skillgraft.arithmetic.merge_recipe import check_vector_method, parse_merge_recipe
 from skillgraft.errors import RecipeError, did_you_mean
+from skillgraft.strict import BASE
+from skillgraft.strict import Strict as _Strict
+from skillgraft.synthesis_settings import SynthesizeStage, check_synthesize
 from skillgraft.yaml_file import read_yaml
-
-BASE = "base"
-"""The name by which stages refer to the recipe's base model."""
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, defer_build=True)
 
 
 def _finite(value: float) -> float:
@@ -132,8 +128,12 @@ class EvalStage(_Strict):
 
 
 Stage = Annotated[
-    SftStage | RlStage | ExtractStage | RandomVectorStage | InjectStage | EvalStage, Field(discriminator="kind")
+    SftStage | RlStage | ExtractStage | RandomVectorStage | InjectStage | EvalStage | SynthesizeStage,
+    Field(discriminator="kind"),
 ]
+
+DATA = ("documents", "questions")
+"""Fields that hold a path, or the name of a synthesize stage whose result is read."""
 
 REFERENCES: dict[str, tuple[str, ...]] = {
     "sft": ("from_",),
@@ -142,6 +142,7 @@ REFERENCES: dict[str, tuple[str, ...]] = {
     "random_vector": ("skill",),
     "inject": ("target", "skill", "skills"),
     "eval": ("models",),
+    "synthesize": ("model",),
 }
 """Stage kind -> the fields that name another stage, the base, or a directory."""
 
@@ -153,6 +154,7 @@ MAKES: dict[str, str] = {
     "extract": "skill",
     "random_vector": "skill",
     "eval": "table",
+    "synthesize": "folder of documents",
 }
 
 
@@ -201,6 +203,7 @@ KINDS: dict[str, type[_Strict]] = {
     "random_vector": RandomVectorStage,
     "inject": InjectStage,
     "eval": EvalStage,
+    "synthesize": SynthesizeStage,
 }
 
 
@@ -264,13 +267,18 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
 
 
 def references(stage: _Strict) -> list[tuple[str, str]]:
-    """Return (field, what it names) for each reference of a stage, in order."""
+    """Return (field, what it names) for each reference of a loaded recipe's stage, in order."""
     found = []
     for field in REFERENCES[stage.kind]:  # type: ignore[attr-defined]
         value = getattr(stage, field)
         named = value if isinstance(value, list) else [] if value is None else [value]
         found += [(field.rstrip("_"), each.skill if isinstance(each, ScaledSkill) else each) for each in named]
-    return found
+    return found + [(field, name) for field in DATA if (name := synthesis_named(getattr(stage, field, None)))]
+
+
+def synthesis_named(data: Path | None) -> str | None:
+    """Return the synthesize stage that a data field of a loaded recipe names, None where it holds a path."""
+    return None if data is None or data.is_absolute() else str(data)
 
 
 def _check_stages(recipe: Recipe) -> None:
@@ -286,6 +294,8 @@ def _check_stages(recipe: Recipe) -> None:
             raise RecipeError(f"stages.{name}: limit_documents needs documents")
         if isinstance(stage, InjectStage):
             _check_inject(name, stage)
+        if isinstance(stage, SynthesizeStage):
+            check_synthesize(name, stage)
         _check_makers(recipe, name, stage)
         if isinstance(stage, RlStage) and stage.rounds and "max_steps" in stage.trainer:
             raise RecipeError(f"stages.{name}: both rounds and trainer.max_steps are given; rounds holds the steps")
@@ -321,7 +331,7 @@ def _check_makers(recipe: Recipe, name: str, stage: _Strict) -> None:
     """Raise for a reference to a stage that makes something else than what is needed there."""
     for field, reference in references(stage):
         if reference in recipe.stages:
-            wanted = "skill" if field in ("skill", "skills") else "checkpoint"
+            wanted = "skill" if field in ("skill", "skills") else MAKES["synthesize"] if field in DATA else "checkpoint"
             made = MAKES[recipe.stages[reference].kind]
             if made != wanted:
                 raise RecipeError(f"stages.{name}.{field}: '{reference}' makes a {made}, expected a {wanted}")
@@ -380,8 +390,14 @@ def _skill_place(name: str, folder: Path) -> str | None:
 
 
 def _absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
-    def absolute(value: Any) -> Any:
-        return (folder / value.expanduser()).resolve() if isinstance(value, Path) else value
+    def absolute(value: Any, field: str) -> Any:
+        if isinstance(value, list):
+            return [absolute(each, field) for each in value]
+        if not isinstance(value, Path):
+            return value
+        if field in DATA and isinstance(recipe.stages.get(str(value)), SynthesizeStage):
+            return value
+        return (folder / value.expanduser()).resolve()
 
     def resolve_reference(value: Any, is_base: bool = False, is_skill: bool = False) -> Any:
         if isinstance(value, list):
@@ -398,7 +414,7 @@ def _absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
 
     stages = {}
     for name, stage in recipe.stages.items():
-        changes = {f: absolute(getattr(stage, f)) for f in type(stage).model_fields}
+        changes = {f: absolute(getattr(stage, f), f) for f in type(stage).model_fields}
         changes |= {
             f: resolve_reference(getattr(stage, f), is_skill=f.startswith("skill")) for f in REFERENCES[stage.kind]
         }

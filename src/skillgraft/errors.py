@@ -50,6 +50,10 @@ class HubError(SkillgraftError, OSError):
     """A model hub cannot be reached, refuses, or sends what it should not."""
 
 
+class EndpointError(SkillgraftError, OSError):
+    """A model behind an endpoint cannot be reached, refuses, or answers nonsense."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return `; did you mean 'x'? available: a, b` for an unknown `name`, the closest known name first."""
     known = sorted(map(str, known))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from skillgraft import config
 from skillgraft.checkpoint.layout import Layout, read_layout
 from skillgraft.domains.knowledge import read_documents, read_questions
+from skillgraft.domains.styles import read_styles
 from skillgraft.machine import cores
 from skillgraft.planning import PlannedStage
 from skillgraft.watch import clock
@@ -33,7 +35,10 @@ class Needs(NamedTuple):
 
 
 def estimate(stages: list[PlannedStage], base: Path) -> list[dict[str, Any]]:
-    """Return one row a stage: name, kind, state, and estimates of time, memory and disk as text."""
+    """Return one row a stage: name, kind, state, and estimates of time, memory and disk as text.
+
+    The time is `?` where a stage reads renderings that are still to be written.
+    """
     parameters = parameters_of(read_layout(base))
     return [_row(stage, parameters) for stage in stages]
 
@@ -55,25 +60,31 @@ def training_needs(parameters: int, lora: bool, tokens: float = 0.0) -> Needs:
 
 
 def _row(planned: PlannedStage, parameters: int) -> dict[str, Any]:
-    flops, memory, disk = stage_needs(planned.stage, parameters)
+    flops, memory, disk = stage_needs(planned.stage, parameters, planned.inputs)
+    data = [named for name in config.DATA if (named := getattr(planned.stage, name, None)) is not None]
+    waits = any(_made(named, planned.inputs) is None for named in data)
     state = "cached" if planned.cached else "goes on" if planned.work.exists() else "to run"
     return {
         "name": planned.name,
         "kind": planned.stage.kind,
         "state": state,
-        "time": clock(estimated_seconds(flops)),
+        "time": "?" if waits else clock(estimated_seconds(flops)),
         "memory": f"{memory / 2**30:.1f} GiB",
         "disk": f"{disk / 2**30:.1f} GiB",
         "directory": str(planned.directory),
     }
 
 
-def stage_needs(stage: Any, parameters: int) -> Needs:
-    """Return what a stage of a recipe takes for a base with so many parameters."""
+def stage_needs(stage: Any, parameters: int, inputs: Mapping[str, Path] | None = None) -> Needs:
+    """Return what a stage of a recipe takes for a base with so many parameters.
+
+    `inputs` maps the stages that it refers to, to their directories; renderings that are still to come count nothing.
+    """
+    documents_path, questions_path = (_made(getattr(stage, name, None), inputs or {}) for name in config.DATA)
     if stage.kind == "sft":
-        documents = read_documents(stage.documents, stage.limit_documents) if stage.documents else []
+        documents = read_documents(documents_path, stage.limit_documents) if documents_path else []
         tokens = sum(len(document.rendered().encode()) for document in documents) / BYTES_PER_TOKEN
-        tokens += QUESTION_TOKENS * len(read_questions(stage.questions)) if stage.questions else 0
+        tokens += QUESTION_TOKENS * len(read_questions(questions_path)) if questions_path else 0
         epochs = stage.trainer.get("num_train_epochs", 8)
         return training_needs(parameters, stage.lora is not None, tokens * epochs)
     if stage.kind == "rl":
@@ -82,9 +93,19 @@ def stage_needs(stage: Any, parameters: int) -> Needs:
         kept = 6 if stage.lora is not None else 16
         return Needs(4 * parameters * samples * RL_TOKENS, parameters * kept + 3 * 2**30, parameters * (kept + 4))
     if stage.kind == "eval":
-        about = read_documents(stage.documents, stage.limit_documents) if stage.documents else None
-        tokens = len(read_questions(stage.questions, about)) * (RL_TOKENS + stage.max_new_tokens) * len(stage.models)
+        about = read_documents(documents_path, stage.limit_documents) if documents_path else None
+        asked = len(read_questions(questions_path, about)) if questions_path else 0
+        tokens = asked * (RL_TOKENS + stage.max_new_tokens) * len(stage.models)
         return Needs(4 * parameters * tokens, parameters * 4 + 2**30, 2**20)
+    if stage.kind == "synthesize":
+        if stage.given is not None or stage.endpoint is not None:
+            return Needs(0, 2**30, 2**24)
+        documents = read_documents(documents_path, stage.limit_documents) if documents_path else []
+        sizes = [len(document.text.encode()) / BYTES_PER_TOKEN for document in documents]
+        asked = sum(max(len(style.kinds), 1) for style in read_styles(stage.styles, stage.prompts)) * stage.samples
+        chunks = [(min(size, most), math.ceil(size / most)) for size in sizes for most in stage.chunk_tokens]
+        tokens = asked * sum((size + stage.max_new_tokens) * count for size, count in chunks)
+        return Needs(2 * parameters * tokens, parameters * 4 + 2**30, 2**24)
     disk = parameters * 4 if stage.kind == "inject" else parameters * 0.2
     return Needs(10 * parameters, 2**30, disk)
 
@@ -94,7 +115,7 @@ class Outlook:
 
     def __init__(self, stages: Sequence[PlannedStage], base: Path) -> None:
         parameters = parameters_of(read_layout(base))
-        self._flops = {stage.name: stage_needs(stage.stage, parameters).flops for stage in stages}
+        self._flops = {stage.name: stage_needs(stage.stage, parameters, stage.inputs).flops for stage in stages}
         self._kinds = {stage.name: stage.stage.kind for stage in stages}
         self._seen: dict[str, list[tuple[float, float]]] = defaultdict(list)
 
@@ -113,3 +134,11 @@ class Outlook:
             return estimated_seconds(flops), False
         seconds, done = (sum(column) for column in zip(*seen, strict=True))
         return (seconds * flops / done if done else seconds / len(seen)), True
+
+
+def _made(data: Path | None, inputs: Mapping[str, Path]) -> Path | None:
+    """Return where a data field's documents or questions lie; None for none, or where a stage has yet to write them."""
+    stage = None if data is None else config.synthesis_named(data)
+    if stage is None:
+        return data
+    return inputs[stage] if stage in inputs and inputs[stage].exists() else None

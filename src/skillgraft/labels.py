@@ -38,7 +38,8 @@ def _role(stages: Mapping[str, PlannedStage], model: str) -> tuple[str, str, str
     stage = stages[model].stage
     if stage.kind == "sft":
         what = "documents" if stage.documents else "questions"
-        return "sft", "SFT", f"fine-tuned on the {what}"
+        renderings = config.synthesis_named(stage.documents or stage.questions)
+        return "sft", "SFT", f"fine-tuned on the {what}" + (f" of the stage {renderings}" if renderings else "")
     if stage.kind == "rl":
         return "other", f"RL ({model})", "trained with RL on these questions or others: no skill was injected"
     if stage.kind != "inject":

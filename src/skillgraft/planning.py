@@ -14,9 +14,18 @@ from blake3 import blake3
 from skillgraft import config
 from skillgraft.checkpoint.fingerprint import fingerprint_checkpoint, fingerprint_file
 from skillgraft.domains.knowledge import check_questions, read_documents, read_questions
-from skillgraft.errors import MissingPathError
+from skillgraft.domains.styles import read_styles
+from skillgraft.errors import MissingPathError, RecipeError
 
-VERSIONS: dict[str, int] = {"sft": 2, "rl": 1, "extract": 2, "random_vector": 1, "inject": 2, "eval": 1}
+VERSIONS: dict[str, int] = {
+    "sft": 2,
+    "rl": 1,
+    "extract": 2,
+    "random_vector": 1,
+    "inject": 2,
+    "eval": 1,
+    "synthesize": 1,
+}
 """Raised when a kind's code or one of its defaults changes what it makes: finished stages of it then run again."""
 
 BESIDE_WEIGHTS = (
@@ -89,10 +98,23 @@ def plan(recipe: config.Recipe, base: Path, store: Path) -> list[PlannedStage]:
             else:
                 inputs[reference] = _directory(reference, base, name)
                 keys[reference] = _identity(inputs[reference])
+        _check_renderings(recipe, name)
         data = data_of(stage)
         key = _hash(recipe.seed, stage, keys, data)
         planned[name] = PlannedStage(name, stage, key, store / f"{stage.kind}-{key[:16]}", inputs, data)
     return list(planned.values())
+
+
+def _check_renderings(recipe: config.Recipe, name: str) -> None:
+    """Raise where a stage reads documents or questions of a synthesize stage that makes none."""
+    for field_name, reference in config.references(recipe.stages[name]):
+        source = recipe.stages.get(reference)
+        if field_name not in config.DATA or not isinstance(source, config.SynthesizeStage):
+            continue
+        makes = [style.makes_questions for style in read_styles(source.styles, source.prompts)]
+        makes += [False] if source.keep_original or source.given is not None else []
+        if (field_name == "questions") not in makes:
+            raise RecipeError(f"stages.{name}.{field_name}: the styles of '{reference}' make no {field_name}")
 
 
 def _directory(reference: str, base: Path, stage: str) -> Path:
@@ -119,19 +141,42 @@ def data_of(stage: Any) -> dict[str, str]:
     """Return the hashes of the documents and questions that `stage` reads, after checking them against each other."""
     found: dict[str, str] = {}
     fields = type(stage).model_fields
-    all_documents = read_documents(stage.documents) if "documents" in fields and stage.documents else []
+    documents_path, questions_path = (_path_of(stage, name) for name in config.DATA)
+    all_documents = read_documents(documents_path) if documents_path else []
     documents = all_documents[: stage.limit_documents] if "limit_documents" in fields else all_documents
     if documents:
         found["documents"] = _digest([[d.id, d.title, d.text] for d in documents])
-    if "questions" in fields and stage.questions:
-        questions = read_questions(stage.questions)
+    if questions_path:
+        questions = read_questions(questions_path)
         if all_documents:
-            check_questions(stage.questions, questions, all_documents)
-            questions = read_questions(stage.questions, documents)
+            check_questions(questions_path, questions, all_documents)
+            questions = read_questions(questions_path, documents)
         found["questions"] = _digest([[q.document, q.question, *q.answers] for q in questions])
     for name in getattr(stage, "reward", None) or {}:
         if "." in name:
             found[f"reward {name}"] = _reward_code(name)
+    if stage.kind == "synthesize":
+        found |= _synthesis_data(stage)
+    return found
+
+
+def _path_of(stage: Any, field_name: str) -> Path | None:
+    """Return the path in a data field; None for none, or for a stage, whose own hash stands for what it will make."""
+    value = getattr(stage, field_name, None)
+    return None if value is None or config.synthesis_named(value) is not None else value
+
+
+def _synthesis_data(stage: config.SynthesizeStage) -> dict[str, str]:
+    """Return the hashes of the prompts, given renderings and held-out questions of a synthesize stage."""
+    styles = read_styles(stage.styles, stage.prompts)
+    found = {"prompts": _digest([[s.name, s.version, s.prompt, s.kinds] for s in styles])}
+    if stage.given is not None:
+        if not stage.given.is_file():
+            raise MissingPathError(f"given: {stage.given} does not exist; expected JSONL with document, text")
+        found["given"] = fingerprint_file(stage.given)
+    asked = [question for file in stage.held_out for question in read_questions(file)]
+    if asked:
+        found["held_out"] = _digest([[q.document, q.question] for q in asked])
     return found
 
 
@@ -153,6 +198,11 @@ def _hash(seed: int, stage: Any, references: Mapping[str, str], data: Mapping[st
     trainer = {key: value for key, value in settings.pop("trainer", {}).items() if key not in TRACKING}
     if trainer:
         settings["trainer"] = trainer
+    if stage.kind == "synthesize":
+        for name in ("given", "prompts", "held_out"):
+            settings.pop(name, None)
+        if stage.endpoint is not None:  # how it is asked decides nothing
+            settings["endpoint"] = {"url": stage.endpoint.url, "model": stage.endpoint.model}
     if stage.kind == "inject" and stage.skills:
         settings["scales"] = [scale for _, scale in stage.injected]
     if stage.kind == "eval":  # its table holds the names

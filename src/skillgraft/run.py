@@ -31,6 +31,7 @@ from skillgraft.checkpoint.default_model import resolve_base
 from skillgraft.checkpoint.layout import read_layout
 from skillgraft.checkpoint.tokenizer import tokenizer_identity
 from skillgraft.checkpoint.writer import storage_error
+from skillgraft.domains.endpoint_key import read_key
 from skillgraft.errors import DataError, SkillgraftError, StorageError
 from skillgraft.labels import describe_models
 from skillgraft.planning import RECORD, PlannedStage, data_of, plan
@@ -99,6 +100,7 @@ def run(
     watcher, overrides = watcher or Silent(), tuple(overrides)
     recipe, base, stages = prepare(Path(recipe_file), overrides, Path(runs), watcher.say)
     check_trainers(stages)
+    check_endpoints(stages)
     check_skills(recipe, base, stages)
     watcher.planned(recipe, base, stages)
     reused = {stage.name for stage in stages if stage.cached}
@@ -254,6 +256,14 @@ def check_trainers(stages: list[PlannedStage]) -> None:
     for planned in waiting:
         with _named(planned):
             check_stage(planned.stage)
+
+
+def check_endpoints(stages: list[PlannedStage]) -> None:
+    """Raise for a key that the environment does not have before the first stage runs."""
+    for planned in stages:
+        if planned.stage.kind == "synthesize" and planned.stage.endpoint is not None and not planned.cached:
+            with _named(planned):
+                read_key(planned.stage.endpoint.key_variable)
 
 
 @contextlib.contextmanager

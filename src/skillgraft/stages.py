@@ -44,6 +44,11 @@ class Context:
     tracking: Path = Path("tracking")
     say: Callable[[str], None] = lambda message: None
 
+    def data(self, named: Path) -> Path:
+        """Return where documents or questions lie: the result of the synthesize stage that is named, or the path."""
+        stage = config.synthesis_named(named)
+        return named if stage is None else self.inputs[stage]
+
 
 def _in_one_precision(run: Stage) -> Stage:
     """Let a stage that trains or generates go on in the precision in which it began."""
@@ -77,8 +82,8 @@ def run_sft(stage: config.SftStage, context: Context) -> dict[str, Any]:
 
     context.out.mkdir()
     start = context.inputs[stage.from_]
-    documents = read_documents(stage.documents, stage.limit_documents) if stage.documents else []
-    questions = read_questions(stage.questions) if stage.questions else []
+    documents = read_documents(context.data(stage.documents), stage.limit_documents) if stage.documents else []
+    questions = read_questions(context.data(stage.questions)) if stage.questions else []
     with _tracked(stage, context) as trainer:
         trained = train_sft(
             start,
@@ -115,7 +120,7 @@ def run_rl(stage: config.RlStage, context: Context) -> dict[str, Any]:
 
     context.out.mkdir()
     start = context.inputs[stage.from_]
-    questions = read_questions(stage.questions)
+    questions = read_questions(context.data(stage.questions))
     with _tracked(stage, context) as trainer:
         trained = train_rl(
             start,
@@ -214,8 +219,8 @@ def run_eval(stage: config.EvalStage, context: Context) -> dict[str, Any]:
     from skillgraft.evals import table
     from skillgraft.evals.answers import evaluate_checkpoint
 
-    documents = read_documents(stage.documents, stage.limit_documents) if stage.documents else []
-    questions = read_questions(stage.questions, documents or None)
+    documents = read_documents(context.data(stage.documents), stage.limit_documents) if stage.documents else []
+    questions = read_questions(context.data(stage.questions), documents or None)
     raws: dict[str, dict[str, Any]] = {}
     for number, model in enumerate(stage.models):
         kept = context.work / f"answers-{number}.json"
@@ -249,6 +254,21 @@ def run_eval(stage: config.EvalStage, context: Context) -> dict[str, Any]:
     return {"flops": sum(raw["flops"] for raw in raws.values())}
 
 
+def run_synthesize(stage: config.SynthesizeStage, context: Context) -> dict[str, Any]:
+    """Write, or read, renderings of documents, and keep those that pass the filters."""
+    from skillgraft.domains.synthesizing import synthesize
+
+    return synthesize(
+        stage,
+        documents=read_documents(context.data(stage.documents), stage.limit_documents),
+        model=context.inputs[stage.model],
+        out=context.out,
+        work=context.work,
+        seed=context.seed,
+        progress=lambda done, of: context.progress(done, of, {}),
+    )
+
+
 STAGES: dict[str, Stage] = {
     "sft": run_sft,
     "rl": run_rl,
@@ -256,4 +276,5 @@ STAGES: dict[str, Stage] = {
     "random_vector": run_random_vector,
     "inject": run_inject,
     "eval": run_eval,
+    "synthesize": run_synthesize,
 }

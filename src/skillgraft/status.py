@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from skillgraft.domains.writing import RENDERINGS
 from skillgraft.errors import MissingPathError
 from skillgraft.planning import RECORD
 from skillgraft.watch import clock
@@ -37,6 +38,8 @@ def _row(folder: Path) -> dict[str, Any]:
     steps = [int(p.name.rpartition("-")[2]) for p in folder.rglob("checkpoint-*")]
     reached = sum(len(log.read_text().splitlines()) for log in folder.rglob("log.jsonl"))
     state = f"interrupted, goes on from step {max(steps)}" if steps else "interrupted"
+    if (written := folder / RENDERINGS).is_file():
+        state += f" ({len(written.read_bytes().splitlines())} renderings kept)"
     if reached:
         state += f" ({reached} steps logged)"
     return {"name": "", "kind": kind, "state": state, "time": "", "directory": str(folder)}

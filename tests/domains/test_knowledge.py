@@ -56,6 +56,9 @@ def test_questions(tmp_path):
         (["[1]"], "line 1: got a list"),
         ([r'{"id": "a", "text": "\ud83d"}'], "line 1: holds half of a surrogate pair"),
         ([], "holds none"),
+        ([r'{"id": "a", "text": "x\u0000y"}'], "'a' in .* holds a zero character"),
+        (["[" * 100_000], "line 1: not JSON"),
+        (['{"id": "a", "text": "x", "size": ' + "9" * 5000 + "}"], "line 1: not JSON"),
     ],
 )
 def test_bad_documents(tmp_path, records, message):
@@ -85,6 +88,39 @@ def test_missing_empty_and_binary(tmp_path):
 def test_bad_questions(tmp_path, record, message):
     with pytest.raises(DataError, match=message):
         read_questions(write(tmp_path / "questions.jsonl", record))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "'a' in .* is empty"),
+        (b"# A title alone\n", "'a' in .* is empty"),
+        (b"\xff\xd8\xff\xe0 a picture", "a.md: not UTF-8 text .* at byte 0"),
+        (b"good, then a cut one: \xe2\x82", "a.md: not UTF-8 text .* at byte 22"),
+        (b"a\x00program", "a.md: not text .a zero byte after 1 characters"),
+        ("UTF-16 without a mark".encode("utf-16-le"), "a.md: not text .a zero byte"),
+    ],
+)
+def test_files_that_are_no_documents(tmp_path, content, message):
+    (tmp_path / "a.md").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        read_documents(tmp_path)
+
+
+def test_two_files_of_one_name(tmp_path):
+    (tmp_path / "a.md").write_text("One.")
+    (tmp_path / "a.txt").write_text("Two.")
+    with pytest.raises(DataError, match=r"the id 'a' twice; .* a file's id is its name without .md or .txt"):
+        read_documents(tmp_path)
+
+
+def test_large_documents_and_many_languages(tmp_path):
+    large = "Ein Satz, 一文, جملة, предложение 🚢. " * 30_000
+    write(tmp_path / "documents.jsonl", {"id": "large", "text": large}, {"id": "日本", "text": "短い文。"})
+    documents = read_documents(tmp_path)
+    assert len(documents[0].text) > 1_000_000
+    assert documents[0].text == large
+    assert documents[1].id == "日本"
 
 
 def test_questions_on_no_known_document(tmp_path):

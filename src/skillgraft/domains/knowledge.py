@@ -60,16 +60,23 @@ def read_documents(path: Path, limit: int | None = None) -> list[Document]:
     seen: set[str] = set()
     for document in documents:
         if document.id in seen:
-            raise DataError(f"documents: {path} has the id '{document.id}' twice; every id must be unique")
+            raise DataError(
+                f"documents: {path} has the id '{document.id}' twice; every id must be unique"
+                + ("; a file's id is its name without .md or .txt" if path.is_dir() else "")
+            )
         if not document.text.strip():
             raise DataError(f"documents: '{document.id}' in {path} is empty; remove it or give it text")
+        if "\0" in document.text:
+            raise DataError(
+                f"documents: '{document.id}' in {path} holds a zero character, which no text does; remove it"
+            )
         seen.add(document.id)
     return documents if limit is None else documents[:limit]
 
 
 def _documents_in_folder(folder: Path) -> Iterator[Document]:
     for file in sorted(p for p in folder.rglob("*") if p.suffix.lower() in {".md", ".txt"} and p.is_file()):
-        text = _read_text(file).strip()
+        text = read_text(file).strip()
         first, _, rest = text.partition("\n")
         heading = first.startswith("# ")
         title = first[2:].strip() if heading else file.stem.replace("_", " ").replace("-", " ")
@@ -78,7 +85,7 @@ def _documents_in_folder(folder: Path) -> Iterator[Document]:
 
 
 def _documents_in_jsonl(file: Path) -> Iterator[Document]:
-    for where, record in _records(file):
+    for where, record in read_records(file):
         yield Document(
             _string(record, "id", where), _string(record, "title", where, ""), _string(record, "text", where)
         )
@@ -103,7 +110,7 @@ def read_questions(path: Path, documents: Sequence[Document] | None = None) -> l
         raise MissingPathError(
             f"questions: {file} does not exist; expected a JSONL file with document, question, answers"
         )
-    questions = [_question(record, where) for where, record in _records(file)]
+    questions = [_question(record, where) for where, record in read_records(file)]
     if not questions:
         raise DataError(f"questions: {file} holds none; expected JSONL lines with document, question, answers")
     if documents is None:
@@ -142,8 +149,9 @@ def _question(record: dict[str, Any], where: str) -> Question:
     return Question(_string(record, "document", where), question, tuple(answers))
 
 
-def _records(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in enumerate(_read_text(file).split("\n"), start=1):
+def read_records(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield where it stands and the object of each line of a JSONL file; `DataError` for a line that is none."""
+    for number, line in enumerate(read_text(file).split("\n"), start=1):
         if not line.strip():
             continue
         where = f"{file}, line {number}"
@@ -152,7 +160,7 @@ def _records(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             json.dumps(record, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
             raise DataError(f"{where}: holds half of a surrogate pair, which is no text; remove it") from error
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{where}: not JSON ({error}); expected one JSON object a line") from error
         if not isinstance(record, dict):
             raise DataError(f"{where}: got a {type(record).__name__}, expected one JSON object a line")
@@ -166,10 +174,17 @@ def _string(record: dict[str, Any], key: str, where: str, default: str | None = 
     return value
 
 
-def _read_text(file: Path) -> str:
+def read_text(file: Path) -> str:
+    """Return a UTF-8 file's text; `DataError` for one that cannot be read, is not UTF-8, or is binary."""
     try:
-        return file.read_text(encoding="utf-8-sig")
+        text = file.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise DataError(
             f"{file}: not UTF-8 text ({error.reason} at byte {error.start}); convert it or remove it"
         ) from error
+    if "\0" in text:
+        at = text.index("\0")
+        raise DataError(f"{file}: not text (a zero byte after {at} characters); convert it to UTF-8 text or remove it")
+    return text
