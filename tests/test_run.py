@@ -68,6 +68,8 @@ def test_the_report_says_where_the_change_sits(finished):
     again = renew(facts, result.directory, with_ranks=True)
     assert again["geometry"]["vectors"][2]["effective_rank"] > 0.5
     assert {**again, "geometry": facts["geometry"]} == facts
+    short = [{**stage, "key": stage["key"][:12]} for stage in facts["stages"]]  # as reports had them once
+    assert renew({**facts, "stages": short}, result.directory, with_ranks=False) == facts
     rows = {row["label"]: row.get("on") for row in facts["evaluations"][0]["rows"]}
     assert rows == {"base": None, "SFT": None, "SFT + skill (λ = 1)": "SFT", "SFT + random vector": "SFT"}
 

@@ -93,14 +93,16 @@ def renew(
     records = stage_records(facts, directory)
     evaluations: list[Any] = copy.deepcopy(facts["evaluations"])
     say_targets(evaluations, records)
+    stages = [{**stage, "key": records.get(stage["name"], stage)["key"]} for stage in facts["stages"]]  # whole again
     return {
         **facts,
+        "stages": stages,
         "evaluations": evaluations,
         "sweeps": sweeps(records, evaluations) or facts.get("sweeps", []),
         "geometry": where_it_sits(
             records,
             facts.get("geometry"),
-            keys=[stage["key"] for stage in facts["stages"]],
+            keys=[stage["key"] for stage in stages],
             with_ranks=with_ranks,
             progress=progress,
         ),
