@@ -30,7 +30,7 @@ def find(parts, wanted, low=0, high=LARGEST_KEY):
     ],
 )
 def test_every_rank(monkeypatch, values, held):
-    monkeypatch.setattr(order_statistics, "HELD", held)
+    monkeypatch.setattr(order_statistics.Search, "HELD", held)
     order = np.sort(values)[::-1]
     parts = np.array_split(values, 7)
     for wanted in {1, 2, len(values) // 3 + 1, len(values) - 1, len(values)}:

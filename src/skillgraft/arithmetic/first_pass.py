@@ -10,13 +10,13 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from threading import Lock
 from typing import Any
 
 import numpy as np
 
 from skillgraft.arithmetic import kernels
 from skillgraft.arithmetic.cpu_tiles import operand_values
+from skillgraft.arithmetic.key_search import KeySearch
 from skillgraft.arithmetic.methods.slerp import slerp_weights
 from skillgraft.arithmetic.plan import Operand, Plan, TensorPlan
 from skillgraft.arithmetic.scratch import Files, Scratch
@@ -27,7 +27,6 @@ from skillgraft.errors import CompatibilityError
 LARGEST_KEY = 0x7F800000
 """The bits of fp32 infinity as an integer: what fp64 magnitudes beyond its range are counted as."""
 
-BINS = 1 << 20
 GUESSES, MOST_VALUES = 3, 512
 """Keys that a round counts against, and how many different ones a sample's bracket may hold for it to be tried."""
 
@@ -105,31 +104,19 @@ def _gram(tensors: Sequence[TensorPlan], machine: Machine) -> dict[str, list[lis
 
 
 @dataclass
-class Count:
-    """The search for the `wanted`-th largest of many keys, known to lie in `low` … `high` (inclusive).
+class Count(KeySearch):
+    """The search for one magnitude among the keys of fp32.
 
-    One round holds those in the range, or counts them in `bins` of 2^`shift` keys each where they are too many, and
-    counts in `above` those beyond it. Where many keys are equal, as differences of bf16 numbers are, a round only
-    counts against `guesses`, one of which is likely the result: `more` above each and the `same`. `key` is the result,
-    None as long as it is not certain.
+    Where many keys are equal, as differences of bf16 numbers are, a round only counts against `guesses`, one of which
+    is likely the result: `more` above each and the `same`.
     """
 
-    wanted: int
-    key: int | None = None
-    low: int = 0
-    high: int = LARGEST_KEY
+    LARGEST = LARGEST_KEY
+    HELD = 1 << 20
+
     guesses: np.ndarray = field(default_factory=lambda: _NO_KEYS)
     more: np.ndarray = field(default_factory=lambda: _NO_KEYS)
     same: np.ndarray = field(default_factory=lambda: _NO_KEYS)
-    above: int = 0
-    bins: np.ndarray | None = None
-    pending: list[np.ndarray] = field(default_factory=list)
-    lock: Lock = field(default_factory=Lock)
-
-    @property
-    def shift(self) -> int:
-        """How many low bits one bin holds together."""
-        return max(0, ((self.high - self.low) // BINS).bit_length())
 
     def add(self, values: np.ndarray, room: np.ndarray) -> None:
         """Count the values of one tile (fp64); `room` (int32) is as long."""
@@ -142,41 +129,16 @@ class Count:
                 self.more, self.same = self.more + counted[0], self.same + counted[1]
             return
         found, beyond = kernels.keys_between(values, self.low, self.high, room)
-        with self.lock:
-            self.above += beyond
-            self.pending.append(room[:found].copy())
-            if sum(map(len, self.pending)) > BINS:
-                self._flush()
+        self.take(room[:found].copy(), beyond)
 
     def close_round(self) -> None:
-        """Narrow the range to the bin that holds the wanted key, or to the side of the range on which it lies."""
-        if self.key is not None:
-            return
+        """Take the guess that is right, or go on between two of them; without guesses as every search does."""
         if len(self.guesses):
             self._close_guesses()
-            return
-        low, high = self.low, self.high
-        inside = int(self.bins.sum()) if self.bins is not None else 0
-        inside += sum(map(len, self.pending))
-        if self.above >= self.wanted:
-            low, high = self.high + 1, LARGEST_KEY
-        elif self.above + inside < self.wanted:
-            low, high = 0, self.low - 1
-        elif self.bins is None:
-            keys = np.concatenate(self.pending)
-            place = len(keys) - (self.wanted - self.above)
-            self.key = int(np.partition(keys, place)[place])
         else:
-            self._flush()
-            from_top = self.above + np.cumsum(self.bins[::-1])
-            place = len(self.bins) - 1 - int(np.searchsorted(from_top, self.wanted))
-            low = self.low + (place << self.shift)
-            high = min(low + (1 << self.shift) - 1, self.high)
-            self.key = low if low == high else None
-        self.low, self.high, self.above, self.bins = low, high, 0, None
-        self.pending.clear()
+            super().close_round()
 
-    def guess(self, keys: np.ndarray) -> None:
+    def count_against(self, keys: np.ndarray) -> None:
         """Count against `keys` (sorted) in the next round instead of holding those in the range."""
         self.guesses = keys.astype(np.int64)
         self.more, self.same = np.zeros((2, len(keys)), dtype=np.int64)
@@ -193,39 +155,25 @@ class Count:
                 break  # the guesses above are too high as well
         self.guesses = _NO_KEYS
 
-    def _flush(self) -> None:
-        if not self.pending:
-            return
-        places = (np.concatenate(self.pending) - np.int32(self.low)) >> self.shift
-        counted = np.bincount(places, minlength=((self.high - self.low) >> self.shift) + 1)
-        self.bins = counted if self.bins is None else self.bins + counted
-        self.pending.clear()
-
 
 def narrow_by_sample(count: Count, keys: np.ndarray, elements: int) -> None:
-    """Guess the range of a count over `elements` keys from a sample of them: 6 standard errors of its rank around it.
+    """Guess the range of a count over `elements` keys from a sample of them, and the keys themselves where they repeat.
 
     A wrong guess costs a further round and nothing else.
     """
-    if len(keys) < 256:
+    found = count.guess(keys, elements)
+    if found is None:
         return
-    share = count.wanted / elements
-    rank = share * len(keys)
-    slack = 6.0 * math.sqrt(len(keys) * share * (1.0 - share)) + 6.0
-    order = np.sort(keys)[::-1]
-    top, bottom = math.floor(rank - slack), math.ceil(rank + slack)
-    count.high = int(order[top]) if top >= 0 else LARGEST_KEY
-    count.low = int(order[bottom]) if bottom < len(order) else 0
-    likely = np.unique(order[max(top, 0) : bottom + 1])
+    likely = np.unique(found.order[found.top : found.bottom + 1])
     if len(likely) > MOST_VALUES:
         return
     # How likely each value is the wanted one: the sample's rank errs as a normal number does, `slack` being 6 of it.
-    edges = [np.searchsorted(-order, -likely, side) - rank for side in ("left", "right")]
-    below = np.array([[math.erf(edge / slack * 6 / math.sqrt(2)) for edge in row] for row in edges])
+    edges = [np.searchsorted(-found.order, -likely, side) - found.rank for side in ("left", "right")]
+    below = np.array([[math.erf(edge / found.slack * 6 / math.sqrt(2)) for edge in row] for row in edges])
     likelihood = (below[1] - below[0]) / 2
     best = np.argsort(-likelihood, kind="stable")[:GUESSES]
     if likelihood[best].sum() > 0.5:
-        count.guess(np.sort(likely[best]))
+        count.count_against(np.sort(likely[best]))
 
 
 def _thresholds(plan: Plan, tensors: Sequence[TensorPlan], machine: Machine) -> dict[str, list[float]]:
