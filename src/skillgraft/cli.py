@@ -40,7 +40,7 @@ class _Guarded(TyperGroup):
             return super().invoke(ctx)
         except SkillgraftError as error:
             err_console.print("[bold red]error[/] ", end="")
-            from skillgraft.report.visible import visible  # what a manifest says may be in the message
+            from skillgraft.visible import visible  # what a manifest says may be in the message
 
             err_console.print(visible(str(error), 20_000), soft_wrap=True, highlight=False, markup=False)
             raise typer.Exit(2) from error

@@ -381,7 +381,7 @@ def _percent(share: float) -> str:
 
 
 def _say(text: str) -> None:
-    from skillgraft.report.visible import visible  # what a manifest says may be in the text
+    from skillgraft.visible import visible  # what a manifest says may be in the text
 
     out_console.print(visible(text, 20_000), soft_wrap=True, highlight=False, markup=False)
 

@@ -240,6 +240,6 @@ def _table(head: Iterable[str], rows: Iterable[tuple[str, ...]]) -> None:
 
 def _visible(text: str) -> str:
     """Return untrusted text for the terminal: one line, without control or bidirectional characters."""
-    from skillgraft.report.visible import visible_line
+    from skillgraft.visible import visible_line
 
     return visible_line(text, 4_000)

@@ -156,7 +156,7 @@ def _piped() -> Iterator[str]:
 @contextlib.contextmanager
 def _told() -> Iterator[None]:
     """Say a mistake, or that an answer was stopped, and go on with the conversation."""
-    from skillgraft.report.visible import visible
+    from skillgraft.visible import visible
 
     try:
         yield
@@ -170,13 +170,13 @@ def _told() -> Iterator[None]:
 def _busy(what: str) -> contextlib.AbstractContextManager[object]:
     from rich.text import Text
 
-    from skillgraft.report.visible import visible_line
+    from skillgraft.visible import visible_line
 
     return err_console.status(Text(visible_line(what))) if err_console.is_terminal else contextlib.nullcontext()
 
 
 def _say(text: str) -> None:
-    from skillgraft.report.visible import visible
+    from skillgraft.visible import visible
 
     if text:
         err_console.print(visible(text, 20_000), soft_wrap=True, highlight=False, markup=False)

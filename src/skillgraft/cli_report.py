@@ -31,7 +31,7 @@ def report(
     from skillgraft.report import headline, read_report, write_report
     from skillgraft.report.beside import main_evaluation, render_runs
     from skillgraft.report.gather import renew
-    from skillgraft.report.visible import visible
+    from skillgraft.visible import visible
 
     if len(runs) > 1 and out is None:
         raise RecipeError(f"{len(runs)} runs and no folder for their report; expected -o FOLDER")

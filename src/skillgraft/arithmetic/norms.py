@@ -46,4 +46,13 @@ def sum_of_squared_differences(one: Tensor, other: Tensor) -> float:
     return sum((a.float() - b.float()).double().square().sum().item() for a, b in pairs)
 
 
+def product_error(
+    a: Float[Tensor, "rank in_features"], b: Float[Tensor, "out_features rank"], exact: Float[Tensor, "out in"]
+) -> float:
+    """Return ‖b @ a − exact‖² as `sum_of_squared_differences` does, the product by blocks of rows."""
+    step = max(1, _CHUNK_ELEMENTS // exact.shape[1])
+    blocks = (b[first : first + step] @ a - exact[first : first + step] for first in range(0, len(b), step))
+    return sum(torch.linalg.vector_norm(block, dtype=torch.float64).item() ** 2 for block in blocks)
+
+
 _CHUNK_ELEMENTS = 1 << 20

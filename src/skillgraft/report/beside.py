@@ -19,8 +19,8 @@ from skillgraft.report.formatting import duration, finite, operations, signed
 from skillgraft.report.heat import HeatMap, geometry_view, on_one_scale
 from skillgraft.report.page import environment, frame_view
 from skillgraft.report.tables import interval_ends, score_cell
-from skillgraft.report.visible import visible, visible_tree
 from skillgraft.report.wording import compared_pair, find_comparison, headline_parts, metric_name, metric_order, verdict
+from skillgraft.visible import visible, visible_tree
 
 EXAMPLES_BYTES = 900_000
 MAP_CELLS = 7_500  # more of them in all are left to the runs' own reports

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from skillgraft.geometry.wording import plain, signed
 from skillgraft.report.formatting import MISSING, finite, one_decimal, percent, significant
-from skillgraft.report.visible import visible_line, visible_tree
+from skillgraft.visible import visible_line, visible_tree
 
 LABEL_CHARACTERS = 28
 MOST_COLUMNS = 5

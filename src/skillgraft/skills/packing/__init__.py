@@ -1,8 +1,8 @@
 """Packing: a skill in another storage form, smaller, with what that lost in its manifest.
 
 The path: settings are checked, every tensor gets a choice (`choices`), each is read, encoded and measured on its own
-(`encoding`), and manifest and card are written. Memory is that of the largest tensor in fp32 a few times over, and of
-its factors.
+(`encoding`), as many side by side as there are cores and memory for, and manifest and card are written. Memory is that
+of the largest tensor in fp32 a few times over for each, and of its factors.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from skillgraft.arithmetic.extraction import timestamp
-from skillgraft.arithmetic.scratch import Files, file_version
+from skillgraft.arithmetic.scratch import Files, Scratch, file_version
 from skillgraft.arithmetic.stream import Progress
 from skillgraft.checkpoint.default_model import resolve_base
 from skillgraft.checkpoint.fingerprint import fingerprint_checkpoint, fingerprint_file
@@ -38,8 +38,9 @@ from skillgraft.skills.manifest import FORMAT_VERSION, Packing, TensorEntry, man
 from skillgraft.skills.module_kinds import KINDS, module_kind
 from skillgraft.skills.packing.choices import Localisation, choose
 from skillgraft.skills.packing.deltas import check_memory
-from skillgraft.skills.packing.encoding import encode
+from skillgraft.skills.packing.encoding import Encoded, encode
 from skillgraft.skills.packing.settings import PackSettings
+from skillgraft.skills.packing.side_by_side import side_by_side
 from skillgraft.skills.skill import WEIGHTS_FILE, Skill, add_scores, load_skill, write_skill_description
 
 __all__ = ["PackSettings", "pack"]
@@ -91,8 +92,11 @@ def pack(
             overhead = _overhead(source, metadata) + (2 * len(json.dumps(told)) if told else 0)
             choices = choose(source, settings, overhead, files, step, localisation)
             check_memory(source, (name for name, choice in choices.items() if choice.form not in ("keep", "leave")))
-            for name, choice in choices.items():
-                made = encode(source, name, choice, files)
+
+            def encoded(name: str, scratch: Scratch) -> Encoded:
+                return encode(source, name, choices[name], files, scratch)
+
+            for name, made in side_by_side(source, choices, encoded):
                 sums[module_kind(name)].append((made.exact, made.lost))
                 if made.entry is not None:
                     entries[name] = made.entry

@@ -26,6 +26,7 @@ from skillgraft.skills.module_kinds import module_kind
 from skillgraft.skills.packing.allocation import Directions, Either, Elements, Option, magnitudes, price_for
 from skillgraft.skills.packing.deltas import check_memory, energies_of, largest_threshold, read_delta
 from skillgraft.skills.packing.settings import DEFAULT_DENSITY, PACK_DTYPES, PackSettings
+from skillgraft.skills.packing.side_by_side import side_by_side
 from skillgraft.skills.skill import Skill
 
 HALF = "half"
@@ -77,8 +78,8 @@ def choose(
     if settings.budget is not None:
         return _within_budget(skill, settings, overhead, files, step)
     found = {}
-    for name in skill.names:
-        found[name] = _matrix_choice(skill, name, settings, files) if len(skill.shape(name)) == 2 else KEEP
+    for name, choice in side_by_side(skill, skill.names, lambda name, _: _choice(skill, name, settings, files)):
+        found[name] = choice
         if settings.looks_first:
             step(name)
     return found
@@ -103,7 +104,9 @@ def _mask(
     return {name: Choice("sparse", mask=masks[name].numpy(), dtype=code) for name in skill.names}
 
 
-def _matrix_choice(skill: Skill, name: str, settings: PackSettings, files: Files) -> Choice:
+def _choice(skill: Skill, name: str, settings: PackSettings, files: Files) -> Choice:
+    if len(skill.shape(name)) != 2:
+        return KEEP
     entry, kind = skill.entry(name), module_kind(name)
     if settings.form == "packed" and kind in ("embedding", "head") and entry.rank is None:
         density = settings.density or DEFAULT_DENSITY
@@ -158,17 +161,12 @@ def _within_budget(skill: Skill, settings: PackSettings, overhead: int, files: F
     budget = (settings.budget or 0) - overhead
     parts: dict[str, Directions | Either] = {}
     fixed: dict[str, Choice] = {}
-    for name in skill.names:
-        entry = skill.entry(name)
-        if len(entry.shape) != 2:
+    for name, part in side_by_side(skill, skill.names, lambda name, _: _part(skill, name, settings, files)):
+        if part is None:
             fixed[name] = KEEP
-            budget -= sum(spec.nbytes for spec in entry.specs(name))
-        elif settings.form == "packed" and module_kind(name) in ("embedding", "head") and entry.rank is None:
-            found = magnitudes(read_delta(skill, name, files).numpy().reshape(-1))
-            elements = Elements(*found, DTYPE_BYTES["F16"], entry.elements / 8)
-            parts[name] = Either(elements, _directions(skill, name, settings, files))
+            budget -= sum(spec.nbytes for spec in skill.entry(name).specs(name))
         else:
-            parts[name] = _directions(skill, name, settings, files)
+            parts[name] = part
         step(name)
     price = price_for(parts, budget)
     if price is None or budget < 0:
@@ -177,6 +175,17 @@ def _within_budget(skill: Skill, settings: PackSettings, overhead: int, files: F
             f"{(settings.budget or 0) - budget}; expected more than that"
         )
     return {name: fixed.get(name) or _at_price(skill, name, parts[name], price, settings) for name in skill.names}
+
+
+def _part(skill: Skill, name: str, settings: PackSettings, files: Files) -> Directions | Either | None:
+    """Return what may be kept of one matrix, of an embedding either elements or directions; None for a vector."""
+    if len(skill.shape(name)) != 2:
+        return None
+    entry, directions = skill.entry(name), _directions(skill, name, settings, files)
+    if settings.form == "lowrank" or module_kind(name) not in ("embedding", "head") or entry.rank is not None:
+        return directions
+    found = magnitudes(read_delta(skill, name, files).numpy().reshape(-1))
+    return Either(Elements(*found, DTYPE_BYTES["F16"], entry.elements / 8), directions)
 
 
 def _directions(skill: Skill, name: str, settings: PackSettings, files: Files) -> Directions:

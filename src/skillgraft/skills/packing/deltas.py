@@ -14,7 +14,7 @@ from torch import Tensor
 from skillgraft import machine
 from skillgraft.arithmetic.first_pass import Count
 from skillgraft.arithmetic.leaves import Leaf, leaf_of
-from skillgraft.arithmetic.scratch import Files
+from skillgraft.arithmetic.scratch import Files, Scratch
 from skillgraft.arithmetic.tiles import cut
 from skillgraft.checkpoint.header import DTYPE_BYTES
 from skillgraft.checkpoint.tensor_io import numpy_dtype
@@ -40,27 +40,34 @@ def check_memory(skill: Skill, names: Iterable[str]) -> None:
             )
 
 
-def read_delta(skill: Skill, name: str, files: Files) -> Float32[Tensor, "*shape"]:
-    """Return a parameter's delta in fp32; of factors the fp64 product, rounded once.
+def read_delta(skill: Skill, name: str, files: Files, scratch: Scratch | None = None) -> Float32[Tensor, "*shape"]:
+    """Return a parameter's delta in fp32, in `scratch` where given; of factors the fp64 product, rounded once.
 
     Raises `CompatibilityError`, naming the tensor, for NaN or infinity and as `check_memory` does.
     """
     check_memory(skill, (name,))
-    flat = np.empty(skill.entry(name).elements, dtype=np.float32)
-    for start, values in _tiles(_leaf(skill, name), files):
-        with np.errstate(over="ignore"):  # said below, with the tensor's name
-            flat[start : start + len(values)] = values
+    flat, leaf = (scratch or Scratch()).empty("delta", (skill.entry(name).elements,), np.float32), _leaf(skill, name)
+    if leaf.dtype == "F32":
+        leaf.read(0, len(flat), files, flat.view(np.uint8))
+    else:
+        for start, values in _tiles(leaf, files):
+            with np.errstate(over="ignore"):  # said below, with the tensor's name
+                flat[start : start + len(values)] = values
     if not np.isfinite(flat).all():
         raise _not_finite(skill, name)
     return torch.from_numpy(flat).reshape(skill.shape(name))
 
 
-def decompose(skill: Skill, name: str, rank: int, files: Files) -> Svd:
-    """Return the leading `rank` directions of a matrix's delta, or all that it has."""
+def decompose(
+    skill: Skill, name: str, rank: int, files: Files, scratch: Scratch
+) -> tuple[Svd, Float32[Tensor, "rows columns"]]:
+    """Return the leading `rank` directions of a matrix's delta, or all that it has, and, in `scratch`, the delta."""
     with _decomposing(skill, name):
         if skill.entry(name).rank is not None:
-            return product_svd(*_finite_product(skill, name)).leading(rank)
-        return truncated_svd(read_delta(skill, name, files), rank)
+            found = product_svd(*_finite_product(skill, name)).leading(rank)
+            return found, read_delta(skill, name, files, scratch)
+        delta = read_delta(skill, name, files, scratch)
+        return truncated_svd(delta, rank, scratch), delta
 
 
 def energies_of(skill: Skill, name: str, files: Files) -> Float[np.ndarray, " side"]:

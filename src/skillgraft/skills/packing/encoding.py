@@ -10,8 +10,14 @@ import torch
 from jaxtyping import Bool, Float32
 from torch import Tensor
 
-from skillgraft.arithmetic.norms import frobenius_norm, product_norm, sum_of_squared_differences, sum_of_squares
-from skillgraft.arithmetic.scratch import Files
+from skillgraft.arithmetic.norms import (
+    frobenius_norm,
+    product_error,
+    product_norm,
+    sum_of_squared_differences,
+    sum_of_squares,
+)
+from skillgraft.arithmetic.scratch import Files, Scratch
 from skillgraft.checkpoint.tensor_io import read_array, tensor_bytes, torch_dtype
 from skillgraft.errors import CompatibilityError
 from skillgraft.skills.contents import content_problem
@@ -35,7 +41,7 @@ class Encoded(NamedTuple):
     lost: float
 
 
-def encode(skill: Skill, name: str, choice: Choice, files: Files) -> Encoded:
+def encode(skill: Skill, name: str, choice: Choice, files: Files, scratch: Scratch) -> Encoded:
     """Return a parameter's delta in the form chosen. Raises `CompatibilityError` where a dtype cannot hold it."""
     old = skill.entry(name)
     if choice.form == "keep":
@@ -43,14 +49,14 @@ def encode(skill: Skill, name: str, choice: Choice, files: Files) -> Encoded:
     if choice.form == "leave":
         return Encoded(None, (), old.norm**2, old.norm**2)
     if choice.form in ("lowrank", "packed"):
-        return _factored(skill, name, choice, files)
+        return _factored(skill, name, choice, files, scratch)
     delta = read_delta(skill, name, files)
     if choice.form == "dense":
         code = _code(choice, delta)
         (stored,) = encode_dense(delta, torch_dtype(code))
         _check_finite(stored, name, code)
         facts = {"form": "dense", "dtype": code, "norm": frobenius_norm(stored)}
-        return _finished(old, facts, [tensor_bytes(stored)], delta, stored)
+        return _finished(old, facts, [tensor_bytes(stored)], delta, sum_of_squared_differences(stored, delta))
     made = _sparse(old, name, choice, delta)
     lossless, before = choice.threshold == 0 and choice.mask is None, sum(spec.nbytes for spec in old.specs(name))
     return _kept(skill, name) if lossless and sum(map(len, made.data)) >= before else made
@@ -83,13 +89,15 @@ def _sparse(old: TensorEntry, name: str, choice: Choice, delta: Float32[Tensor, 
     encoded = sparse.encode_sparse(stored.view(torch.int16).numpy() if code == "BF16" else stored.numpy(), kept)
     facts = {"form": "sparse", "dtype": code, "count": len(encoded.values), "coding": encoded.coding}
     data = [array_bytes(array) for array in (encoded.offsets, encoded.index, encoded.values)]
-    return _finished(old, facts | {"norm": frobenius_norm(stored)}, data, delta, stored)
+    facts["norm"] = frobenius_norm(stored)
+    return _finished(old, facts, data, delta, sum_of_squared_differences(stored, delta))
 
 
-def _factored(skill: Skill, name: str, choice: Choice, files: Files) -> Encoded:
+def _factored(skill: Skill, name: str, choice: Choice, files: Files, scratch: Scratch) -> Encoded:
     old = skill.entry(name)
     rank = choice.rank if choice.form == "lowrank" else sum(choice.bits.values())
-    a, b = decompose(skill, name, rank, files).balanced()
+    found, exact = decompose(skill, name, rank, files, scratch)
+    a, b = found.balanced()
     facts: dict[str, object]
     if choice.form == "lowrank":
         code = _code(choice, a, b)
@@ -109,8 +117,7 @@ def _factored(skill: Skill, name: str, choice: Choice, files: Files) -> Encoded:
     facts["norm"] = product_norm(a, b)
     if facts["norm"] == 0:
         return Encoded(None, (), old.norm**2, old.norm**2)
-    exact = read_delta(skill, name, files)
-    return _finished(old, facts, data, exact, b @ a)
+    return _finished(old, facts, data, exact, product_error(a, b, exact))
 
 
 def array_bytes(array: np.ndarray) -> memoryview:
@@ -155,9 +162,9 @@ def _at_least(flat: Float32[np.ndarray, " count"], threshold: float) -> Bool[np.
 
 
 def _finished(
-    old: TensorEntry, facts: dict[str, object], data: Sequence[memoryview], exact: Tensor, stored: Tensor
+    old: TensorEntry, facts: dict[str, object], data: Sequence[memoryview], exact: Tensor, lost: float
 ) -> Encoded:
-    whole, lost = sum_of_squares(exact), sum_of_squared_differences(stored, exact)
+    whole = sum_of_squares(exact)
     error = (lost / whole) ** 0.5 if whole else 0.0
     entry = TensorEntry.model_validate({**facts, "shape": old.shape, "reconstruction_error": error})
     return Encoded(entry, data, whole, lost)
