@@ -53,6 +53,8 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--work", required=True, type=Path)
     parser.add_argument("--out", required=True, type=Path)
+    parser.add_argument("--localise-on", type=Path, help="other questions, on which a mask of 1% is optimised too")
+    parser.add_argument("--localise-target", type=Path, help="the SFT checkpoint whose documents those are about")
     parser.add_argument("--only-kept", action="store_true", help="measure nothing more: write what --work holds")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
@@ -73,6 +75,8 @@ def main() -> None:
             given = dict(settings)
             if "share" in given:
                 given["budget"] = int(given.pop("share") * model_bytes)
+            if given.pop("localised", False):
+                given |= {"localise_on": options.localise_on, "target": options.localise_target}
             source = pack(skill, packed, form, **given)
             facts = {**describe(source), "form": form, "pack_seconds": time.monotonic() - began}
             facts.pop("skill")
@@ -95,7 +99,8 @@ def main() -> None:
     rows = {}
     for name in ("target", "original"):
         rows[name] = measure(name, None, {})
-    for form, settings in POINTS:
+    localised = ("mask", {"density": 0.01, "dtype": "bfloat16", "localised": True})
+    for form, settings in [*POINTS, *([localised] if options.localise_on else [])]:
         name = "-".join([form, *(f"{key}-{value}" for key, value in settings.items())])
         if options.only_kept and not (options.work / f"{name}.json").exists():
             continue

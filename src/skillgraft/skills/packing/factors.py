@@ -34,7 +34,8 @@ MOST_BLOCKS = 32
 MISSING = {torch.bfloat16: 1e-6, torch.float32: 1e-6, torch.float64: 1e-9}
 """The energy still missing that ends the growth, over the energy that is left out.
 
-Half of it would be the excess error; half a power iteration, by which the factors come, then takes most of that away."""
+Half of it would be the excess error, of which the half power iteration that gives the factors takes most away.
+"""
 
 NOISE = {torch.bfloat16: 2e-6, torch.float32: 5e-7, torch.float64: 1e-11}
 """The same over the energy held, where rounding lets nothing less be told."""
