@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from skillgraft.arithmetic.kernels import _dot, _exact, _load, _loose, _value
+from skillgraft.arithmetic.kernels import BF16, _brain, _dot, _exact, _load, _loose, _shorts, _value
 
-BLOCK = 2048
+BLOCK = 4096
 """Elements that are worked on together: the differences of a few vectors stay in a core's first caches."""
 
 DOT, FOURTH, SAME, OPPOSITE = 0, 1, 2, 3
@@ -22,40 +22,74 @@ _LEAST_HALF_SPACING = 2.0**-134  # of bf16 numbers near zero
 
 @_loose
 def _pair(one, other, count, out):  # type: ignore[no-untyped-def]
-    dot = fourth = 0.0
-    same = opposite = 0
+    dot = fourth = same = opposite = 0.0
     for k in range(count):
         product = one[k] * other[k]
         dot += product
         fourth += product * product
-        same += product > 0.0
-        opposite += product < 0.0
-    out[0] += dot
-    out[1] += fourth
-    out[2] += same
-    out[3] += opposite
+        same += 1.0 if product > 0.0 else 0.0
+        opposite += 1.0 if product < 0.0 else 0.0
+    out[DOT] += dot
+    out[FOURTH] += fourth
+    out[SAME] += same
+    out[OPPOSITE] += opposite
 
 
 @_loose
 def _alone(values, count, out):  # type: ignore[no-untyped-def]
-    dot = fourth = 0.0
-    nonzero = 0
+    dot = fourth = nonzero = 0.0
     for k in range(count):
         square = values[k] * values[k]
         dot += square
         fourth += square * square
-        nonzero += square > 0.0
-    out[0] += dot
-    out[1] += fourth
-    out[2] += nonzero
+        nonzero += 1.0 if square > 0.0 else 0.0
+    out[DOT] += dot
+    out[FOURTH] += fourth
+    out[SAME] += nonzero
 
 
 @_loose
-def _below(values, spacing, count):  # type: ignore[no-untyped-def]
-    total = 0
+def _half_spacing(base):  # type: ignore[no-untyped-def]
+    """Return half the spacing of bf16 numbers at `base`, an fp64 number."""
+    power = np.uint64(np.float64(base).view(np.uint64) & _EXPONENT).view(np.float64)
+    return max(power * _HALF_SPACING, _LEAST_HALF_SPACING)
+
+
+@_loose
+def _upon_base(values, base, count, out):  # type: ignore[no-untyped-def]
+    """Sum as `_alone` does; return how many elements are below the spacing at the base but not zero, and ‖base‖²."""
+    dot = fourth = nonzero = below = squares = 0.0
     for k in range(count):
-        total += abs(values[k]) < spacing[k]
-    return total
+        square = values[k] * values[k]
+        dot += square
+        fourth += square * square
+        nonzero += 1.0 if square > 0.0 else 0.0
+        below += 1.0 if abs(values[k]) < _half_spacing(base[k]) else 0.0
+        squares += base[k] * base[k]
+    out[DOT] += dot
+    out[FOURTH] += fourth
+    out[SAME] += nonzero
+    return below - (count - nonzero), squares
+
+
+@_loose
+def _brain_upon_base(leaf, base, count, values, out):  # type: ignore[no-untyped-def]
+    """Write leaf − base, both bf16, into `values`, and sum as `_upon_base` does in the same pass."""
+    dot = fourth = nonzero = below = squares = 0.0
+    for k in range(count):
+        wide = _brain(base[k])
+        value = _brain(leaf[k]) - wide
+        values[k] = value
+        square = value * value
+        dot += square
+        fourth += square * square
+        nonzero += 1.0 if square > 0.0 else 0.0
+        below += 1.0 if abs(value) < _half_spacing(wide) else 0.0
+        squares += wide * wide
+    out[DOT] += dot
+    out[FOURTH] += fourth
+    out[SAME] += nonzero
+    return below - (count - nonzero), squares
 
 
 @_exact
@@ -68,32 +102,44 @@ def compare_tile(raws, codes, count, firsts, terms, signs, base, halves, pairs, 
     numbers at the base. A product of two elements below 1e-308 counts as zero.
     """
     vectors = len(firsts) - 1
-    values = np.empty((vectors, BLOCK))
-    wide, spacing = np.empty(BLOCK), np.empty(BLOCK)
-    bits = wide.view(np.uint64)
-    spacing_bits = spacing.view(np.uint64)
+    values, wide = np.empty((vectors, BLOCK)), np.empty(BLOCK)
     pairs[:] = 0.0
     below[:] = 0.0
     squares = 0.0
     for start in range(0, count, BLOCK):
         size = min(BLOCK, count - start)
+        place = 0
         for j in range(vectors):
-            _value(raws, codes, firsts[j], firsts[j + 1], terms, signs, start, size, halves, wide, values[j])
-        if base >= 0:
+            first, last, found, norm = firsts[j], firsts[j + 1], 0.0, 0.0
+            one = terms[first]
+            if _plain_difference(codes, terms, signs, first, last, base):
+                found, norm = _brain_upon_base(
+                    _shorts(raws[one], start, size), _shorts(raws[base], start, size), size, values[j], pairs[place]
+                )
+            else:
+                _value(raws, codes, first, last, terms, signs, start, size, halves, wide, values[j])
+                if base >= 0:
+                    _load(raws[base], codes[base], start, size, halves, wide)
+                    found, norm = _upon_base(values[j], wide, size, pairs[place])
+                else:
+                    _alone(values[j], size, pairs[place])
+            below[j] += found
+            squares += norm if j == 0 else 0.0
+            place += vectors - j
+        if vectors == 0 and base >= 0:
             _load(raws[base], codes[base], start, size, halves, wide)
             squares += _dot(wide, wide, size)
-            for k in range(size):
-                spacing_bits[k] = bits[k] & _EXPONENT
-            for k in range(size):
-                spacing[k] = max(spacing[k] * _HALF_SPACING, _LEAST_HALF_SPACING)
         place = 0
         for i in range(vectors):
-            before = pairs[place, SAME]
-            _alone(values[i], size, pairs[place])
-            if base >= 0:  # zeros are smaller too
-                below[i] += _below(values[i], spacing, size) - (size - (pairs[place, SAME] - before))
-            place += 1
             for j in range(i + 1, vectors):
-                _pair(values[i], values[j], size, pairs[place])
-                place += 1
+                _pair(values[i], values[j], size, pairs[place + j - i])
+            place += vectors - i
     return squares
+
+
+@_exact
+def _plain_difference(codes, terms, signs, first, last, base):  # type: ignore[no-untyped-def]
+    """Return whether a vector is one bf16 leaf less the bf16 base."""
+    if base < 0 or last - first != 2 or terms[first + 1] != base or signs[first] < 0 or signs[first + 1] > 0:
+        return False
+    return codes[base] == BF16 and codes[terms[first]] == BF16

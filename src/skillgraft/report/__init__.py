@@ -5,16 +5,28 @@
     page = write_report(facts, Path("runs/past-squad"))       # facts: see `skillgraft.report.facts.Facts`
     rich.print(score_table(facts["evaluations"][0]))
 
-`facts.py` is the schema, `visible.py` makes untrusted text harmless to look at, `wording.py` puts the result into
-sentences, `charts.py` computes the geometry of the drawings, and `page.py` fills the templates, where autoescaping is
-the one place that turns text into HTML.
+`facts.py` is the schema, `wording.py` puts the result into sentences, `skillgraft.visible` makes untrusted text
+harmless, `charts.py` computes the geometry of the drawings, and `page.py` fills the templates, where autoescaping is
+the one place that turns text into HTML. Importing the package loads none of them.
 """
 
 from __future__ import annotations
 
-from skillgraft.report.facts import Facts
-from skillgraft.report.page import read_report, render, write_report
-from skillgraft.report.terminal import score_table
-from skillgraft.report.wording import headline
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from skillgraft.report.facts import Facts
+    from skillgraft.report.page import read_report, render, write_report
+    from skillgraft.report.terminal import score_table
+    from skillgraft.report.wording import headline
 
 __all__ = ["Facts", "headline", "read_report", "render", "score_table", "write_report"]
+
+_MODULES = {"Facts": "facts", "headline": "wording", "score_table": "terminal"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES.get(name, 'page')}"), name)
