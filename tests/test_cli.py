@@ -279,3 +279,17 @@ def test_public_names():
     assert all(callable(getattr(skillgraft, name)) for name in skillgraft.__all__)
     with pytest.raises(AttributeError, match="it has compare, extract, inject"):
         _ = skillgraft.nothing
+
+
+def test_ending_walks_through_no_garbage():
+    """What was imported is taken from the collector's reach before the interpreter ends, also after an error."""
+    code = (
+        "import atexit, gc, sys; from skillgraft.cli import main;"
+        "atexit.register(lambda: print('frozen', gc.get_freeze_count() > 10_000, gc.get_threshold()[0]));"
+        "sys.argv[1:] = {words}; main()"
+    )
+    for words, threshold in ((["--help"], 50_000), (["show", "nothing-here"], 50_000), (["run", "nothing-here"], 700)):
+        done = subprocess.run(
+            [sys.executable, "-c", code.format(words=words)], capture_output=True, text=True, timeout=120, check=False
+        )
+        assert done.stdout.splitlines()[-1] == f"frozen True {threshold}", done.stderr
