@@ -18,8 +18,8 @@ from skillgraft.domains.styles import read_styles
 from skillgraft.errors import MissingPathError, RecipeError
 
 VERSIONS: dict[str, int] = {
-    "sft": 2,
-    "rl": 1,
+    "sft": 3,
+    "rl": 2,
     "extract": 2,
     "random_vector": 1,
     "inject": 2,

@@ -1,54 +1,12 @@
-import types
-
 import pytest
 import torch
-from trl.trainer import utils as trl_utils
 
 from skillgraft.domains.knowledge import Question
 from skillgraft.domains.rewards import REWARDS
 from skillgraft.errors import RecipeError, TrainingError
 from skillgraft.train.common import load_model
-from skillgraft.train.rl import _for_trl, _score_completions_only, curve, rl_arguments, train_rl
+from skillgraft.train.rl import _for_trl, curve, rl_arguments, train_rl
 from tests.tiny import tiny_checkpoint
-
-
-def scored(directory, compact):
-    """Log-probabilities and gradient of TRL's chunked scoring over the last 4 of 10 tokens."""
-    model = load_model(directory)
-    trl_utils.add_fused_lm_head(model)
-    ids = torch.arange(5, 25).reshape(2, 10)
-    labels = ids.clone()
-    labels[:, :6] = -100
-    labels[1, 9] = -100
-    positions = []
-    apply = trl_utils._ChunkedLogProbFunction.apply
-
-    def spy(hidden, *rest):
-        positions.append(hidden.shape[0])
-        return apply(hidden, *rest)
-
-    trl_utils._ChunkedLogProbFunction = types.SimpleNamespace(apply=spy)
-    try:
-        if compact:
-            with _score_completions_only():
-                found = model(input_ids=ids, labels=labels, fused_lm_head=True).log_probs
-        else:
-            found = model(input_ids=ids, labels=labels, fused_lm_head=True).log_probs
-    finally:
-        trl_utils._ChunkedLogProbFunction = apply.__self__
-    found.exp().sum().backward()
-    return found.detach(), model.model.layers[0].mlp.up_proj.weight.grad, positions
-
-
-def test_scoring_only_completions_changes_no_number(tmp_path):
-    directory = tiny_checkpoint(tmp_path / "model")
-    before = trl_utils._use_triton
-    everything, gradient, positions = scored(directory, compact=False)
-    compact, compact_gradient, fewer = scored(directory, compact=True)
-    assert (positions, fewer) == ([18], [7])  # 2 rows of 9 next tokens; 4 + 3 of them carry a label
-    torch.testing.assert_close(compact, everything)
-    torch.testing.assert_close(compact_gradient, gradient)
-    assert trl_utils._use_triton is before
 
 
 def test_the_output_head_gets_contiguous_rows(tmp_path):

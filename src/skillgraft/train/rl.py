@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ from safetensors.torch import load_file
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel, PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
-from trl.trainer import utils as trl_utils
 from trl.trainer.utils import RepeatSampler
 
 from skillgraft.domains.knowledge import Question
@@ -32,9 +31,11 @@ from skillgraft.errors import RecipeError, TrainingError
 from skillgraft.train.callbacks import KeepAlive, Progress, newest_checkpoint, read_log, stop_on_interrupt
 from skillgraft.train.common import count_parameters, load_model, load_tokenizer, trainer_arguments
 from skillgraft.train.difficulty import answered_sometimes
+from skillgraft.train.head import fast_head
 from skillgraft.train.lora import ADAPTER, load_merged, lora_config, roll_out_merged
 from skillgraft.train.precision import bf16_pays
 from skillgraft.train.prompts import as_prompt
+from skillgraft.train.rollouts import SharedPrompts
 from skillgraft.train.sft import Trained
 
 DEFAULTS: dict[str, Any] = {
@@ -77,7 +78,7 @@ class _EpochSampler(Sampler[int]):
         return len(self.sampler)
 
 
-class _Trainer(GRPOTrainer):
+class _Trainer(SharedPrompts, GRPOTrainer):
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler[int]:
         return _EpochSampler(super()._get_train_sampler(dataset))
 
@@ -167,7 +168,7 @@ def train_rl(
                 roll_out_merged(grpo.model)
                 if start:
                     set_peft_model_state_dict(grpo.model, load_file(start / "adapter_model.safetensors"))
-            with stop_on_interrupt(keeper), _no_casts(grpo.model, half), _score_completions_only():
+            with stop_on_interrupt(keeper), _no_casts(grpo.model, half), fast_head():
                 grpo.train(resume_from_checkpoint=newest_checkpoint(here))
             part = finished.with_suffix(".part")
             shutil.rmtree(part, ignore_errors=True)
@@ -235,24 +236,6 @@ def curve(log: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
 def _no_casts(model: PreTrainedModel | PeftModel, half: bool) -> AbstractContextManager[None]:
     """Keep PEFT from casting activations to the factors' fp32 only for autocast to cast them back."""
     return disable_input_dtype_casting(model) if half else nullcontext()
-
-
-@contextmanager
-def _score_completions_only() -> Iterator[None]:
-    """Let TRL's chunked log-probabilities skip prompt and padding on the CPU too, as they do where Triton runs.
-
-    TRL 1.16 scores every position elsewhere, to spare compilers new shapes, and masks afterwards: the same numbers for
-    several times the work over the whole vocabulary. Without the switch that it asks, nothing is changed.
-    """
-    asked = vars(trl_utils).get("_use_triton")
-    if asked is None:
-        yield
-        return
-    trl_utils._use_triton = lambda device: True
-    try:
-        yield
-    finally:
-        trl_utils._use_triton = asked
 
 
 def _for_trl(name: str, reward: Reward) -> Callable[..., list[float]]:

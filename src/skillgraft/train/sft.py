@@ -24,7 +24,9 @@ from skillgraft.domains.knowledge import Document, Question
 from skillgraft.errors import TrainingError
 from skillgraft.train.callbacks import KeepAlive, Progress, newest_checkpoint, read_log, stop_on_interrupt
 from skillgraft.train.common import count_parameters, load_model, load_tokenizer, trainer_arguments
+from skillgraft.train.head import fast_head
 from skillgraft.train.lora import lora_config, save_trained
+from skillgraft.train.packing import ragged_batches
 from skillgraft.train.prompts import as_prompt
 
 DEFAULTS: dict[str, Any] = {
@@ -94,7 +96,7 @@ def train_sft(
             "sft: no token carries loss after tokenisation; check the documents, max_length and the template"
         )
     sft.remove_callback(PrinterCallback)
-    with stop_on_interrupt(keeper):
+    with stop_on_interrupt(keeper), fast_head(), ragged_batches(sft):
         result = sft.train(resume_from_checkpoint=newest_checkpoint(workdir))
     if not result.training_loss == result.training_loss:
         raise TrainingError("sft: the loss is not a number; lower trainer.learning_rate")
