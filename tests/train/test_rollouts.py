@@ -94,6 +94,7 @@ SETTINGS = [
     (Grpo, GRPOTrainer, GRPOConfig, {"loss_type": "grpo", "temperature": 0.7}),
     (Grpo, GRPOTrainer, GRPOConfig, {"loss_type": "cispo"}),
     (Grpo, GRPOTrainer, GRPOConfig, {"entropy_coef": 0.1}),
+    (Grpo, GRPOTrainer, GRPOConfig, {"gradient_checkpointing": True}),
     (Rloo, RLOOTrainer, RLOOConfig, {"beta": 0.0}),
 ]
 

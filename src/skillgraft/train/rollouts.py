@@ -10,6 +10,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
+import trl
 from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -19,6 +20,9 @@ from skillgraft.train.generation import sample, warpers
 from skillgraft.train.lora import merged
 from skillgraft.train.packing import RAGGED, packs, use_attention
 from skillgraft.train.shared_prefix import score
+
+CHECKED = "1.16"
+"""The version of TRL whose inner methods are overridden here; under another one the trainers stay as they are."""
 
 NEGLIGIBLE = 1e-6
 """Up to here an advantage, in deviations of the reward, is the rounding of a group's mean: all rewards were equal."""
@@ -35,7 +39,10 @@ class SharedPrompts:
         super().__init__(*args, **kwargs)
         models = [model for model in (self.model, self.ref_model) if model is not None]
         self._packed = (
-            all(packs(model) for model in models) and self.accelerator.num_processes == 1 and not self.aux_loss_enabled
+            trl.__version__.startswith(f"{CHECKED}.")
+            and all(packs(model) for model in models)
+            and self.accelerator.num_processes == 1
+            and not self.aux_loss_enabled
         )
         self._learning: Tensor | None = None
         if self._packed:
