@@ -187,10 +187,10 @@ def agree(spec: dict[str, Any]) -> None:
             if "lora_" in name:  # B is 0 at first, which would leave A without a gradient
                 parameter.data = torch.randn(parameter.shape, generator=generator) * 0.02
         trainer.model.train()
+        trainer.current_gradient_accumulation_steps = 1  # what `train` sets
         return trainer
 
     theirs = made(GRPOTrainer)
-    theirs.current_gradient_accumulation_steps = 1
     batch = next(iter(theirs.get_train_dataloader()))
     inputs = theirs._prepare_inputs(batch)
     results = {"trl": gradient(theirs, inputs)}
@@ -273,6 +273,7 @@ def main() -> None:
         if not result.exists():
             spec = {"task": task, "side": side, "steps": options.steps, "seed": options.seed, "model": model, **data}
             spec |= {"out": str(work / name), "result": str(result.with_suffix(".part"))}
+            measure.shutil.rmtree(work / name, ignore_errors=True)  # left by a run that was cut off
             command = [sys.executable, __file__, task, "--work", str(work), "--child", json.dumps(spec)]
             measure.measure(command, work / f"{name}.log", environment)
             measure.shutil.rmtree(work / name, ignore_errors=True)
