@@ -126,6 +126,7 @@ class EvalStage(_Strict):
     questions: Path = Field(description="JSONL with document, question, answers")
     documents: Path | None = Field(None, description="keep only questions on these documents")
     limit_documents: int | None = Field(None, ge=1, description="keep questions on the first so many documents only")
+    part: Part | None = Field(None, description="keep questions on one of several parts of the documents: 1/2")
     retention: bool = Field(True, description="score general-knowledge questions too")
     baseline: str | None = Field(None, description="the row that differences are taken against; default: the SFT row")
     max_new_tokens: int = Field(32, ge=1, description="longest answer, in tokens")

@@ -94,7 +94,7 @@ def stage_needs(stage: Any, parameters: int, inputs: Mapping[str, Path] | None =
         kept = 6 if stage.lora is not None else 16
         return Needs(4 * parameters * samples * RL_TOKENS, parameters * kept + 3 * 2**30, parameters * (kept + 4))
     if stage.kind == "eval":
-        about = read_documents(documents_path, stage.limit_documents) if documents_path else None
+        about = choose(read_documents(documents_path), stage.limit_documents, stage.part) if documents_path else None
         asked = len(read_questions(questions_path, about)) if questions_path else 0
         tokens = asked * (RL_TOKENS + stage.max_new_tokens) * len(stage.models)
         return Needs(4 * parameters * tokens, parameters * 4 + 2**30, 2**20)

@@ -113,7 +113,7 @@ def run_sft(stage: config.SftStage, context: Context) -> dict[str, Any]:
     }
 
 
-def _chosen(stage: config.SftStage | config.RlStage, context: Context) -> list[Document]:
+def _chosen(stage: config.SftStage | config.RlStage | config.EvalStage, context: Context) -> list[Document]:
     if stage.documents is None:
         return []
     return choose(read_documents(context.data(stage.documents)), stage.limit_documents, stage.part)
@@ -232,7 +232,7 @@ def run_eval(stage: config.EvalStage, context: Context) -> dict[str, Any]:
     from skillgraft.evals import table
     from skillgraft.evals.answers import evaluate_checkpoint
 
-    documents = read_documents(context.data(stage.documents), stage.limit_documents) if stage.documents else []
+    documents = _chosen(stage, context)
     questions = read_questions(context.data(stage.questions), documents or None)
     raws: dict[str, dict[str, Any]] = {}
     for number, model in enumerate(stage.models):
