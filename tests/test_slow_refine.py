@@ -1,4 +1,4 @@
-"""Opt-in (`make test-slow`): the recipes of refinement and its ablations, small, on the default model and the almanac."""
+"""Opt-in (`make test-slow`): the recipes of refinement and its ablations, small, on the default model."""
 
 import json
 from pathlib import Path
