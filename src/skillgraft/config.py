@@ -26,6 +26,8 @@ from pydantic import AfterValidator, Field, ValidationError
 
 from skillgraft.arithmetic.merge_recipe import check_vector_method, parse_merge_recipe
 from skillgraft.errors import RecipeError, did_you_mean
+from skillgraft.refine_settings import RefineStage, rounds_of
+from skillgraft.rl_settings import Part, RlChoices, check_rl
 from skillgraft.strict import BASE
 from skillgraft.strict import Strict as _Strict
 from skillgraft.synthesis_settings import SynthesizeStage, check_synthesize
@@ -45,14 +47,15 @@ class SftStage(_Strict):
     from_: str = Field(alias="from", description="stage, 'base' or checkpoint directory to start from")
     documents: Path | None = Field(None, description="folder of .md/.txt, or JSONL with id, title, text")
     limit_documents: int | None = Field(None, ge=1, description="train on the first so many documents only")
+    part: Part | None = Field(None, description="train on one of several disjoint parts of the documents: 1/2")
     questions: Path | None = Field(None, description="JSONL with document, question, answers: train on the answers")
     answers: Literal["gold", "shuffled"] = Field("gold", description="shuffled: the answer-format control")
     lora: dict[str, Any] | None = Field(None, description="arguments of PEFT's LoraConfig; absent: full fine-tuning")
     trainer: dict[str, Any] = Field({}, description="arguments of TRL's SFTConfig")
 
 
-class RlStage(_Strict):
-    """Closed-book reinforcement learning with GRPO; full, or LoRA with `lora:`."""
+class RlStage(RlChoices):
+    """Closed-book reinforcement learning with GRPO, RLOO or ReMax; full, or LoRA with `lora:`."""
 
     kind: Literal["rl"] = Field(description="train with rewards on questions")
     from_: str = Field(alias="from", description="the SFT stage or checkpoint whose knowledge is to be used")
@@ -66,7 +69,7 @@ class RlStage(_Strict):
         0, ge=0, description="sample each question so often first, and train on those answered sometimes but not always"
     )
     lora: dict[str, Any] | None = Field(None, description="arguments of PEFT's LoraConfig; absent: full fine-tuning")
-    trainer: dict[str, Any] = Field({}, description="arguments of TRL's GRPOConfig")
+    trainer: dict[str, Any] = Field({}, description="arguments of TRL's GRPOConfig (rloo: RLOOConfig)")
 
 
 class ExtractStage(_Strict):
@@ -103,6 +106,9 @@ class InjectStage(_Strict):
     skill: str | None = Field(None, description="stage, skill directory or name of a skill, such as squad-recall")
     skills: list[ScaledSkill] = Field([], description="several, each with its scale, instead of one")
     scale: Annotated[float, AfterValidator(_finite)] = Field(1.0, description="λ")
+    scales: dict[str, Annotated[float, AfterValidator(_finite)]] | None = Field(
+        None, min_length=1, description="λ by pattern of tensor names, and 'default' (1): times scale; the first counts"
+    )
     method: str = Field("task_arithmetic", description="a merging method of vectors: task_arithmetic is the sum")
     parameters: dict[str, Any] = Field({}, description="the method's own, as in a merge recipe")
 
@@ -120,6 +126,7 @@ class EvalStage(_Strict):
     questions: Path = Field(description="JSONL with document, question, answers")
     documents: Path | None = Field(None, description="keep only questions on these documents")
     limit_documents: int | None = Field(None, ge=1, description="keep questions on the first so many documents only")
+    part: Part | None = Field(None, description="keep questions on one of several parts of the documents: 1/2")
     retention: bool = Field(True, description="score general-knowledge questions too")
     baseline: str | None = Field(None, description="the row that differences are taken against; default: the SFT row")
     max_new_tokens: int = Field(32, ge=1, description="longest answer, in tokens")
@@ -128,16 +135,19 @@ class EvalStage(_Strict):
 
 
 Stage = Annotated[
-    SftStage | RlStage | ExtractStage | RandomVectorStage | InjectStage | EvalStage | SynthesizeStage,
+    SftStage | RlStage | ExtractStage | RandomVectorStage | InjectStage | EvalStage | SynthesizeStage | RefineStage,
     Field(discriminator="kind"),
 ]
 
 DATA = ("documents", "questions")
 """Fields that hold a path, or the name of a synthesize stage whose result is read."""
 
+CHOICE = ("limit_documents", "part")
+"""Fields that choose among the documents."""
+
 REFERENCES: dict[str, tuple[str, ...]] = {
     "sft": ("from_",),
-    "rl": ("from_",),
+    "rl": ("from_", "judge"),
     "extract": ("rl", "sft"),
     "random_vector": ("skill",),
     "inject": ("target", "skill", "skills"),
@@ -181,7 +191,7 @@ def load_recipe(file: Path, overrides: Iterable[str] = ()) -> Recipe:
     for override in overrides:
         _apply_override(data, override)
     _check_kinds(data)
-    recipe = parse_recipe(data, str(file))
+    recipe = _with_rounds(parse_recipe(data, str(file)), str(file))
     recipe = _absolute_paths(recipe, file.resolve().parent)
     order(recipe)
     _check_stages(recipe)
@@ -204,6 +214,7 @@ KINDS: dict[str, type[_Strict]] = {
     "inject": InjectStage,
     "eval": EvalStage,
     "synthesize": SynthesizeStage,
+    "refine": RefineStage,
 }
 
 
@@ -224,14 +235,38 @@ def _check_kinds(data: Mapping[str, Any]) -> None:
             raise RecipeError(f"stages.{name}.kind: '{kind}' is not a kind of stage{did_you_mean(str(kind), KINDS)}")
 
 
+def _with_rounds(recipe: Recipe, where: str) -> Recipe:
+    """Return the recipe with the stages of its rounds in the place of every `refine` entry."""
+    stages: dict[str, Any] = {}
+    for name, stage in recipe.stages.items():
+        if not isinstance(stage, RefineStage):
+            stages[name] = stage
+            continue
+        for made, (place, settings) in rounds_of(name, stage).items():
+            if made != name and made in recipe.stages:
+                raise RecipeError(f"stages.{made}: the refine stage '{name}' makes a stage of this name; rename one")
+            model = KINDS[settings["kind"]]
+            try:
+                stages[made] = model.model_validate(settings)
+            except ValidationError as error:
+                first = error.errors()[0]
+                location = [*place.split("."), *map(str, first["loc"])]
+                raise RecipeError(f"{where}: {_explain_first(first, location, _keys(model))}") from error
+    return recipe.model_copy(update={"stages": stages})
+
+
 def _explain(error: ValidationError, data: Mapping[str, Any]) -> str:
     first = error.errors()[0]
     path = first["loc"]
     # The kind stands in the path of a stage's errors as the union's tag; a user wrote no such level.
     location = [str(part) for i, part in enumerate(path) if not (i == 2 and path[0] == "stages")]
+    return _explain_first(first, location, _known_keys(location, data))
+
+
+def _explain_first(first: Any, location: list[str], known: list[str]) -> str:
     where = ".".join(location)
     if first["type"] == "extra_forbidden":
-        return f"unknown key '{where}'{did_you_mean(location[-1], _known_keys(location, data))}"
+        return f"unknown key '{where}'{did_you_mean(location[-1], known)}"
     if first["type"] == "missing":
         return f"'{where}' is missing"
     return f"'{where}': {first['msg'].removeprefix('Value error, ')}; got {first['input']!r}"
@@ -241,6 +276,10 @@ def _known_keys(location: list[str], data: Mapping[str, Any]) -> list[str]:
     model: type[_Strict] = Recipe
     if location[0] == "stages" and len(location) > 2:
         model = KINDS[data["stages"][location[1]]["kind"]]
+    return _keys(model)
+
+
+def _keys(model: type[_Strict]) -> list[str]:
     return [field.alias or name for name, field in model.model_fields.items()]
 
 
@@ -290,15 +329,16 @@ def _check_stages(recipe: Recipe) -> None:
             raise RecipeError(f"stages.{name}: documents and questions are both given; make two sft stages of it")
         if isinstance(stage, SftStage) and stage.answers == "shuffled" and stage.questions is None:
             raise RecipeError(f"stages.{name}: answers: shuffled needs questions")
-        if isinstance(stage, SftStage | EvalStage) and stage.limit_documents and stage.documents is None:
-            raise RecipeError(f"stages.{name}: limit_documents needs documents")
+        for field in CHOICE:
+            if getattr(stage, field, None) is not None and getattr(stage, "documents", None) is None:
+                raise RecipeError(f"stages.{name}: {field} needs documents")
         if isinstance(stage, InjectStage):
             _check_inject(name, stage)
         if isinstance(stage, SynthesizeStage):
             check_synthesize(name, stage)
         _check_makers(recipe, name, stage)
-        if isinstance(stage, RlStage) and stage.rounds and "max_steps" in stage.trainer:
-            raise RecipeError(f"stages.{name}: both rounds and trainer.max_steps are given; rounds holds the steps")
+        if isinstance(stage, RlStage):
+            check_rl(name, stage)
         if not isinstance(stage, EvalStage):
             continue
         for field, named in (("baseline", [stage.baseline] if stage.baseline else []), ("labels", list(stage.labels))):
@@ -317,6 +357,8 @@ def _check_inject(name: str, stage: InjectStage) -> None:
     if (stage.skill is None) != bool(stage.skills):
         got = "both are given" if stage.skills else "neither is given"
         raise RecipeError(f"stages.{name}: {got}, skill or skills; inject needs one of them")
+    if stage.scales is not None and (stage.skills or stage.method != "task_arithmetic"):
+        raise RecipeError(f"stages.{name}.scales: λ by pattern is for one skill, added as it is; leave scales out")
     if stage.method == "task_arithmetic" and not stage.parameters:
         return
     from skillgraft.arithmetic.plan import check_number

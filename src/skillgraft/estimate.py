@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from skillgraft import config
 from skillgraft.checkpoint.layout import Layout, read_layout
 from skillgraft.domains.knowledge import read_documents, read_questions
+from skillgraft.domains.parts import choose
 from skillgraft.domains.styles import read_styles
 from skillgraft.machine import cores
 from skillgraft.planning import PlannedStage
@@ -82,7 +83,7 @@ def stage_needs(stage: Any, parameters: int, inputs: Mapping[str, Path] | None =
     """
     documents_path, questions_path = (_made(getattr(stage, name, None), inputs or {}) for name in config.DATA)
     if stage.kind == "sft":
-        documents = read_documents(documents_path, stage.limit_documents) if documents_path else []
+        documents = choose(read_documents(documents_path), stage.limit_documents, stage.part) if documents_path else []
         tokens = sum(len(document.rendered().encode()) for document in documents) / BYTES_PER_TOKEN
         tokens += QUESTION_TOKENS * len(read_questions(questions_path)) if questions_path else 0
         epochs = stage.trainer.get("num_train_epochs", 8)
@@ -93,7 +94,7 @@ def stage_needs(stage: Any, parameters: int, inputs: Mapping[str, Path] | None =
         kept = 6 if stage.lora is not None else 16
         return Needs(4 * parameters * samples * RL_TOKENS, parameters * kept + 3 * 2**30, parameters * (kept + 4))
     if stage.kind == "eval":
-        about = read_documents(documents_path, stage.limit_documents) if documents_path else None
+        about = choose(read_documents(documents_path), stage.limit_documents, stage.part) if documents_path else None
         asked = len(read_questions(questions_path, about)) if questions_path else 0
         tokens = asked * (RL_TOKENS + stage.max_new_tokens) * len(stage.models)
         return Needs(4 * parameters * tokens, parameters * 4 + 2**30, 2**20)

@@ -37,6 +37,8 @@ def _role(stages: Mapping[str, PlannedStage], model: str) -> tuple[str, str, str
         return "other", Path(model).name, f"the checkpoint {model}"
     stage = stages[model].stage
     if stage.kind == "sft":
+        if (before := _learnt_before(stages, stage.from_)) is not None:
+            return before
         what = "documents" if stage.documents else "questions"
         renderings = config.synthesis_named(stage.documents or stage.questions)
         return "sft", "SFT", f"fine-tuned on the {what}" + (f" of the stage {renderings}" if renderings else "")
@@ -45,7 +47,8 @@ def _role(stages: Mapping[str, PlannedStage], model: str) -> tuple[str, str, str
     if stage.kind != "inject":
         return "other", model, f"the result of the stage {model}"
     skills = [skill for skill, _ in stage.injected]
-    scale = f"λ = {stage.scale:g}" if len(skills) == 1 else f"{len(skills)} skills, λ = {stage.scale:g}"
+    by_pattern = " by pattern" if stage.scales is not None else ""
+    scale = f"λ = {stage.scale:g}{by_pattern}" if len(skills) == 1 else f"{len(skills)} skills, λ = {stage.scale:g}"
     origins = {_skill_kind(stages, skill) for skill in skills}
     origin = origins.pop() if len(origins) == 1 else "skill"
     knows = stage.target != config.BASE
@@ -66,6 +69,23 @@ def _role(stages: Mapping[str, PlannedStage], model: str) -> tuple[str, str, str
         return "control", "base + skill", f"control: the skill on the base, which never saw the documents, {scale}"
     elsewhere = "" if stages.keys() >= set(skills) else "; the cost of the skill, paid once elsewhere, is not in it"
     return "grafted", f"SFT + skill ({scale})", f"the SFT model with the skill vector injected{elsewhere}"
+
+
+def _learnt_before(stages: Mapping[str, PlannedStage], start: str) -> tuple[str, str, str] | None:
+    """Return what an SFT model is called whose start holds a skill, or was trained with RL, already."""
+    while start in stages and stages[start].stage.kind == "sft":
+        start = stages[start].stage.from_
+    if start not in stages:
+        return None
+    if stages[start].stage.kind == "inject":
+        role, label, _ = _role(stages, start)
+        kind = label.removeprefix("SFT + ").removeprefix("base + ")
+        return (
+            "control" if kind != "skill" and role == "control" else "grafted",
+            f"{kind}, then SFT",
+            (f"fine-tuned on the documents after the stage {start} had injected the vector"),
+        )
+    return "other", f"RL ({start}), then SFT", f"fine-tuned on the documents on top of the RL model {start}"
 
 
 def _skill_kind(stages: Mapping[str, PlannedStage], skill: str) -> str:

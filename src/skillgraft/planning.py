@@ -14,6 +14,7 @@ from blake3 import blake3
 from skillgraft import config
 from skillgraft.checkpoint.fingerprint import fingerprint_checkpoint, fingerprint_file
 from skillgraft.domains.knowledge import check_questions, read_documents, read_questions
+from skillgraft.domains.parts import choose
 from skillgraft.domains.styles import read_styles
 from skillgraft.errors import MissingPathError, RecipeError
 
@@ -143,8 +144,9 @@ def data_of(stage: Any) -> dict[str, str]:
     fields = type(stage).model_fields
     documents_path, questions_path = (_path_of(stage, name) for name in config.DATA)
     all_documents = read_documents(documents_path) if documents_path else []
-    documents = all_documents[: stage.limit_documents] if "limit_documents" in fields else all_documents
-    if documents:
+    limit, part = (getattr(stage, name) if name in fields else None for name in config.CHOICE)
+    documents = choose(all_documents, limit, part)
+    if documents and stage.kind != "rl":  # RL reads no documents: they choose its questions
         found["documents"] = _digest([[d.id, d.title, d.text] for d in documents])
     if questions_path:
         questions = read_questions(questions_path)
@@ -195,16 +197,21 @@ def _hash(seed: int, stage: Any, references: Mapping[str, str], data: Mapping[st
     settings = stage.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     for name in ("documents", "questions", *config.REFERENCES[stage.kind]):
         settings.pop(name.rstrip("_"), None)
+    if _path_of(stage, "documents") is not None:  # what is chosen is in the data's own hash
+        settings = {name: value for name, value in settings.items() if name not in config.CHOICE}
     trainer = {key: value for key, value in settings.pop("trainer", {}).items() if key not in TRACKING}
     if trainer:
         settings["trainer"] = trainer
     if stage.kind == "synthesize":
         for name in ("given", "prompts", "held_out"):
             settings.pop(name, None)
-        if stage.endpoint is not None:  # how it is asked decides nothing
-            settings["endpoint"] = {"url": stage.endpoint.url, "model": stage.endpoint.model}
+    for name in ("endpoint", "judge_endpoint"):
+        if name in settings:  # how it is asked decides nothing
+            settings[name] = {key: settings[name][key] for key in ("url", "model")}
     if stage.kind == "inject" and stage.skills:
         settings["scales"] = [scale for _, scale in stage.injected]
+    if stage.kind == "inject" and stage.scales:
+        settings["scales"] = list(stage.scales.items())  # in their order: the first pattern that matches counts
     if stage.kind == "eval":  # its table holds the names
         settings["names"] = [Path(model).name for model in stage.models]
     named = [[setting, references[reference]] for setting, reference in config.references(stage)]

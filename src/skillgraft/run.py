@@ -35,6 +35,7 @@ from skillgraft.domains.endpoint_key import read_key
 from skillgraft.errors import DataError, SkillgraftError, StorageError
 from skillgraft.labels import describe_models
 from skillgraft.planning import RECORD, PlannedStage, data_of, plan
+from skillgraft.rl_settings import endpoint_of
 
 
 class Watcher(Protocol):
@@ -261,9 +262,9 @@ def check_trainers(stages: list[PlannedStage]) -> None:
 def check_endpoints(stages: list[PlannedStage]) -> None:
     """Raise for a key that the environment does not have before the first stage runs."""
     for planned in stages:
-        if planned.stage.kind == "synthesize" and planned.stage.endpoint is not None and not planned.cached:
+        if (endpoint := endpoint_of(planned.stage)) is not None and not planned.cached:
             with _named(planned):
-                read_key(planned.stage.endpoint.key_variable)
+                read_key(endpoint.key_variable)
 
 
 @contextlib.contextmanager

@@ -18,7 +18,8 @@ from typing import Any
 from skillgraft import config
 from skillgraft.checkpoint.fingerprint import fingerprint_checkpoint
 from skillgraft.checkpoint.provenance import base_for_training, write_provenance
-from skillgraft.domains.knowledge import read_documents, read_questions
+from skillgraft.domains.knowledge import Document, read_documents, read_questions
+from skillgraft.domains.parts import choose
 
 Progress = Callable[[int, int, Mapping[str, float]], None]
 Stage = Callable[[Any, "Context"], dict[str, Any]]
@@ -82,7 +83,7 @@ def run_sft(stage: config.SftStage, context: Context) -> dict[str, Any]:
 
     context.out.mkdir()
     start = context.inputs[stage.from_]
-    documents = read_documents(context.data(stage.documents), stage.limit_documents) if stage.documents else []
+    documents = _chosen(stage, context)
     questions = read_questions(context.data(stage.questions)) if stage.questions else []
     with _tracked(stage, context) as trainer:
         trained = train_sft(
@@ -112,22 +113,33 @@ def run_sft(stage: config.SftStage, context: Context) -> dict[str, Any]:
     }
 
 
+def _chosen(stage: config.SftStage | config.RlStage | config.EvalStage, context: Context) -> list[Document]:
+    if stage.documents is None:
+        return []
+    return choose(read_documents(context.data(stage.documents)), stage.limit_documents, stage.part)
+
+
 @_in_one_precision
 def run_rl(stage: config.RlStage, context: Context) -> dict[str, Any]:
-    """Train with GRPO on closed-book questions."""
+    """Train with rewards on closed-book questions."""
+    from skillgraft.domains.judge import judge_of
     from skillgraft.train.precision import describe
     from skillgraft.train.rl import train_rl
 
     context.out.mkdir()
     start = context.inputs[stage.from_]
-    questions = read_questions(context.data(stage.questions))
-    with _tracked(stage, context) as trainer:
+    questions = read_questions(context.data(stage.questions), _chosen(stage, context) or None)
+    with _tracked(stage, context) as trainer, judge_of(stage, context.inputs, context.work) as judge:
         trained = train_rl(
             start,
             context.out,
             context.work,
             questions=questions,
             reward=stage.reward,
+            judge=judge,
+            algorithm=stage.algorithm,
+            order=stage.order,
+            skip_without_variance=stage.skip_without_variance,
             pass_rate_samples=stage.pass_rate_samples,
             rounds=stage.rounds,
             trainer=trainer,
@@ -206,6 +218,7 @@ def run_inject(stage: config.InjectStage, context: Context) -> dict[str, Any]:
         [(context.inputs[skill], scale) for skill, scale in stage.injected],
         context.out,
         scale=stage.scale,
+        scales=stage.scales,
         method=stage.method,
         parameters=stage.parameters,
         progress=_without_metrics(context),
@@ -219,7 +232,7 @@ def run_eval(stage: config.EvalStage, context: Context) -> dict[str, Any]:
     from skillgraft.evals import table
     from skillgraft.evals.answers import evaluate_checkpoint
 
-    documents = read_documents(context.data(stage.documents), stage.limit_documents) if stage.documents else []
+    documents = _chosen(stage, context)
     questions = read_questions(context.data(stage.questions), documents or None)
     raws: dict[str, dict[str, Any]] = {}
     for number, model in enumerate(stage.models):

@@ -2,7 +2,6 @@ import pytest
 import torch
 
 from skillgraft.domains.knowledge import Question
-from skillgraft.domains.rewards import REWARDS
 from skillgraft.errors import RecipeError, TrainingError
 from skillgraft.train.common import load_model
 from skillgraft.train.rl import _for_trl, curve, rl_arguments, train_rl
@@ -20,14 +19,15 @@ def test_the_output_head_gets_contiguous_rows(tmp_path):
 
 
 def test_rewards_see_the_text_of_chats_and_of_plain_completions():
-    reward = _for_trl("f1", REWARDS["f1"])
-    assert reward([[{"role": "assistant", "content": " 1900 "}], "wrong"], [["1900"], ["1900"]]) == [1.0, 0.0]
+    reward = _for_trl("f1")
+    completions = [[{"role": "assistant", "content": " 1900 "}], "wrong"]
+    assert reward(completions, [["1900"], ["1900"]], ["When?", "When?"], None) == [1.0, 0.0]
     assert reward.__name__ == "f1"
 
 
 def test_curve_names_what_a_person_is_shown():
     log = [
-        {"step": 1, "reward": 0.5, "frac_reward_zero_std": 0.25, "completions/mean_length": 9.0, "loss": 0.1},
+        {"step": 1, "reward": 0.5, "share_without_variance": 0.25, "completions/mean_length": 9.0, "loss": 0.1},
         {"step": 1, "train_runtime": 3.0},
     ]
     log[0]["rewards/f1/mean"] = 0.3

@@ -51,16 +51,22 @@ class Share(_Kept):
 
 
 class Injected(_Kept):
-    """Skills with their scales, the method that makes one vector of them, and λ over all."""
+    """Skills with their scales, the method that makes one vector of them, and λ over all; `scales`: by pattern too."""
 
     skills: tuple[Share, ...]
     method: str
     parameters: dict[str, Any]
     scale: Finite
+    scales: tuple[tuple[str, Finite], ...] | None = None
 
     def at(self, scale: float) -> Injected:
         """Return the same with another λ."""
         return self.model_copy(update={"scale": scale})
+
+    @property
+    def is_sum(self) -> bool:
+        """Whether it is a sum of skills, each at one scale in all tensors."""
+        return self.method == "task_arithmetic" and self.scales is None
 
     @property
     def amounts(self) -> dict[str, float]:
@@ -131,11 +137,12 @@ def read_record(directory: Path) -> tuple[Record | None, tuple[str, ...]]:
 def added(held: Injected, asked: Injected) -> Injected | None:
     """Return what both come to, None where they don't add up.
 
-    Task arithmetic adds up skill by skill; another method only with itself as a whole, λ with λ; an overflow never.
+    Task arithmetic adds up skill by skill; another method, or one with λ by pattern, only with itself as a whole, λ
+    with λ; an overflow never.
     """
-    if held.method != asked.method:
+    if held.method != asked.method or held.scales != asked.scales:
         return None
-    if held.method != "task_arithmetic":
+    if not held.is_sum:
         same = [(s.fingerprint, s.scale) for s in held.skills] == [(s.fingerprint, s.scale) for s in asked.skills]
         whole = held.at(_sum(held.scale, asked.scale))
         return whole if same and held.parameters == asked.parameters and math.isfinite(whole.scale) else None
@@ -182,7 +189,7 @@ def _sum(amount: float, change: float) -> float:
 
 def _pruned(held: Injected) -> Injected:
     """Return the same without what is at 0; a method's skills belong together."""
-    whole = held.method != "task_arithmetic" and not held.is_nothing
+    whole = not held.is_sum and not held.is_nothing
     return held if whole else held.model_copy(update={"skills": tuple(s for s in held.skills if s.scale * held.scale)})
 
 
@@ -212,7 +219,8 @@ def write_balance(
         rounding = _finite(before + lost) if before is not None and lost is not None else None
         changes = {"held": _pruned(held), "steps": known.balance.steps + 1, "rounding": rounding, "weights": weights}
         balance = known.balance.model_copy(update=changes)
-    made = {**made_by, "balance": balance.model_dump(mode="json")}
+    without = {"held": {"scales"}} if balance.held.scales is None else None
+    made = {**made_by, "balance": balance.model_dump(mode="json", exclude=without)}
     write_provenance(directory, kind="inject", base=base, made_by=made, inputs=plan.inputs)
 
 

@@ -50,6 +50,7 @@ def inject(
     out: str | os.PathLike[str],
     *,
     scale: float = 1.0,
+    scales: Mapping[str, float] | None = None,
     method: str = "task_arithmetic",
     parameters: Mapping[str, Any] | None = None,
     original: str | os.PathLike[str] | None = None,
@@ -64,9 +65,11 @@ def inject(
     `skill` is a skill, its directory or name in the library, or a PEFT LoRA adapter directory (then v = B·A); or
     several, `[(skill, 0.5), (other, 1.0)]`: then v is what `method` (any of `methods.METHODS` on vectors, with
     `parameters`) makes of them, by default their sum with these scales. λ is `scale` (any finite number; 0 keeps the
-    target bit for bit). `dtype` (float32, bfloat16, float16, float64) stores all float tensors and names itself in the
-    config; None keeps each tensor's own. Config, tokenizer, generation config, chat template, other small files and
-    every tensor that no skill names are the target's. Arithmetic is in fp64 with one rounding.
+    target bit for bit). With `scales`, for one skill, λ of a tensor is `scale` times the number of the first pattern
+    (`fnmatch`) that its name matches, such as `{"*.mlp.*": 0.5, "default": 1}`; `default` is 1. `dtype` (float32,
+    bfloat16, float16, float64) stores all float tensors and names itself in the config; None keeps each tensor's own.
+    Config, tokenizer, generation config, chat template, other small files and every tensor that no skill names are the
+    target's. Arithmetic is in fp64 with one rounding.
 
     Scales opposite to those of the injection that made the target take the skills out again. Where precisely what was
     injected is taken out and the checkpoint from before is found, where it was last or as `original`, the result is
@@ -83,7 +86,7 @@ def inject(
     `OutputExistsError`, `StorageError`, and `RecipeError` for a scale, method or dtype that makes no sense.
     Source: arXiv 2601.11258.
     """
-    recipe, names, said = _recipe(target, skill, method, parameters, dtype, allow_other_base)
+    recipe, names, said = _recipe(target, skill, method, parameters, dtype, allow_other_base, scales)
     plan, skills = _plan(recipe, names, said, allow_other_base)
     history = _history(plan, skills, _checked(scale))
     machine = machine_for(threads, device)
@@ -155,6 +158,7 @@ def _recipe(
     parameters: Mapping[str, Any] | None,
     dtype: str | None,
     allow_other_base: bool,
+    scales: Mapping[str, float] | None = None,
 ) -> tuple[MergeRecipe, list[str], list[str]]:
     """Return the merge that the injection is, the skills' names in its order, and remarks on finding them."""
     check_vector_method(method)
@@ -167,6 +171,12 @@ def _recipe(
         kind = "adapter" if not isinstance(each, Skill) and is_adapter(path) else "skill"
         operands.append({kind: str(path), **({} if scale == 1 else {"weight": scale})})
         names.append(path.resolve().name)
+    if scales is not None:
+        if not isinstance(skill, Skill | str | os.PathLike) or method != "task_arithmetic":
+            raise RecipeError("scales: λ by pattern is for one skill, added as it is; leave scales out")
+        if not scales:
+            raise RecipeError("scales is empty, expected λ by pattern of tensor names, such as {'*.mlp.*': 0.5}")
+        operands[0]["weights"] = {pattern: _checked(weight) for pattern, weight in scales.items()}
     data: dict[str, Any] = {"method": method, "base": str(Path(target)), "operands": operands}
     data |= {"parameters": dict(parameters or {}), "dtype": dtype, "allow": ["base"] if allow_other_base else []}
     return parse_merge_recipe(data, "inject"), names, said
@@ -191,7 +201,10 @@ def _plan(
     recipe: MergeRecipe, names: Sequence[str], said: Sequence[str], allow_other_base: bool
 ) -> tuple[Plan, list[Skill | None]]:
     """Return the plan, named as an injection, and the skills of its operands (None for an adapter)."""
-    plan = plan_merge(recipe)
+    try:
+        plan = plan_merge(recipe)
+    except RecipeError as error:  # an injection's patterns are called scales
+        raise RecipeError(str(error).replace("operands.0.weights", "scales")) from error
     skills = [load_skill(operand.skill) if operand.skill is not None else None for operand in recipe.operands]
     inputs, given = {"target": plan.inputs["base"]}, []
     for number, (operand, name) in enumerate(zip(recipe.operands, names, strict=True)):
@@ -201,6 +214,7 @@ def _plan(
     settings = {
         "method": recipe.method,
         "parameters": recipe.parameters.model_dump(),
+        **({"scales": [list(pair) for pair in scales.items()]} if (scales := recipe.operands[0].weights) else {}),
         "skills": given,
         "dtype": recipe.dtype,
         "allow_other_base": allow_other_base,
@@ -223,7 +237,9 @@ class _History(NamedTuple):
 def _history(plan: Plan, skills: Sequence[Skill | None], scale: float) -> _History:
     known, remarks = read_record(plan.target.path)
     given, method, parameters = (plan.settings[key] for key in ("skills", "method", "parameters"))
-    asked = Injected(skills=tuple(Share(**each) for each in given), method=method, parameters=parameters, scale=scale)
+    shares = tuple(Share(**each) for each in given)
+    scales = tuple((pattern, weight) for pattern, weight in plan.settings.get("scales", ())) or None
+    asked = Injected(skills=shares, method=method, parameters=parameters, scale=scale, scales=scales)
     if known is None:
         return _History(None, asked, None, remarks)
     own = zip(asked.skills, skills, strict=True)
@@ -273,7 +289,7 @@ def _write(
         _checked(scale)
     check = None
     if len(skills) == 1 and plan.method.name == "task_arithmetic":
-        check = _norm_check(skills[0], plan.settings["skills"][0]["scale"])  # the stream computes the norms anyway
+        check = _norm_check(skills[0], plan)  # the stream computes the norms anyway
     else:
         _check_norms(plan, skills, machine_for(threads, device))
     reports = write(plan, out, outputs, "inject", threads, device, progress=progress, check=check, record=record)
@@ -292,11 +308,12 @@ def _checked(scale: Any) -> float:
     return float(scale)
 
 
-def _norm_check(skill: Skill | None, weight: float) -> Callable[[str, float], None] | None:
-    """Return the check that every delta, times `weight`, still has the norm that its manifest says."""
-    if skill is None or weight == 0:
+def _norm_check(skill: Skill | None, plan: Plan) -> Callable[[str, float], None] | None:
+    """Return the check that every delta, times its weight, still has the norm that its manifest says."""
+    if skill is None:
         return None
-    return lambda name, norm: _check_norm(skill, name, norm / abs(weight))
+    weights = {tensor.spec.name: tensor.operands[0].weight for tensor in plan.tensors if tensor.operands}
+    return lambda name, norm: _check_norm(skill, name, norm / abs(weights[name]))
 
 
 def _check_norms(plan: Plan, skills: Sequence[Skill | None], machine: Machine) -> None:

@@ -16,11 +16,17 @@ INSTRUCTION = "Answer with a short phrase."
 
 @dataclass(frozen=True)
 class Document:
-    """One text to be learnt; `id` is what questions refer to."""
+    """One text to be learnt; `id` is what questions refer to, or `source` where the text renders another document."""
 
     id: str
     title: str
     text: str
+    source: str = ""
+
+    @property
+    def origin(self) -> str:
+        """The id of the document that this is, or renders."""
+        return self.source or self.id
 
     def rendered(self) -> str:
         """Return what SFT trains on: the title, an empty line, the text."""
@@ -87,7 +93,10 @@ def _documents_in_folder(folder: Path) -> Iterator[Document]:
 def _documents_in_jsonl(file: Path) -> Iterator[Document]:
     for where, record in read_records(file):
         yield Document(
-            _string(record, "id", where), _string(record, "title", where, ""), _string(record, "text", where)
+            _string(record, "id", where),
+            _string(record, "title", where, ""),
+            _string(record, "text", where),
+            _string(record, "source", where, "") if "style" in record else "",  # written by a synthesize stage
         )
 
 
@@ -115,12 +124,12 @@ def read_questions(path: Path, documents: Sequence[Document] | None = None) -> l
         raise DataError(f"questions: {file} holds none; expected JSONL lines with document, question, answers")
     if documents is None:
         return questions
-    known = {document.id for document in documents}
+    known = {document.origin for document in documents}
     kept = [question for question in questions if question.document in known]
     if not kept:
         raise DataError(
             f"questions: {file} names no known document: it asks about '{questions[0].document}', "
-            f"the documents are '{documents[0].id}'{' and others' if len(documents) > 1 else ''}; "
+            f"the documents are '{documents[0].origin}'{' and others' if len(documents) > 1 else ''}; "
             "'document' must be a document's id"
         )
     return kept
@@ -128,7 +137,7 @@ def read_questions(path: Path, documents: Sequence[Document] | None = None) -> l
 
 def check_questions(path: Path, questions: Sequence[Question], all_documents: Sequence[Document]) -> None:
     """Raise `DataError` for the first question that names no document at all (a limit set aside)."""
-    known = {document.id for document in all_documents}
+    known = {document.origin for document in all_documents}
     for question in questions:
         if question.document not in known:
             raise DataError(

@@ -1,4 +1,4 @@
-"""Having renderings written, by a local checkpoint or an endpoint, so that a kill loses at most what is under way."""
+"""Having texts written, by a local checkpoint or an endpoint, so that a kill loses at most what is under way."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from skillgraft.domains.synthesis import Request
 from skillgraft.errors import EndpointError
 
 if TYPE_CHECKING:
@@ -23,9 +22,25 @@ RENDERINGS = "renderings.jsonl"
 """In a stage's working folder: one line for each rendering as it came."""
 
 
+class Request(Protocol):
+    """What is asked of a model; what it writes is kept under `id`."""
+
+    @property
+    def id(self) -> str:
+        """What the answer is kept under."""
+
+    @property
+    def prompt(self) -> str:
+        """What the model is asked."""
+
+    @property
+    def seed(self) -> int:
+        """What its randomness follows from."""
+
+
 @dataclass(frozen=True)
 class Written:
-    """One rendering: its text, whether it ended by itself, and the tokens of prompt and text together."""
+    """One text: its text, whether it ended by itself, and the tokens of prompt and text together."""
 
     text: str
     complete: bool
@@ -33,10 +48,10 @@ class Written:
 
 
 class Kept:
-    """The renderings that are written already, by the request's id; a line that a kill tore is cut off."""
+    """What is written already, by the request's id; a line that a kill tore is cut off."""
 
-    def __init__(self, work: Path) -> None:
-        self.file = work / RENDERINGS
+    def __init__(self, work: Path, name: str = RENDERINGS) -> None:
+        self.file = work / name
         self.by_id: dict[str, dict[str, Any]] = {}
         if not self.file.exists():
             return
@@ -56,6 +71,14 @@ class Kept:
             out.flush()
             os.fsync(out.fileno())
         self.by_id |= {record["id"]: record for record in new}
+
+    def drop(self, ids: Iterable[str]) -> None:
+        """Forget the records of these ids for good, so that they are asked for again."""
+        gone = set(ids)
+        self.by_id = {name: record for name, record in self.by_id.items() if name not in gone}
+        part = self.file.with_suffix(".part")
+        part.write_text("".join(json.dumps(record) + "\n" for record in self.by_id.values()))
+        part.rename(self.file)
 
 
 def write_locally(
@@ -85,6 +108,7 @@ def write_by_endpoint(
     temperature: float,
     top_p: float,
     max_tokens: int,
+    what: str = "renderings",
 ) -> None:
     """Have `endpoint` write what is missing, `at_once` at a time; a failure raises after what is under way is kept."""
     missing = iter([request for request in requests if request.id not in kept.by_id])
@@ -113,7 +137,8 @@ def write_by_endpoint(
                     endpoint.stop()
             progress(len(kept.by_id), len(requests))
     if failure is not None:
-        raise EndpointError(f"{failure} ({len(kept.by_id)} of {len(requests)} renderings are kept)") from failure
+        written = sum(request.id in kept.by_id for request in requests)
+        raise EndpointError(f"{failure} ({written} of {len(requests)} {what} are kept)") from failure
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from skillgraft import config
 from skillgraft.domains.rewards import DEFAULT_MIX, get_reward
+from skillgraft.rl_settings import JUDGE
 from skillgraft.train.lora import lora_config
 from skillgraft.train.rl import rl_arguments
 from skillgraft.train.sft import sft_arguments
@@ -20,7 +21,8 @@ def check_stage(stage: config.SftStage | config.RlStage) -> None:
     if isinstance(stage, config.RlStage):
         mix = stage.reward or DEFAULT_MIX
         for name in mix:
-            get_reward(name)
-        rl_arguments(mix, stage.trainer, stage.lora is not None, Path("unused"), 0)
+            if name != JUDGE:
+                get_reward(name)
+        rl_arguments(mix, stage.trainer, stage.lora is not None, Path("unused"), 0, stage.algorithm)
     else:
         sft_arguments(stage.trainer, Path("unused"), 0)

@@ -22,6 +22,9 @@ from skillgraft.train.callbacks import Progress
 from skillgraft.train.precision import device
 from skillgraft.train.prompts import encode
 
+RATES = "pass_rates.json"
+"""In a round's folder: each question's pass rate, in the order of the questions."""
+
 ROWS = 64
 """Answers sampled at once."""
 
@@ -37,12 +40,12 @@ def answered_sometimes(
 ) -> list[Question]:
     """Return the questions whose pass rate over `samples` answers, by containment, is neither 0 nor 1.
 
-    The rates are kept in `workdir/pass_rates.json`, so that a resumed run trains on the same questions.
+    The rates are kept in `workdir / RATES`, so that a resumed run trains on the same questions.
 
     Raises:
         TrainingError: no question is left.
     """
-    file = workdir / "pass_rates.json"
+    file = workdir / RATES
     if not file.exists():
         rates = pass_rates(model, tokenizer, questions, samples, args, progress)
         part = file.with_suffix(".part")
@@ -56,6 +59,17 @@ def answered_sometimes(
             "the documents, raise pass_rate_samples, or set it to 0 to train on all"
         )
     return kept
+
+
+def in_order(questions: Sequence[Question], chosen: Sequence[Question], order: str, workdir: Path) -> list[Question]:
+    """Return `chosen` by the pass rates that `answered_sometimes` kept in `workdir`: "easy_to_hard" or "hard_to_easy".
+
+    Questions with the same rate keep their order; "shuffled" leaves all where they are, for the trainer to draw from.
+    """
+    if order == "shuffled":
+        return list(chosen)
+    rates = dict(zip(questions, json.loads((workdir / RATES).read_text()), strict=True))
+    return sorted(chosen, key=lambda question: rates[question], reverse=order == "easy_to_hard")
 
 
 @torch.no_grad()

@@ -1,7 +1,8 @@
-"""Closed-book reinforcement learning: GRPO by TRL on questions whose documents the model was fine-tuned on.
+"""Closed-book reinforcement learning by TRL on questions whose documents the model was fine-tuned on.
 
 The document is never in the prompt, so reward can only come from what SFT put into the weights (PaST,
-arXiv 2601.11258, section 3; GRPO: arXiv 2402.03300). No reference model (beta = 0) unless `trainer.beta` asks for one.
+arXiv 2601.11258, section 3; GRPO, RLOO or ReMax: `train.algorithms`). No reference model (beta = 0) unless
+`trainer.beta` asks for one: then it is the checkpoint that RL started from, in every round.
 With LoRA the frozen weights are held in bf16 where bf16 pays: rollouts then read half the bytes. The factors stay in
 fp32, and the update that they are is applied to the fp32 weights when saving.
 """
@@ -9,7 +10,7 @@ fp32, and the update that they are is applied to the fp32 weights when saving.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from pathlib import Path
@@ -20,22 +21,22 @@ from datasets import Dataset
 from peft import PeftModel, set_peft_model_state_dict
 from peft.helpers import disable_input_dtype_casting
 from safetensors.torch import load_file
-from torch.utils.data import Sampler
 from transformers import PreTrainedModel, PrinterCallback
-from trl import GRPOConfig, GRPOTrainer
-from trl.trainer.utils import RepeatSampler
+from trl import GRPOConfig
 
+from skillgraft.domains.judge import Judge
 from skillgraft.domains.knowledge import Question
 from skillgraft.domains.rewards import DEFAULT_MIX, Reward, get_reward
 from skillgraft.errors import RecipeError, TrainingError
+from skillgraft.rl_settings import JUDGE
+from skillgraft.train.algorithms import ALGORITHMS, check_remax
 from skillgraft.train.callbacks import KeepAlive, Progress, newest_checkpoint, read_log, stop_on_interrupt
 from skillgraft.train.common import count_parameters, load_model, load_tokenizer, trainer_arguments
-from skillgraft.train.difficulty import answered_sometimes
+from skillgraft.train.difficulty import answered_sometimes, in_order
 from skillgraft.train.head import fast_head
 from skillgraft.train.lora import ADAPTER, load_merged, lora_config, roll_out_merged
 from skillgraft.train.precision import bf16_pays
 from skillgraft.train.prompts import as_prompt
-from skillgraft.train.rollouts import SharedPrompts
 from skillgraft.train.sft import Trained
 
 DEFAULTS: dict[str, Any] = {
@@ -46,41 +47,8 @@ DEFAULTS: dict[str, Any] = {
     "lr_scheduler_type": "constant_with_warmup",
     "warmup_steps": 5,
     "temperature": 1.0,
-    # Divided by the batch's deviation, not the group's: in a group where all answers are wrong, the latter blows a
-    # stray word's worth of F1 up to the size of a right answer.
-    "scale_rewards": "batch",
 }
 LEARNING_RATE = {"lora": 3e-4, "full": 3e-5}
-
-
-class _EpochSampler(Sampler[int]):
-    """The order of TRL's sampler, as a function of the epoch.
-
-    TRL 1.16 draws each epoch's order from one generator that lives as long as the process, so that a run resumed after
-    its first epoch would begin with the first order again and learn something else than an uninterrupted one.
-    """
-
-    def __init__(self, sampler: RepeatSampler) -> None:
-        self.sampler, self.epoch = sampler, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch whose order the next iteration gives; the trainer calls it."""
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[int]:
-        if self.sampler.shuffle:
-            self.sampler.generator.manual_seed(self.sampler.seed)
-            for _ in range(self.epoch):
-                torch.randperm(self.sampler.num_samples, generator=self.sampler.generator)
-        yield from self.sampler
-
-    def __len__(self) -> int:
-        return len(self.sampler)
-
-
-class _Trainer(SharedPrompts, GRPOTrainer):
-    def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler[int]:
-        return _EpochSampler(super()._get_train_sampler(dataset))
 
 
 FINISHED = "finished"
@@ -88,11 +56,17 @@ FINISHED = "finished"
 
 CURVE = {
     "reward": "reward",
-    "share_without_variance": "frac_reward_zero_std",
+    "share_without_variance": "share_without_variance",
     "completion_tokens": "completions/mean_length",
     "entropy": "entropy",
+    "kl": "kl",
+    "greedy_reward": "greedy_reward",
+    "judge_without_verdict": "judge_without_verdict",
 }
-"""What a person is shown of an RL stage -> TRL's name for it. The loss says nothing in GRPO and is left out."""
+"""What a person is shown of an RL stage -> its name in the log. The loss says nothing in GRPO and is left out.
+
+TRL's own share of groups without variance is 0 or 1 where rewards are scaled by the batch's deviation.
+"""
 
 
 def train_rl(
@@ -102,6 +76,10 @@ def train_rl(
     *,
     questions: Sequence[Question],
     reward: Mapping[str, float] | None = None,
+    judge: Judge | None = None,
+    algorithm: str = "grpo",
+    order: str = "shuffled",
+    skip_without_variance: bool = False,
     pass_rate_samples: int = 0,
     rounds: Sequence[int] = (),
     trainer: Mapping[str, Any] | None = None,
@@ -110,22 +88,27 @@ def train_rl(
     checkpoint_seconds: float = 300.0,
     progress: Progress | None = None,
 ) -> Trained:
-    """Train the checkpoint `model_dir` with GRPO on `questions`; write weights, tokenizer and factors into `out`.
+    """Train the checkpoint `model_dir` with RL on `questions`; write weights, tokenizer and factors into `out`.
 
     Trainer checkpoints live in `workdir`; a rerun goes on from the newest whole one. With `pass_rate_samples`, only
     questions that the model answers sometimes are trained on (see `train.difficulty`). `rounds` are the steps of
     several rounds instead of `trainer.max_steps`: before each the pass rates are measured anew, so that what has been
-    learnt by then is left out and what has come into reach is taken in; each starts a fresh optimiser.
+    learnt by then is left out and what has come into reach is taken in; each starts a fresh optimiser. `algorithm` is
+    one of `train.algorithms.ALGORITHMS`; `order` that of the questions by pass rate (see `difficulty.in_order`); with
+    `skip_without_variance` groups that teach nothing are left out of a step. `judge` answers for the reward `judge`.
 
     Raises:
         RecipeError: an unknown reward, or an argument that the trainer or LoRA does not know.
-        TrainingError: no questions, or none that is answered sometimes.
+        TrainingError: no questions, or none that is answered sometimes; a judge that too often says neither yes nor no.
+        EndpointError: the judge's endpoint fails for good; checkpoints and its verdicts so far are kept.
     """
     if not questions:
         raise TrainingError("rl: there is no question to train on")
     mix = dict(reward or DEFAULT_MIX)
     tokenizer = load_tokenizer(model_dir)
-    args = rl_arguments(mix, trainer, lora is not None, workdir, seed)
+    args = rl_arguments(mix, trainer, lora is not None, workdir, seed, algorithm)
+    if order != "shuffled":
+        args.shuffle_dataset = False
     steps = list(rounds) or [args.max_steps]
     half = lora is not None and bf16_pays()
     log: list[dict[str, float]] = []
@@ -139,6 +122,7 @@ def train_rl(
         if pass_rate_samples:
             model = _load(model_dir, start, half, lora is not None)
             chosen = answered_sometimes(model, tokenizer, questions, pass_rate_samples, args, here, progress)
+            chosen = in_order(questions, chosen, order, here)
         needed = args.generation_batch_size // args.num_generations
         if len(chosen) < needed:
             raise TrainingError(
@@ -152,17 +136,23 @@ def train_rl(
             model = load_model(
                 start if start and lora is None else model_dir, torch.bfloat16 if half else torch.float32
             )
-            grpo = _Trainer(
+            if start and lora is None:
+                model.config._name_or_path = str(model_dir)  # where TRL takes the reference model from
+            grpo = ALGORITHMS[algorithm].trainer(
                 model=model,
-                reward_funcs=[_for_trl(name, get_reward(name)) for name in mix],
+                reward_funcs=[_for_trl(name, judge) for name in mix],
                 args=_for_round(args, round_steps, here),
                 train_dataset=Dataset.from_list(
-                    [{"prompt": as_prompt(tokenizer, q.question), "answers": list(q.answers)} for q in chosen]
+                    [
+                        {"prompt": as_prompt(tokenizer, q.question), "question": q.question, "answers": list(q.answers)}
+                        for q in chosen
+                    ]
                 ),
                 processing_class=tokenizer,
                 peft_config=lora_config(lora) if lora is not None else None,
                 callbacks=[keeper],
             )
+            grpo.skip_without_variance = skip_without_variance
             grpo.remove_callback(PrinterCallback)
             if lora is not None:
                 roll_out_merged(grpo.model)
@@ -185,7 +175,10 @@ def train_rl(
         shutil.copytree(start, out / ADAPTER)
     model.save_pretrained(str(out))
     tokenizer.save_pretrained(str(out))
-    return Trained(tokens, 8.0 * parameters * tokens, curve(log), parameters, trained_questions)
+    # Every token goes through forwards when it is made, and forwards and backwards again when it is trained on.
+    shares = [record["trained_share"] for record in log if "trained_share" in record]
+    flops = (2.0 + 6.0 * (sum(shares) / len(shares) if shares else 1.0)) * parameters * tokens
+    return Trained(tokens, flops, curve(log), parameters, trained_questions)
 
 
 def _load(model_dir: Path, trained: Path | None, half: bool, lora: bool) -> PreTrainedModel:
@@ -209,15 +202,21 @@ def _from_step(progress: Progress | None, before: int, steps: int) -> Progress |
 
 
 def rl_arguments(
-    mix: Mapping[str, float], trainer: Mapping[str, Any] | None, lora: bool, workdir: Path, seed: int
+    mix: Mapping[str, float],
+    trainer: Mapping[str, Any] | None,
+    lora: bool,
+    workdir: Path,
+    seed: int,
+    algorithm: str = "grpo",
 ) -> GRPOConfig:
     """Return TRL's config from a recipe's `trainer:` mapping over our defaults; `RecipeError` for what it refuses."""
     ours = {"learning_rate": LEARNING_RATE["lora" if lora else "full"], "reward_weights": list(mix.values())}
-    args = trainer_arguments(GRPOConfig, {**DEFAULTS, **ours}, trainer or {}, workdir, seed)
+    _, config, defaults = ALGORITHMS[algorithm]
+    args = trainer_arguments(config, {**DEFAULTS, **defaults, **ours}, trainer or {}, workdir, seed)
+    if algorithm == "remax":
+        check_remax(trainer or {})
     if args.max_steps <= 0:
-        raise RecipeError(
-            f"trainer: max_steps is {args.max_steps}, expected a positive number: GRPO has no natural end"
-        )
+        raise RecipeError(f"trainer: max_steps is {args.max_steps}, expected a positive number: RL has no natural end")
     return args
 
 
@@ -238,10 +237,24 @@ def _no_casts(model: PreTrainedModel | PeftModel, half: bool) -> AbstractContext
     return disable_input_dtype_casting(model) if half else nullcontext()
 
 
-def _for_trl(name: str, reward: Reward) -> Callable[..., list[float]]:
-    def scored(completions: list[Any], answers: list[list[str]], **_: Any) -> list[float]:
-        texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
-        return [reward(text.strip(), gold) for text, gold in zip(texts, answers, strict=True)]
+def _for_trl(name: str, judge: Judge | None = None) -> Callable[..., list[float]]:
+    reward: Reward | None = None if name == JUDGE else get_reward(name)
+
+    def scored(
+        completions: list[Any],
+        answers: list[list[str]],
+        question: list[str],
+        log_metric: Callable[[str, float], None],
+        **_: Any,
+    ) -> list[float]:
+        texts = [(c if isinstance(c, str) else c[-1]["content"]).strip() for c in completions]
+        if reward is not None:
+            return [reward(text, gold) for text, gold in zip(texts, answers, strict=True)]
+        if judge is None:
+            raise RecipeError(f"reward '{JUDGE}' needs a judge")
+        verdicts = judge.verdicts(list(zip(question, answers, texts, strict=True)))
+        log_metric("judge_without_verdict", sum(verdict is None for verdict in verdicts) / len(verdicts))
+        return [float(verdict or 0.0) for verdict in verdicts]
 
     scored.__name__ = name
     return scored
