@@ -26,6 +26,8 @@ from pydantic import AfterValidator, Field, ValidationError
 
 from skillgraft.arithmetic.merge_recipe import check_vector_method, parse_merge_recipe
 from skillgraft.errors import RecipeError, did_you_mean
+from skillgraft.regime_settings import WHOLE, ReplaySettings, TextSettings, check_sft
+from skillgraft.single_passage_settings import RowSkill, SinglePassageStage, check_single_passage
 from skillgraft.strict import BASE
 from skillgraft.strict import Strict as _Strict
 from skillgraft.synthesis_settings import SynthesizeStage, check_synthesize
@@ -44,9 +46,12 @@ class SftStage(_Strict):
     kind: Literal["sft"] = Field(description="fine-tune a checkpoint")
     from_: str = Field(alias="from", description="stage, 'base' or checkpoint directory to start from")
     documents: Path | None = Field(None, description="folder of .md/.txt, or JSONL with id, title, text")
-    limit_documents: int | None = Field(None, ge=1, description="train on the first so many documents only")
+    limit_documents: int | None = Field(None, ge=1, description="the first so many of documents, or of about, only")
     questions: Path | None = Field(None, description="JSONL with document, question, answers: train on the answers")
+    about: Path | None = Field(None, description="train on questions about these documents only")
     answers: Literal["gold", "shuffled"] = Field("gold", description="shuffled: the answer-format control")
+    text: TextSettings = Field(WHOLE, description="how documents become rows: chunks, overlap, the title's loss")
+    replay: ReplaySettings | None = Field(None, description="general text to train on beside the stage's own data")
     lora: dict[str, Any] | None = Field(None, description="arguments of PEFT's LoraConfig; absent: full fine-tuning")
     trainer: dict[str, Any] = Field({}, description="arguments of TRL's SFTConfig")
 
@@ -128,7 +133,14 @@ class EvalStage(_Strict):
 
 
 Stage = Annotated[
-    SftStage | RlStage | ExtractStage | RandomVectorStage | InjectStage | EvalStage | SynthesizeStage,
+    SftStage
+    | RlStage
+    | ExtractStage
+    | RandomVectorStage
+    | InjectStage
+    | EvalStage
+    | SynthesizeStage
+    | SinglePassageStage,
     Field(discriminator="kind"),
 ]
 
@@ -143,6 +155,7 @@ REFERENCES: dict[str, tuple[str, ...]] = {
     "inject": ("target", "skill", "skills"),
     "eval": ("models",),
     "synthesize": ("model",),
+    "single_passage": ("from_", "skills"),
 }
 """Stage kind -> the fields that name another stage, the base, or a directory."""
 
@@ -155,6 +168,7 @@ MAKES: dict[str, str] = {
     "random_vector": "skill",
     "eval": "table",
     "synthesize": "folder of documents",
+    "single_passage": "table",
 }
 
 
@@ -204,6 +218,7 @@ KINDS: dict[str, type[_Strict]] = {
     "inject": InjectStage,
     "eval": EvalStage,
     "synthesize": SynthesizeStage,
+    "single_passage": SinglePassageStage,
 }
 
 
@@ -272,7 +287,9 @@ def references(stage: _Strict) -> list[tuple[str, str]]:
     for field in REFERENCES[stage.kind]:  # type: ignore[attr-defined]
         value = getattr(stage, field)
         named = value if isinstance(value, list) else [] if value is None else [value]
-        found += [(field.rstrip("_"), each.skill if isinstance(each, ScaledSkill) else each) for each in named]
+        found += [
+            (field.rstrip("_"), each.skill if isinstance(each, ScaledSkill | RowSkill) else each) for each in named
+        ]
     return found + [(field, name) for field in DATA if (name := synthesis_named(getattr(stage, field, None)))]
 
 
@@ -284,18 +301,16 @@ def synthesis_named(data: Path | None) -> str | None:
 def _check_stages(recipe: Recipe) -> None:
     """Raise for an sft stage without data, and an eval stage whose `baseline` or `labels` name none of its models."""
     for name, stage in recipe.stages.items():
-        if isinstance(stage, SftStage) and stage.documents is None and stage.questions is None:
-            raise RecipeError(f"stages.{name}: neither documents nor questions are given; sft needs one of them")
-        if isinstance(stage, SftStage) and stage.documents is not None and stage.questions is not None:
-            raise RecipeError(f"stages.{name}: documents and questions are both given; make two sft stages of it")
-        if isinstance(stage, SftStage) and stage.answers == "shuffled" and stage.questions is None:
-            raise RecipeError(f"stages.{name}: answers: shuffled needs questions")
-        if isinstance(stage, SftStage | EvalStage) and stage.limit_documents and stage.documents is None:
+        if isinstance(stage, SftStage):
+            check_sft(name, stage)
+        if isinstance(stage, EvalStage) and stage.limit_documents and stage.documents is None:
             raise RecipeError(f"stages.{name}: limit_documents needs documents")
         if isinstance(stage, InjectStage):
             _check_inject(name, stage)
         if isinstance(stage, SynthesizeStage):
             check_synthesize(name, stage)
+        if isinstance(stage, SinglePassageStage):
+            check_single_passage(name, stage)
         _check_makers(recipe, name, stage)
         if isinstance(stage, RlStage) and stage.rounds and "max_steps" in stage.trainer:
             raise RecipeError(f"stages.{name}: both rounds and trainer.max_steps are given; rounds holds the steps")
@@ -393,6 +408,8 @@ def _absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
     def absolute(value: Any, field: str) -> Any:
         if isinstance(value, list):
             return [absolute(each, field) for each in value]
+        if isinstance(value, ReplaySettings):
+            return value.model_copy(update={"text": absolute(value.text, "replay")})
         if not isinstance(value, Path):
             return value
         if field in DATA and isinstance(recipe.stages.get(str(value)), SynthesizeStage):
@@ -402,7 +419,7 @@ def _absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
     def resolve_reference(value: Any, is_base: bool = False, is_skill: bool = False) -> Any:
         if isinstance(value, list):
             return [resolve_reference(each, is_skill=is_skill) for each in value]
-        if isinstance(value, ScaledSkill):
+        if isinstance(value, ScaledSkill | RowSkill):
             return value.model_copy(update={"skill": resolve_reference(value.skill, is_skill=True)})
         if isinstance(value, str) and value not in (*recipe.stages, BASE) and (is_path(value) or is_base):
             if is_base and not value.startswith((".", "~", "/")) and not (folder / value).is_dir():

@@ -4,8 +4,8 @@ import torch
 from skillgraft.domains.knowledge import Document, Question
 from skillgraft.errors import RecipeError, TrainingError
 from skillgraft.train.common import load_model, load_tokenizer
-from skillgraft.train.sft import derange, pieces, train_sft
-from tests.tiny import tiny_checkpoint, tiny_tokenizer
+from skillgraft.train.sft import train_sft
+from tests.tiny import tiny_checkpoint
 
 FAST = {"max_steps": 30, "per_device_train_batch_size": 2, "learning_rate": 3e-3, "warmup_steps": 0}
 
@@ -63,25 +63,3 @@ def test_nothing_to_train_on(tmp_path):
         train_sft(start, out, work)
     with pytest.raises(RecipeError, match="'epochs' is not an argument of SFTConfig"):
         train_sft(start, out, work, documents=[Document("a", "", "text")], trainer={"epochs": 3})
-
-
-def test_pieces_hold_the_whole_text_under_the_title():
-    tokenizer = tiny_tokenizer()
-    document = Document("a", "Title", "the island was built in the year " * 30)
-    parts = pieces(tokenizer, document, 64)
-    assert len(parts) > 3
-    assert all(part.startswith("Title\n\n") for part in parts)
-    assert all(len(tokenizer(part)["input_ids"]) < 64 for part in parts)
-    words = " ".join(part.removeprefix("Title\n\n") for part in parts).split()
-    assert "".join(words) == "".join(document.text.split())
-    assert pieces(tokenizer, Document("a", "Title", "short"), 64) == ["Title\n\nshort"]
-    with pytest.raises(TrainingError, match="title of 'a' alone fills"):
-        pieces(tokenizer, Document("a", "long title " * 50, "the island " * 50), 64)
-
-
-def test_derange_moves_every_answer():
-    answers = [str(i) for i in range(20)]
-    moved = derange(answers, seed=1)
-    assert sorted(moved) == sorted(answers)
-    assert all(a != b for a, b in zip(answers, moved, strict=True))
-    assert moved == derange(answers, seed=1) != derange(answers, seed=2)

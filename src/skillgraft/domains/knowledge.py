@@ -16,11 +16,12 @@ INSTRUCTION = "Answer with a short phrase."
 
 @dataclass(frozen=True)
 class Document:
-    """One text to be learnt; `id` is what questions refer to."""
+    """One text to be learnt; `id` is what questions refer to, `source` the id of what it is a rendering of."""
 
     id: str
     title: str
     text: str
+    source: str = ""
 
     def rendered(self) -> str:
         """Return what SFT trains on: the title, an empty line, the text."""
@@ -87,7 +88,10 @@ def _documents_in_folder(folder: Path) -> Iterator[Document]:
 def _documents_in_jsonl(file: Path) -> Iterator[Document]:
     for where, record in read_records(file):
         yield Document(
-            _string(record, "id", where), _string(record, "title", where, ""), _string(record, "text", where)
+            _string(record, "id", where),
+            _string(record, "title", where, ""),
+            _string(record, "text", where),
+            _string(record, "source", where, ""),
         )
 
 
