@@ -46,7 +46,7 @@ def describe_rows(stages: list[PlannedStage], evaluation: PlannedStage) -> dict[
         },
     }
     for row, skills in stage.rows.items():
-        learns = skills[0].on == LEARNT
+        learns = not skills[0].unread
         names = [each.skill for each in skills]
         scale = ", ".join(f"λ = {each.scale:g}" for each in skills)
         role, label, note = _injected(

@@ -222,7 +222,7 @@ def _hash(seed: int, stage: Any, references: Mapping[str, str], data: Mapping[st
     if stage.kind == "inject" and stage.skills:
         settings["scales"] = [scale for _, scale in stage.injected]
     if stage.kind == "single_passage":
-        settings["rows"] = [[each.name, each.scale, each.on] for each in stage.skills]
+        settings["rows"] = [[each.name, each.scale, each.unread] for each in stage.skills]
     if stage.kind == "eval":  # its table holds the names
         settings["names"] = [Path(model).name for model in stage.models]
     named = [[setting, references[reference]] for setting, reference in config.references(stage)]

@@ -23,7 +23,7 @@ class RowSkill(Strict):
     row: str | None = Field(
         None, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._+-]*$", description="the row's name; default: the skill's"
     )
-    on: Literal["sft", "start"] = Field("sft", description="start: on the model that never read the passage, a control")
+    unread: bool = Field(False, description="put it on the model that never read the passage: a control")
 
     @property
     def name(self) -> str:
@@ -73,8 +73,8 @@ def check_single_passage(name: str, stage: SinglePassageStage) -> None:
     for row, skills in stage.rows.items():
         if row in (START, LEARNT):
             raise RecipeError(f"stages.{name}.skills: the row '{row}' is always there; give `row` another name")
-        if len({each.on for each in skills}) > 1:
-            raise RecipeError(f"stages.{name}.skills: the row '{row}' is on sft and on start; give it two names")
+        if len({each.unread for each in skills}) > 1:
+            raise RecipeError(f"stages.{name}.skills: the row '{row}' is unread and is not; give it two names")
         if len({each.skill for each in skills}) < len(skills):
             raise RecipeError(
                 f"stages.{name}.skills: the row '{row}' names a skill twice; give each λ a row of its own by `row`"

@@ -34,7 +34,7 @@ def passages_recipe(folder, stages=None, **settings):
         "lora": {"r": 2},
         "trainer": TRAINER,
         "max_new_tokens": 4,
-        "skills": [{"skill": "skill", "row": "grafted"}, {"skill": "skill", "row": "unread", "on": "start"}],
+        "skills": [{"skill": "skill", "row": "grafted"}, {"skill": "skill", "row": "unread", "unread": True}],
         **settings,
     }
     made = {
@@ -55,7 +55,7 @@ def finished(tmp_path_factory):
         skills = [
             {"skill": "skill", "row": "grafted"},
             {"skill": "skill", "row": "half", "scale": 0.5},
-            {"skill": "skill", "row": "unread", "on": "start"},
+            {"skill": "skill", "row": "unread", "unread": True},
             {"skill": "random", "row": "random"},
             {"skill": "skill", "row": "both"},
             {"skill": "random", "row": "both", "scale": -0.5},
@@ -247,9 +247,9 @@ def test_no_skills_at_all(tmp_path):
     [
         ({"skills": [{"skill": "skill", "row": "sft"}]}, RecipeError, "row 'sft' is always there"),
         (
-            {"skills": [{"skill": "skill", "row": "a"}, {"skill": "skill", "row": "a", "on": "start"}]},
+            {"skills": [{"skill": "skill", "row": "a"}, {"skill": "skill", "row": "a", "unread": True}]},
             RecipeError,
-            "row 'a' is on sft and on start",
+            "row 'a' is unread and is not",
         ),
         ({"skills": [{"skill": "skill"}, {"skill": "skill"}]}, RecipeError, "names a skill twice; give each λ a row"),
         ({"skills": [{"skill": "skil"}]}, RecipeError, "n1.skills: there is no stage 'skil'; did you mean 'skill'"),

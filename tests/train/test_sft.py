@@ -4,7 +4,7 @@ import torch
 from skillgraft.domains.knowledge import Document, Question
 from skillgraft.errors import RecipeError, TrainingError
 from skillgraft.train.common import load_model, load_tokenizer
-from skillgraft.train.sft import train_sft
+from skillgraft.train.sft import fit, sft_arguments, train_sft
 from tests.tiny import tiny_checkpoint
 
 FAST = {"max_steps": 30, "per_device_train_batch_size": 2, "learning_rate": 3e-3, "warmup_steps": 0}
@@ -54,6 +54,14 @@ def test_lora_trains_factors_only(tmp_path):
     before, after = load_model(start).state_dict(), load_model(out).state_dict()
     assert torch.equal(before["model.embed_tokens.weight"], after["model.embed_tokens.weight"])
     assert loss(out, document.rendered()) < loss(start, document.rendered())
+
+
+def test_rows_without_loss(tmp_path):
+    start = tiny_checkpoint(tmp_path / "start")
+    args = sft_arguments(FAST, tmp_path, 0)
+    rows = [{"input_ids": [5, 6, 7], "labels": [-100, -100, -100]}]
+    with pytest.raises(TrainingError, match="no token carries loss"):
+        fit(load_model(start), load_tokenizer(start), rows, args, lora=None, checkpoint_seconds=9, progress=None)
 
 
 def test_nothing_to_train_on(tmp_path):

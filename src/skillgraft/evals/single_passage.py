@@ -58,7 +58,7 @@ def score_passages(
         checkpoint_seconds=checkpoint_seconds,
     )
     vectors = {name: [_operand(each, skills) for each in row] for name, row in stage.rows.items()}
-    unread = [START, *(name for name, row in stage.rows.items() if row[0].on == START)]
+    unread = [START, *(name for name, row in stage.rows.items() if row[0].unread)]
     reading = {row: vectors.get(row, []) for row in (LEARNT, *vectors) if row not in unread}
     common = {
         row: _kept(work / f"row-{place}.json", partial(_unread, answerer, vectors.get(row, []), questions, stage))
