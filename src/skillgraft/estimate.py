@@ -85,7 +85,8 @@ def stage_needs(stage: Any, parameters: int, inputs: Mapping[str, Path] | None =
     if stage.kind == "sft":
         documents = read_documents(documents_path, stage.limit_documents) if documents_path else []
         tokens = sum(len(document.rendered().encode()) for document in documents) / BYTES_PER_TOKEN
-        tokens += QUESTION_TOKENS * len(read_questions(questions_path)) if questions_path else 0
+        subjects = read_documents(stage.about, stage.limit_documents) if stage.about else None
+        tokens += QUESTION_TOKENS * len(read_questions(questions_path, subjects)) if questions_path else 0
         tokens *= 1 + (stage.replay.ratio if stage.replay else 0)
         epochs = stage.trainer.get("num_train_epochs", 8)
         return training_needs(parameters, stage.lora is not None, tokens * epochs)

@@ -1,7 +1,8 @@
 """Single-passage evaluation, n = 1: each passage is learnt alone, asked about closed-book, and forgotten again.
 
-The setting of PaST on SQuAD (arXiv 2601.11258, section 4) and of SEAL (arXiv 2506.10943, section 3.1). The rows differ
-in the vector that is added to what was learnt, so that their differences are paired by question.
+The setting of SEAL (arXiv 2506.10943, section 3.1: an inner update on one passage) and of PaST on SQuAD (arXiv
+2601.11258, experiments). The rows differ in the vector that is added to what was learnt, so that their differences are
+paired by question.
 """
 
 from __future__ import annotations
