@@ -7,9 +7,11 @@ import yaml
 
 from skillgraft import run
 from skillgraft.arithmetic import extract
+from skillgraft.config import load_recipe
 from skillgraft.domains.knowledge import Document
 from skillgraft.domains.passages import passages
 from skillgraft.errors import CompatibilityError, DataError, MissingPathError, RecipeError
+from skillgraft.estimate import stage_needs
 from skillgraft.evals import single_passage
 from skillgraft.evals.intervals import bootstrap
 from skillgraft.regime_settings import WHOLE
@@ -296,3 +298,11 @@ def test_learning_leaves_the_learner_as_it_was(tmp_path):
     answerer.become([operand])
     learner.forget()
     assert [path.name for path in tmp_path.iterdir()] == ["start"]
+
+
+def test_the_estimate_counts_learning_and_every_row(tmp_path):
+    recipe = load_recipe(passages_recipe(tmp_path, limit_documents=3, trainer={**TRAINER, "num_train_epochs": 5}))
+    texts = [f"{place}\n\nThe harbour of {place} was built in {1900 + i}." for i, place in enumerate(PLACES[:3])]
+    learnt = 5 * sum(map(len, texts)) / 3.7
+    answered = 3 * (80 + 4) * 4  # questions, tokens of prompt and answer, rows
+    assert stage_needs(recipe.stages["n1"], 1000).flops == pytest.approx(6000 * learnt + 4000 * answered)
