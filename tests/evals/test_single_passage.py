@@ -144,13 +144,13 @@ def test_the_models_in_memory_are_those_that_stages_make(tmp_path, monkeypatch, 
         "unread": {"kind": "inject", "target": "base", "skill": "skill", "scale": 1.0},
     }
     seen = []
-    ask = single_passage._ask
+    answer = single_passage.answer
 
-    def watched(answerer, *rest):
-        seen.append({name: value.detach().clone() for name, value in answerer.model.named_parameters()})
-        return ask(answerer, *rest)
+    def watched(model, *rest):
+        seen.append({name: value.detach().clone() for name, value in model.named_parameters()})
+        return answer(model, *rest)
 
-    monkeypatch.setattr(single_passage, "_ask", watched)
+    monkeypatch.setattr(single_passage, "answer", watched)
     recipe = passages_recipe(tmp_path, stages, lora=lora, limit_documents=2)
     result = run(recipe, runs=tmp_path / "runs")
     start, unread, sft, grafted, second, _ = seen

@@ -62,7 +62,10 @@ def score_passages(
     unread = [START, *(name for name, row in stage.rows.items() if row[0].unread)]
     reading = {row: vectors.get(row, []) for row in (LEARNT, *vectors) if row not in unread}
     common = {
-        row: _kept(work / f"row-{place}.json", partial(_unread, answerer, vectors.get(row, []), questions, stage))
+        row: _kept(
+            work / f"row-{place}.json",
+            partial(_ask, answerer, vectors.get(row, []), questions, stage, stage.retention_passages > 0),
+        )
         for place, row in enumerate(unread)
     }
     results: list[dict[str, Any]] = []
@@ -118,15 +121,6 @@ def build_table(
     }
 
 
-def _unread(
-    answerer: Answerer, vectors: Sequence[Mapping[str, Any]], questions: Sequence[Question], stage: SinglePassageStage
-) -> dict[str, Any]:
-    """Return the result on all questions of a row that learns no passage."""
-    if vectors:
-        answerer.become(vectors)
-    return _ask(answerer, questions, stage, stage.retention_passages > 0)
-
-
 def _read(
     learner: Learner,
     answerer: Answerer,
@@ -142,10 +136,7 @@ def _read(
     began = time.monotonic()
     trained, learnt = learner.learn(number, passage, moved)
     seconds = time.monotonic() - began
-    results = {}
-    for row, vectors in rows.items():
-        answerer.become([learnt, *vectors])
-        results[row] = _ask(answerer, questions, stage, retention)
+    results = {row: _ask(answerer, [learnt, *vectors], questions, stage, retention) for row, vectors in rows.items()}
     losses = [[point["step"], point["loss"]] for point in trained.curve if "loss" in point]
     learning = {"seconds": seconds, "flops": trained.flops, "tokens": trained.tokens, "losses": losses}
     return {"document": passage.document.id, "learning": learning, "rows": results}
@@ -156,10 +147,19 @@ def _operand(each: RowSkill, skills: Mapping[str, Path]) -> dict[str, Any]:
 
 
 def _ask(
-    answerer: Answerer, questions: Sequence[Question], stage: SinglePassageStage, with_retention: bool
+    answerer: Answerer,
+    operands: Sequence[Mapping[str, Any]],
+    questions: Sequence[Question],
+    stage: SinglePassageStage,
+    with_retention: bool,
 ) -> dict[str, Any]:
-    """Return answers, scores by metric, retention by item, and what asking cost."""
+    """Return answers, scores by metric, retention by item, and what asking cost, of the start with `operands` added.
+
+    Without operands the answerer must be as it was loaded.
+    """
     began = time.monotonic()
+    if operands:
+        answerer.become(operands)
     model, tokenizer = answerer.model, answerer.tokenizer
     answers, tokens = answer(model, tokenizer, questions, stage.max_new_tokens, stage.batch_size)
     return {
