@@ -64,6 +64,15 @@ def test_rows_without_loss(tmp_path):
         fit(load_model(start), load_tokenizer(start), rows, args, lora=None, checkpoint_seconds=9, progress=None)
 
 
+def test_a_document_beyond_the_models_context(tmp_path):
+    start = tiny_checkpoint(tmp_path / "start", max_position_embeddings=64)
+    out, work = folders(tmp_path)
+    document = Document("a", "Vell", "The harbour of Vell was built in 1901. " * 9)
+    with pytest.raises(TrainingError, match=r"a row of \d+ tokens does not fit into the model's context of 64"):
+        train_sft(start, out, work, documents=[document], trainer=FAST)
+    train_sft(start, out, work, documents=[document], trainer={**FAST, "max_steps": 1, "max_length": 64})
+
+
 def test_nothing_to_train_on(tmp_path):
     start = tiny_checkpoint(tmp_path / "start")
     out, work = folders(tmp_path)

@@ -107,12 +107,18 @@ def fit(
 ) -> tuple[PreTrainedModel | PeftModel, Trained]:
     """Train `model`, or an adapter on it, on `rows` and return it with what training cost; nothing is saved.
 
-    Raises `TrainingError` where no token carries loss or the loss is not finite.
+    Raises `TrainingError` where no token carries loss, a row exceeds the model's context, or the loss is not finite.
     """
     workdir = Path(args.output_dir)
     tokens = learnt_tokens(rows)
     if tokens == 0:
         raise TrainingError("sft: no token carries loss; check the documents, their titles' masking and max_length")
+    context, longest = getattr(model.config, "max_position_embeddings", None), max(len(r["input_ids"]) for r in rows)
+    if context is not None and longest > context:
+        raise TrainingError(
+            f"sft: a row of {longest} tokens does not fit into the model's context of {context}; lower "
+            "text.chunk_tokens or trainer.max_length, which cut documents into chunks"
+        )
     keeper = KeepAlive(workdir, checkpoint_seconds, progress)
     peft_config: LoraConfig | None = lora_config(lora) if lora is not None else None
     sft = SFTTrainer(
