@@ -27,7 +27,9 @@ from pydantic import AfterValidator, Field, ValidationError
 from skillgraft.arithmetic.merge_recipe import check_vector_method, parse_merge_recipe
 from skillgraft.errors import RecipeError, did_you_mean
 from skillgraft.refine_settings import RefineStage, rounds_of
+from skillgraft.regime_settings import WHOLE, ReplaySettings, TextSettings, check_sft
 from skillgraft.rl_settings import Part, RlChoices, check_rl
+from skillgraft.single_passage_settings import RowSkill, SinglePassageStage, check_single_passage
 from skillgraft.strict import BASE
 from skillgraft.strict import Strict as _Strict
 from skillgraft.synthesis_settings import SynthesizeStage, check_synthesize
@@ -46,10 +48,13 @@ class SftStage(_Strict):
     kind: Literal["sft"] = Field(description="fine-tune a checkpoint")
     from_: str = Field(alias="from", description="stage, 'base' or checkpoint directory to start from")
     documents: Path | None = Field(None, description="folder of .md/.txt, or JSONL with id, title, text")
-    limit_documents: int | None = Field(None, ge=1, description="train on the first so many documents only")
+    limit_documents: int | None = Field(None, ge=1, description="the first so many of documents, or of about, only")
     part: Part | None = Field(None, description="train on one of several disjoint parts of the documents: 1/2")
     questions: Path | None = Field(None, description="JSONL with document, question, answers: train on the answers")
+    about: Path | None = Field(None, description="train on questions about these documents only")
     answers: Literal["gold", "shuffled"] = Field("gold", description="shuffled: the answer-format control")
+    text: TextSettings = Field(WHOLE, description="how documents become rows: chunks, overlap, the title's loss")
+    replay: ReplaySettings | None = Field(None, description="general text to train on beside the stage's own data")
     lora: dict[str, Any] | None = Field(None, description="arguments of PEFT's LoraConfig; absent: full fine-tuning")
     trainer: dict[str, Any] = Field({}, description="arguments of TRL's SFTConfig")
 
@@ -135,7 +140,15 @@ class EvalStage(_Strict):
 
 
 Stage = Annotated[
-    SftStage | RlStage | ExtractStage | RandomVectorStage | InjectStage | EvalStage | SynthesizeStage | RefineStage,
+    SftStage
+    | RlStage
+    | ExtractStage
+    | RandomVectorStage
+    | InjectStage
+    | EvalStage
+    | SynthesizeStage
+    | RefineStage
+    | SinglePassageStage,
     Field(discriminator="kind"),
 ]
 
@@ -153,6 +166,7 @@ REFERENCES: dict[str, tuple[str, ...]] = {
     "inject": ("target", "skill", "skills"),
     "eval": ("models",),
     "synthesize": ("model",),
+    "single_passage": ("from_", "skills"),
 }
 """Stage kind -> the fields that name another stage, the base, or a directory."""
 
@@ -165,6 +179,7 @@ MAKES: dict[str, str] = {
     "random_vector": "skill",
     "eval": "table",
     "synthesize": "folder of documents",
+    "single_passage": "table",
 }
 
 
@@ -215,6 +230,7 @@ KINDS: dict[str, type[_Strict]] = {
     "eval": EvalStage,
     "synthesize": SynthesizeStage,
     "refine": RefineStage,
+    "single_passage": SinglePassageStage,
 }
 
 
@@ -311,7 +327,9 @@ def references(stage: _Strict) -> list[tuple[str, str]]:
     for field in REFERENCES[stage.kind]:  # type: ignore[attr-defined]
         value = getattr(stage, field)
         named = value if isinstance(value, list) else [] if value is None else [value]
-        found += [(field.rstrip("_"), each.skill if isinstance(each, ScaledSkill) else each) for each in named]
+        found += [
+            (field.rstrip("_"), each.skill if isinstance(each, ScaledSkill | RowSkill) else each) for each in named
+        ]
     return found + [(field, name) for field in DATA if (name := synthesis_named(getattr(stage, field, None)))]
 
 
@@ -323,19 +341,19 @@ def synthesis_named(data: Path | None) -> str | None:
 def _check_stages(recipe: Recipe) -> None:
     """Raise for an sft stage without data, and an eval stage whose `baseline` or `labels` name none of its models."""
     for name, stage in recipe.stages.items():
-        if isinstance(stage, SftStage) and stage.documents is None and stage.questions is None:
-            raise RecipeError(f"stages.{name}: neither documents nor questions are given; sft needs one of them")
-        if isinstance(stage, SftStage) and stage.documents is not None and stage.questions is not None:
-            raise RecipeError(f"stages.{name}: documents and questions are both given; make two sft stages of it")
-        if isinstance(stage, SftStage) and stage.answers == "shuffled" and stage.questions is None:
-            raise RecipeError(f"stages.{name}: answers: shuffled needs questions")
+        if isinstance(stage, SftStage):
+            check_sft(name, stage)
         for field in CHOICE:
+            if isinstance(stage, SftStage) and field == "limit_documents":
+                continue  # check_sft's, since about has it too
             if getattr(stage, field, None) is not None and getattr(stage, "documents", None) is None:
                 raise RecipeError(f"stages.{name}: {field} needs documents")
         if isinstance(stage, InjectStage):
             _check_inject(name, stage)
         if isinstance(stage, SynthesizeStage):
             check_synthesize(name, stage)
+        if isinstance(stage, SinglePassageStage):
+            check_single_passage(name, stage)
         _check_makers(recipe, name, stage)
         if isinstance(stage, RlStage):
             check_rl(name, stage)
@@ -435,6 +453,8 @@ def _absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
     def absolute(value: Any, field: str) -> Any:
         if isinstance(value, list):
             return [absolute(each, field) for each in value]
+        if isinstance(value, ReplaySettings):
+            return value.model_copy(update={"text": absolute(value.text, "replay")})
         if not isinstance(value, Path):
             return value
         if field in DATA and isinstance(recipe.stages.get(str(value)), SynthesizeStage):
@@ -444,7 +464,7 @@ def _absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
     def resolve_reference(value: Any, is_base: bool = False, is_skill: bool = False) -> Any:
         if isinstance(value, list):
             return [resolve_reference(each, is_skill=is_skill) for each in value]
-        if isinstance(value, ScaledSkill):
+        if isinstance(value, ScaledSkill | RowSkill):
             return value.model_copy(update={"skill": resolve_reference(value.skill, is_skill=True)})
         if isinstance(value, str) and value not in (*recipe.stages, BASE) and (is_path(value) or is_base):
             if is_base and not value.startswith((".", "~", "/")) and not (folder / value).is_dir():

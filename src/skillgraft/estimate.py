@@ -12,6 +12,7 @@ from skillgraft import config
 from skillgraft.checkpoint.layout import Layout, read_layout
 from skillgraft.domains.knowledge import read_documents, read_questions
 from skillgraft.domains.parts import choose
+from skillgraft.domains.passages import passages
 from skillgraft.domains.styles import read_styles
 from skillgraft.machine import cores
 from skillgraft.planning import PlannedStage
@@ -85,9 +86,20 @@ def stage_needs(stage: Any, parameters: int, inputs: Mapping[str, Path] | None =
     if stage.kind == "sft":
         documents = choose(read_documents(documents_path), stage.limit_documents, stage.part) if documents_path else []
         tokens = sum(len(document.rendered().encode()) for document in documents) / BYTES_PER_TOKEN
-        tokens += QUESTION_TOKENS * len(read_questions(questions_path)) if questions_path else 0
+        subjects = read_documents(stage.about, stage.limit_documents) if stage.about else None
+        tokens += QUESTION_TOKENS * len(read_questions(questions_path, subjects)) if questions_path else 0
+        tokens *= 1 + (stage.replay.ratio if stage.replay else 0)
         epochs = stage.trainer.get("num_train_epochs", 8)
         return training_needs(parameters, stage.lora is not None, tokens * epochs)
+    if stage.kind == "single_passage":
+        chosen = passages(read_documents(documents_path), stage.limit_documents) if documents_path else []
+        read = sum(len(each.rendered().encode()) for passage in chosen for each in passage.renderings) / BYTES_PER_TOKEN
+        about = [passage.document for passage in chosen] or None
+        asked = len(read_questions(questions_path, about)) if questions_path else 0
+        answered = asked * (RL_TOKENS + stage.max_new_tokens) * (2 + len(stage.rows))
+        learnt = read * stage.trainer.get("num_train_epochs", 8)
+        kept = 8 if stage.lora is not None else 20  # the model that learns and the one that answers
+        return Needs(6 * parameters * learnt + 4 * parameters * answered, parameters * kept + 2**30, parameters * 4)
     if stage.kind == "rl":
         steps = sum(stage.rounds) or stage.trainer.get("max_steps", 150)
         samples = steps * stage.trainer.get("per_device_train_batch_size", 64)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from skillgraft import config
 from skillgraft.planning import PlannedStage
+from skillgraft.single_passage_settings import LEARNT, START
 
 ANSWER_FORMAT = "answer-format"
 """The domain that a skill names when it was learnt from the form of answers alone."""
@@ -25,9 +26,47 @@ def describe_models(stages: list[PlannedStage], evaluation: PlannedStage) -> dic
             "label": f"{label} ({model})" if label in [each["label"] for each in found.values()] else label,
             "role": role,
             "note": note,
-            "cost": _cost(by_name, model),
+            "cost": _cost(by_name, [model]),
         }
     return found
+
+
+def describe_rows(stages: list[PlannedStage], evaluation: PlannedStage) -> dict[str, dict[str, Any]]:
+    """Return, for each row of a single-passage stage: label, role, note, cost before it, whether it `learns`."""
+    by_name = {stage.name: stage for stage in stages}
+    stage = evaluation.stage
+    role, label, note = _role(by_name, stage.from_)
+    found: dict[str, dict[str, Any]] = {
+        START: {"label": label, "role": role if role == "base" else "other", "note": f"start: {note}", "learns": False},
+        LEARNT: {
+            "label": "SFT on the passage" if role == "base" else f"{label} + SFT on the passage",
+            "role": "sft",
+            "note": "fine-tuned on each question's passage alone, and discarded after it",
+            "learns": True,
+        },
+    }
+    for row, skills in stage.rows.items():
+        learns = not skills[0].unread
+        names = [each.skill for each in skills]
+        scale = ", ".join(f"λ = {each.scale:g}" for each in skills)
+        role, label, note = _injected(
+            by_name, names, scale if len(skills) == 1 else f"{len(skills)} skills, {scale}", learns
+        )
+        others = {each["label"] for each in found.values()}
+        found[row] = {
+            "label": f"{label} ({row})" if label in others else label,
+            "role": role,
+            "note": note,
+            "learns": learns,
+            "on": found[LEARNT if learns else START]["label"],
+        }
+    for row, known in found.items():
+        known["cost"] = _cost(by_name, [stage.from_, *(each.skill for each in stage.rows.get(row, []))])
+    return found
+
+
+DESCRIBE = {"eval": describe_models, "single_passage": describe_rows}
+"""Kind of stage that makes a table -> what describes its rows."""
 
 
 def _role(stages: Mapping[str, PlannedStage], model: str) -> tuple[str, str, str]:
@@ -49,9 +88,15 @@ def _role(stages: Mapping[str, PlannedStage], model: str) -> tuple[str, str, str
     skills = [skill for skill, _ in stage.injected]
     by_pattern = " by pattern" if stage.scales is not None else ""
     scale = f"λ = {stage.scale:g}{by_pattern}" if len(skills) == 1 else f"{len(skills)} skills, λ = {stage.scale:g}"
+    return _injected(stages, skills, scale, stage.target != config.BASE)
+
+
+def _injected(
+    stages: Mapping[str, PlannedStage], skills: Sequence[str], scale: str, knows: bool
+) -> tuple[str, str, str]:
+    """Return what `skills` make of a model that read the documents (`knows`) or of the base."""
     origins = {_skill_kind(stages, skill) for skill in skills}
     origin = origins.pop() if len(origins) == 1 else "skill"
-    knows = stage.target != config.BASE
     target = "SFT" if knows else "base"
     if origin == "random":
         return (
@@ -98,10 +143,10 @@ def _skill_kind(stages: Mapping[str, PlannedStage], skill: str) -> str:
     return ANSWER_FORMAT if stage.domain == ANSWER_FORMAT else "skill"
 
 
-def _cost(stages: Mapping[str, PlannedStage], model: str) -> dict[str, float]:
-    """Return seconds and FLOPs of every stage that led to `model`; what a skill from elsewhere cost is not in it."""
+def _cost(stages: Mapping[str, PlannedStage], models: Sequence[str]) -> dict[str, float]:
+    """Return seconds and FLOPs of every stage that led to `models`; what a skill from elsewhere cost is not in it."""
     seen: set[str] = set()
-    waiting = [model]
+    waiting = list(models)
     while waiting:
         name = waiting.pop()
         if name in stages and name not in seen:

@@ -15,8 +15,11 @@ from skillgraft import config
 from skillgraft.checkpoint.fingerprint import fingerprint_checkpoint, fingerprint_file
 from skillgraft.domains.knowledge import check_questions, read_documents, read_questions
 from skillgraft.domains.parts import choose
+from skillgraft.domains.passages import passages
+from skillgraft.domains.replay import read_replay
 from skillgraft.domains.styles import read_styles
 from skillgraft.errors import MissingPathError, RecipeError
+from skillgraft.regime_chain import check_chain
 
 VERSIONS: dict[str, int] = {
     "sft": 3,
@@ -26,6 +29,7 @@ VERSIONS: dict[str, int] = {
     "inject": 2,
     "eval": 1,
     "synthesize": 1,
+    "single_passage": 1,
 }
 """Raised when a kind's code or one of its defaults changes what it makes: finished stages of it then run again."""
 
@@ -100,6 +104,7 @@ def plan(recipe: config.Recipe, base: Path, store: Path) -> list[PlannedStage]:
                 inputs[reference] = _directory(reference, base, name)
                 keys[reference] = _identity(inputs[reference])
         _check_renderings(recipe, name)
+        check_chain(recipe, name)
         data = data_of(stage)
         key = _hash(recipe.seed, stage, keys, data)
         planned[name] = PlannedStage(name, stage, key, store / f"{stage.kind}-{key[:16]}", inputs, data)
@@ -146,12 +151,19 @@ def data_of(stage: Any) -> dict[str, str]:
     all_documents = read_documents(documents_path) if documents_path else []
     limit, part = (getattr(stage, name) if name in fields else None for name in config.CHOICE)
     documents = choose(all_documents, limit, part)
-    if documents and stage.kind != "rl":  # RL reads no documents: they choose its questions
+    if stage.kind == "single_passage" and documents_path:
+        groups = passages(all_documents, stage.limit_documents)
+        found["passages"] = _digest([[p.document.id, [[d.title, d.text] for d in p.renderings]] for p in groups])
+        all_documents, documents = [p.document for p in passages(all_documents)], [p.document for p in groups]
+    elif documents and stage.kind != "rl":  # RL reads no documents: they choose its questions
         found["documents"] = _digest([[d.id, d.title, d.text] for d in documents])
+    if stage.kind == "sft" and stage.about is not None:
+        documents = read_documents(stage.about, stage.limit_documents)
     if questions_path:
         questions = read_questions(questions_path)
         if all_documents:
             check_questions(questions_path, questions, all_documents)
+        if documents:
             questions = read_questions(questions_path, documents)
         found["questions"] = _digest([[q.document, q.question, *q.answers] for q in questions])
     for name in getattr(stage, "reward", None) or {}:
@@ -159,6 +171,8 @@ def data_of(stage: Any) -> dict[str, str]:
             found[f"reward {name}"] = _reward_code(name)
     if stage.kind == "synthesize":
         found |= _synthesis_data(stage)
+    if stage.kind == "sft" and stage.replay is not None:
+        found["replay"] = _digest(read_replay(stage.replay.text))
     return found
 
 
@@ -195,10 +209,12 @@ def _reward_code(name: str) -> str:
 
 def _hash(seed: int, stage: Any, references: Mapping[str, str], data: Mapping[str, str]) -> str:
     settings = stage.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-    for name in ("documents", "questions", *config.REFERENCES[stage.kind]):
+    for name in ("documents", "questions", "about", *config.REFERENCES[stage.kind]):
         settings.pop(name.rstrip("_"), None)
     if _path_of(stage, "documents") is not None:  # what is chosen is in the data's own hash
         settings = {name: value for name, value in settings.items() if name not in config.CHOICE}
+    if "replay" in settings:
+        settings["replay"].pop("text")
     trainer = {key: value for key, value in settings.pop("trainer", {}).items() if key not in TRACKING}
     if trainer:
         settings["trainer"] = trainer
@@ -212,6 +228,8 @@ def _hash(seed: int, stage: Any, references: Mapping[str, str], data: Mapping[st
         settings["scales"] = [scale for _, scale in stage.injected]
     if stage.kind == "inject" and stage.scales:
         settings["scales"] = list(stage.scales.items())  # in their order: the first pattern that matches counts
+    if stage.kind == "single_passage":
+        settings["rows"] = [[each.name, each.scale, each.unread] for each in stage.skills]
     if stage.kind == "eval":  # its table holds the names
         settings["names"] = [Path(model).name for model in stage.models]
     named = [[setting, references[reference]] for setting, reference in config.references(stage)]

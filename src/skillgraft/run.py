@@ -33,7 +33,7 @@ from skillgraft.checkpoint.tokenizer import tokenizer_identity
 from skillgraft.checkpoint.writer import storage_error
 from skillgraft.domains.endpoint_key import read_key
 from skillgraft.errors import DataError, SkillgraftError, StorageError
-from skillgraft.labels import describe_models
+from skillgraft.labels import DESCRIBE
 from skillgraft.planning import RECORD, PlannedStage, data_of, plan
 from skillgraft.rl_settings import endpoint_of
 
@@ -159,7 +159,7 @@ def run_stage(
             progress=moved,
             base_id=None if config.is_local(recipe.base) else recipe.base,
             checkpoint_seconds=checkpoint_seconds,
-            about=describe_models(stages, planned) if planned.stage.kind == "eval" else {},
+            about=DESCRIBE[planned.stage.kind](stages, planned) if planned.stage.kind in DESCRIBE else {},
             tracking=planned.directory.parents[1] / "tracking" / recipe.name / f"{planned.name}-{planned.key[:8]}",
             say=watcher.say,
         )
@@ -213,7 +213,7 @@ def check_skills(recipe: config.Recipe, base: Path, stages: list[PlannedStage]) 
                 else:
                     read_layout(planned.inputs[reference])
                     tokenizer_identity(planned.inputs[reference])
-        if planned.cached or planned.stage.kind != "inject":
+        if planned.cached or planned.stage.kind not in {"inject", "single_passage"}:
             continue
         root = _root(recipe, planned.stage.target)
         if root is None:
@@ -249,7 +249,7 @@ def _root(recipe: config.Recipe, reference: str) -> str | None:
 
 def check_trainers(stages: list[PlannedStage]) -> None:
     """Raise for an unknown key in any `trainer:`, `lora:` or `reward:` before the first stage runs."""
-    waiting = [stage for stage in stages if not stage.cached and stage.stage.kind in {"sft", "rl"}]
+    waiting = [stage for stage in stages if not stage.cached and stage.stage.kind in {"sft", "rl", "single_passage"}]
     if not waiting:
         return
     from skillgraft.train.check import check_stage

@@ -20,6 +20,8 @@ from skillgraft.checkpoint.fingerprint import fingerprint_checkpoint
 from skillgraft.checkpoint.provenance import base_for_training, write_provenance
 from skillgraft.domains.knowledge import Document, read_documents, read_questions
 from skillgraft.domains.parts import choose
+from skillgraft.domains.passages import passages
+from skillgraft.domains.replay import read_replay
 
 Progress = Callable[[int, int, Mapping[str, float]], None]
 Stage = Callable[[Any, "Context"], dict[str, Any]]
@@ -65,7 +67,9 @@ def _in_one_precision(run: Stage) -> Stage:
 
 
 @contextlib.contextmanager
-def _tracked(stage: config.SftStage | config.RlStage, context: Context) -> Iterator[dict[str, Any]]:
+def _tracked(
+    stage: config.SftStage | config.RlStage | config.SinglePassageStage, context: Context
+) -> Iterator[dict[str, Any]]:
     """Yield the trainer's arguments while trackers that they name write where that outlasts the stage."""
     from skillgraft.train.tracking import tracked, trackers
 
@@ -84,7 +88,8 @@ def run_sft(stage: config.SftStage, context: Context) -> dict[str, Any]:
     context.out.mkdir()
     start = context.inputs[stage.from_]
     documents = _chosen(stage, context)
-    questions = read_questions(context.data(stage.questions)) if stage.questions else []
+    about = read_documents(stage.about, stage.limit_documents) if stage.about else None
+    questions = read_questions(context.data(stage.questions), about) if stage.questions else []
     with _tracked(stage, context) as trainer:
         trained = train_sft(
             start,
@@ -93,6 +98,8 @@ def run_sft(stage: config.SftStage, context: Context) -> dict[str, Any]:
             documents=documents,
             questions=questions,
             shuffle_answers=stage.answers == "shuffled",
+            text=stage.text,
+            replay=(read_replay(stage.replay.text), stage.replay.ratio) if stage.replay else ((), 0.0),
             trainer=trainer,
             lora=stage.lora,
             seed=context.seed,
@@ -106,6 +113,7 @@ def run_sft(stage: config.SftStage, context: Context) -> dict[str, Any]:
         "documents": len(documents),
         "questions": len(questions),
         "tokens": trained.tokens,
+        "replayed_tokens": trained.replayed_tokens,
         "flops": trained.flops,
         "precision": describe(),
         "curve": curve,
@@ -282,6 +290,40 @@ def run_synthesize(stage: config.SynthesizeStage, context: Context) -> dict[str,
     )
 
 
+@_in_one_precision
+def run_single_passage(stage: config.SinglePassageStage, context: Context) -> dict[str, Any]:
+    """Learn each passage alone, score it with and without skills, and forget it; a scored passage is kept."""
+    from skillgraft.evals.single_passage import build_table, score_passages
+    from skillgraft.train.precision import describe
+
+    chosen = passages(read_documents(context.data(stage.documents)), stage.limit_documents)
+    documents = [passage.document for passage in chosen]
+    questions = read_questions(context.data(stage.questions), documents)
+    with _tracked(stage, context) as trainer:
+        raws, facts = score_passages(
+            stage.model_copy(update={"trainer": trainer}),
+            start=context.inputs[stage.from_],
+            skills=context.inputs,
+            passages=chosen,
+            questions=questions,
+            work=context.work,
+            seed=context.seed,
+            checkpoint_seconds=context.checkpoint_seconds,
+            progress=context.progress,
+        )
+    evaluation = build_table(context.name, raws, facts, context.about, questions, documents)
+    context.out.mkdir()
+    (context.out / "evaluation.json").write_text(json.dumps(evaluation, indent=1, ensure_ascii=False))
+    (context.out / "answers.json").write_text(json.dumps(raws, indent=1, ensure_ascii=False))
+    return {
+        **facts,
+        "questions": len(questions),
+        "flops": facts["flops"] + sum(raw["flops"] for raw in raws.values()),
+        "precision": describe(),
+        "headline": ["loss"],
+    }
+
+
 STAGES: dict[str, Stage] = {
     "sft": run_sft,
     "rl": run_rl,
@@ -290,4 +332,5 @@ STAGES: dict[str, Stage] = {
     "inject": run_inject,
     "eval": run_eval,
     "synthesize": run_synthesize,
+    "single_passage": run_single_passage,
 }

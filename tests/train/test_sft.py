@@ -4,8 +4,8 @@ import torch
 from skillgraft.domains.knowledge import Document, Question
 from skillgraft.errors import RecipeError, TrainingError
 from skillgraft.train.common import load_model, load_tokenizer
-from skillgraft.train.sft import derange, pieces, train_sft
-from tests.tiny import tiny_checkpoint, tiny_tokenizer
+from skillgraft.train.sft import fit, sft_arguments, train_sft
+from tests.tiny import tiny_checkpoint
 
 FAST = {"max_steps": 30, "per_device_train_batch_size": 2, "learning_rate": 3e-3, "warmup_steps": 0}
 
@@ -56,6 +56,23 @@ def test_lora_trains_factors_only(tmp_path):
     assert loss(out, document.rendered()) < loss(start, document.rendered())
 
 
+def test_rows_without_loss(tmp_path):
+    start = tiny_checkpoint(tmp_path / "start")
+    args = sft_arguments(FAST, tmp_path, 0)
+    rows = [{"input_ids": [5, 6, 7], "labels": [-100, -100, -100]}]
+    with pytest.raises(TrainingError, match="no token carries loss"):
+        fit(load_model(start), load_tokenizer(start), rows, args, lora=None, checkpoint_seconds=9, progress=None)
+
+
+def test_a_document_beyond_the_models_context(tmp_path):
+    start = tiny_checkpoint(tmp_path / "start", max_position_embeddings=64)
+    out, work = folders(tmp_path)
+    document = Document("a", "Vell", "The harbour of Vell was built in 1901. " * 9)
+    with pytest.raises(TrainingError, match=r"a row of \d+ tokens does not fit into the model's context of 64"):
+        train_sft(start, out, work, documents=[document], trainer=FAST)
+    train_sft(start, out, work, documents=[document], trainer={**FAST, "max_steps": 1, "max_length": 64})
+
+
 def test_nothing_to_train_on(tmp_path):
     start = tiny_checkpoint(tmp_path / "start")
     out, work = folders(tmp_path)
@@ -63,25 +80,3 @@ def test_nothing_to_train_on(tmp_path):
         train_sft(start, out, work)
     with pytest.raises(RecipeError, match="'epochs' is not an argument of SFTConfig"):
         train_sft(start, out, work, documents=[Document("a", "", "text")], trainer={"epochs": 3})
-
-
-def test_pieces_hold_the_whole_text_under_the_title():
-    tokenizer = tiny_tokenizer()
-    document = Document("a", "Title", "the island was built in the year " * 30)
-    parts = pieces(tokenizer, document, 64)
-    assert len(parts) > 3
-    assert all(part.startswith("Title\n\n") for part in parts)
-    assert all(len(tokenizer(part)["input_ids"]) < 64 for part in parts)
-    words = " ".join(part.removeprefix("Title\n\n") for part in parts).split()
-    assert "".join(words) == "".join(document.text.split())
-    assert pieces(tokenizer, Document("a", "Title", "short"), 64) == ["Title\n\nshort"]
-    with pytest.raises(TrainingError, match="title of 'a' alone fills"):
-        pieces(tokenizer, Document("a", "long title " * 50, "the island " * 50), 64)
-
-
-def test_derange_moves_every_answer():
-    answers = [str(i) for i in range(20)]
-    moved = derange(answers, seed=1)
-    assert sorted(moved) == sorted(answers)
-    assert all(a != b for a, b in zip(answers, moved, strict=True))
-    assert moved == derange(answers, seed=1) != derange(answers, seed=2)

@@ -38,7 +38,7 @@ def gather(
     evaluations: list[Any] = [
         _with_eval_seconds(json.loads((stage.directory / "evaluation.json").read_text()))
         for stage in stages
-        if stage.stage.kind == "eval"
+        if config.MAKES[stage.stage.kind] == "table"
     ]
     versions = software_versions()
     say_targets(evaluations, records)

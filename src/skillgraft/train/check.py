@@ -6,6 +6,7 @@ from pathlib import Path
 
 from skillgraft import config
 from skillgraft.domains.rewards import DEFAULT_MIX, get_reward
+from skillgraft.regime_settings import check_text
 from skillgraft.rl_settings import JUDGE
 from skillgraft.train.lora import lora_config
 from skillgraft.train.rl import rl_arguments
@@ -13,8 +14,8 @@ from skillgraft.train.sft import sft_arguments
 from skillgraft.train.tracking import check_trackers
 
 
-def check_stage(stage: config.SftStage | config.RlStage) -> None:
-    """Raise `RecipeError` for a key or value of `trainer:`, `lora:` or `reward:` that is refused; writes nothing."""
+def check_stage(stage: config.SftStage | config.RlStage | config.SinglePassageStage) -> None:
+    """Raise `RecipeError` for a key or value of `trainer:`, `lora:`, `text:` or `reward:` that is refused."""
     check_trackers(stage.trainer)
     if stage.lora is not None:
         lora_config(stage.lora)
@@ -25,4 +26,4 @@ def check_stage(stage: config.SftStage | config.RlStage) -> None:
                 get_reward(name)
         rl_arguments(mix, stage.trainer, stage.lora is not None, Path("unused"), 0, stage.algorithm)
     else:
-        sft_arguments(stage.trainer, Path("unused"), 0)
+        check_text(stage.text, sft_arguments(stage.trainer, Path("unused"), 0).max_length)

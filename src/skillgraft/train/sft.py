@@ -1,33 +1,31 @@
 """Supervised fine-tuning on documents as plain text, or on questions with their answers; full or LoRA.
 
-Documents: every token of title and text carries loss, as in continued pre-training (PaST, arXiv 2601.11258, section 3).
-Questions: the prompt is that of RL and evaluation, only the answer carries loss. With `answers: shuffled` each
-question gets another question's answer, so that nothing but the form of an answer can be learnt: the control that
-tells a skill from a formatting habit.
+What is read and which of its tokens carry loss: `train.rows`. With `answers: shuffled` each question gets another
+question's answer, so that nothing but the form of an answer can be learnt: the control that tells a skill from a
+formatting habit.
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from peft import LoraConfig
-from transformers import PreTrainedTokenizerBase, PrinterCallback
+from peft import LoraConfig, PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from skillgraft.domains.knowledge import Document, Question
 from skillgraft.errors import TrainingError
+from skillgraft.regime_settings import WHOLE, TextSettings
 from skillgraft.train.callbacks import KeepAlive, Progress, newest_checkpoint, read_log, stop_on_interrupt
 from skillgraft.train.common import count_parameters, load_model, load_tokenizer, trainer_arguments
 from skillgraft.train.head import fast_head
 from skillgraft.train.lora import lora_config, save_trained
 from skillgraft.train.packing import ragged_batches
-from skillgraft.train.prompts import as_prompt
+from skillgraft.train.rows import Row, document_rows, learnt_tokens, question_rows, replay_rows
 
 DEFAULTS: dict[str, Any] = {
     "num_train_epochs": 8,
@@ -50,6 +48,7 @@ class Trained:
     curve: list[dict[str, float]]
     parameters: int
     questions: int = 0
+    replayed_tokens: int = 0
 
 
 def train_sft(
@@ -60,6 +59,8 @@ def train_sft(
     documents: Sequence[Document] = (),
     questions: Sequence[Question] = (),
     shuffle_answers: bool = False,
+    text: TextSettings = WHOLE,
+    replay: tuple[Sequence[str], float] = ((), 0.0),
     trainer: Mapping[str, Any] | None = None,
     lora: Mapping[str, Any] | None = None,
     seed: int = 0,
@@ -68,98 +69,82 @@ def train_sft(
 ) -> Trained:
     """Fine-tune the checkpoint `model_dir` and write weights and tokenizer into the existing directory `out`.
 
+    `replay` are general texts and how many of their tokens are trained on for each token of documents and questions.
     Trainer checkpoints live in `workdir`; a rerun goes on from the newest whole one.
 
     Raises:
         RecipeError: an argument that the trainer or LoRA does not know.
-        TrainingError: no token would be trained, or the loss is not finite.
+        DataError: less replay text than is asked for.
+        TrainingError: no token would be trained, an answer would be cut off, or the loss is not finite.
     """
     tokenizer = load_tokenizer(model_dir)
     args = sft_arguments(trainer, workdir, seed)
     _refuse_nothing(tokenizer, documents, questions)
-    rows = _document_rows(tokenizer, documents, args.max_length)
-    rows += _question_rows(tokenizer, questions, shuffle_answers, seed)
+    rows = document_rows(tokenizer, documents, args.max_length, text)
+    rows += question_rows(tokenizer, questions, args.max_length, shuffle_answers, seed)
+    own = sum(len(row["input_ids"]) for row in rows)
+    replayed = replay_rows(tokenizer, replay[0], round(replay[1] * own), args.max_length, seed)
+    model, trained = fit(
+        load_model(model_dir),
+        tokenizer,
+        rows + replayed,
+        args,
+        lora=lora,
+        checkpoint_seconds=checkpoint_seconds,
+        progress=progress,
+    )
+    save_trained(model, model_dir, out, tokenizer, lora is not None)
+    return replace(trained, replayed_tokens=sum(len(row["input_ids"]) for row in replayed))
+
+
+def fit(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Row],
+    args: SFTConfig,
+    *,
+    lora: Mapping[str, Any] | None,
+    checkpoint_seconds: float,
+    progress: Progress | None,
+) -> tuple[PreTrainedModel | PeftModel, Trained]:
+    """Train `model`, or an adapter on it, on `rows` and return it with what training cost; nothing is saved.
+
+    Raises `TrainingError` where no token carries loss, a row exceeds the model's context, or the loss is not finite.
+    """
+    workdir = Path(args.output_dir)
+    tokens = learnt_tokens(rows)
+    if tokens == 0:
+        raise TrainingError("sft: no token carries loss; check the documents, their titles' masking and max_length")
+    context, longest = getattr(model.config, "max_position_embeddings", None), max(len(r["input_ids"]) for r in rows)
+    if context is not None and longest > context:
+        raise TrainingError(
+            f"sft: a row of {longest} tokens does not fit into the model's context of {context}; lower "
+            "text.chunk_tokens or trainer.max_length, which cut documents into chunks"
+        )
     keeper = KeepAlive(workdir, checkpoint_seconds, progress)
-    model = load_model(model_dir)
     peft_config: LoraConfig | None = lora_config(lora) if lora is not None else None
     sft = SFTTrainer(
         model=model,
         args=args,
-        train_dataset=Dataset.from_list(rows),
+        train_dataset=Dataset.from_list(list(rows)),
         processing_class=tokenizer,
         peft_config=peft_config,
         callbacks=[keeper],
     )
-    tokens = _trained_tokens(sft.train_dataset)
-    if tokens == 0:
-        raise TrainingError(
-            "sft: no token carries loss after tokenisation; check the documents, max_length and the template"
-        )
     sft.remove_callback(PrinterCallback)
     with stop_on_interrupt(keeper), fast_head(), ragged_batches(sft):
         result = sft.train(resume_from_checkpoint=newest_checkpoint(workdir))
     if not result.training_loss == result.training_loss:
         raise TrainingError("sft: the loss is not a number; lower trainer.learning_rate")
-    save_trained(sft.model, model_dir, out, tokenizer, lora is not None)
     epochs = sft.state.epoch or 0.0
     parameters = count_parameters(model)
     processed = sum(len(ids) for ids in sft.train_dataset["input_ids"]) * epochs
-    return Trained(round(tokens * epochs), 6.0 * parameters * processed, read_log(workdir), parameters)
+    return sft.model, Trained(round(tokens * epochs), 6.0 * parameters * processed, read_log(workdir), parameters)
 
 
 def sft_arguments(trainer: Mapping[str, Any] | None, workdir: Path, seed: int) -> SFTConfig:
     """Return TRL's config from a recipe's `trainer:` mapping over our defaults; `RecipeError` for what it refuses."""
     return trainer_arguments(SFTConfig, DEFAULTS, trainer or {}, workdir, seed)
-
-
-def _document_rows(
-    tokenizer: PreTrainedTokenizerBase, documents: Sequence[Document], max_length: int | None
-) -> list[dict[str, Any]]:
-    return [
-        {"text": piece + tokenizer.eos_token}
-        for document in documents
-        for piece in pieces(tokenizer, document, max_length)
-    ]
-
-
-def pieces(tokenizer: PreTrainedTokenizerBase, document: Document, max_length: int | None) -> list[str]:
-    """Return the rendered document, cut where it is longer than `max_length` tokens, each piece under its title."""
-    whole = document.rendered()
-    if max_length is None or len(tokenizer(whole)["input_ids"]) < max_length:
-        return [whole]
-    header = document.rendered()[: -len(document.text)]
-    room = max_length - len(tokenizer(header)["input_ids"]) - 2
-    if room < 1:
-        raise TrainingError(f"sft: the title of '{document.id}' alone fills max_length = {max_length}; raise it")
-    offsets = tokenizer(document.text, return_offsets_mapping=True, add_special_tokens=False)["offset_mapping"]
-    starts = [offsets[i][0] for i in range(0, len(offsets), room)] + [len(document.text)]
-    return [header + document.text[a:b].strip() for a, b in pairwise(starts)]
-
-
-def _question_rows(
-    tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], shuffle: bool, seed: int
-) -> list[dict[str, Any]]:
-    answers = [question.answers[0] for question in questions]
-    if shuffle:
-        answers = derange(answers, seed)
-    rows: list[dict[str, Any]] = []
-    for question, answer in zip(questions, answers, strict=True):
-        prompt = as_prompt(tokenizer, question.question)
-        if isinstance(prompt, list):
-            rows.append({"prompt": prompt, "completion": [{"role": "assistant", "content": answer}]})
-        else:
-            rows.append({"prompt": prompt, "completion": f" {answer}{tokenizer.eos_token}"})
-    return rows
-
-
-def derange(items: Sequence[str], seed: int) -> list[str]:
-    """Return `items` rotated along a random order, so that none keeps its place (of two or more)."""
-    order = list(range(len(items)))
-    random.Random(seed).shuffle(order)
-    moved = list(items)
-    for here, there in zip(order, order[1:] + order[:1], strict=True):
-        moved[here] = items[there]
-    return moved
 
 
 def _refuse_nothing(
@@ -169,11 +154,3 @@ def _refuse_nothing(
         raise TrainingError("sft: nothing to train on: neither documents nor questions were given")
     if tokenizer.eos_token is None:
         raise TrainingError("sft: the tokenizer has no end-of-sequence token; a trained answer could never end")
-
-
-def _trained_tokens(dataset: Dataset) -> int:
-    if "completion_mask" in dataset.column_names:
-        return sum(sum(mask) for mask in dataset["completion_mask"])
-    if "labels" in dataset.column_names:
-        return sum(sum(label != -100 for label in labels) for labels in dataset["labels"])
-    return sum(len(ids) for ids in dataset["input_ids"])

@@ -1,0 +1,222 @@
+"""Single-passage evaluation, n = 1: each passage is learnt alone, asked about closed-book, and forgotten again.
+
+The setting of SEAL (arXiv 2506.10943, section 3.1: an inner update on one passage) and of PaST on SQuAD (arXiv
+2601.11258, experiments). The rows differ in the vector that is added to what was learnt, so that their differences are
+paired by question.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from skillgraft.domains.knowledge import Document, Question
+from skillgraft.domains.passages import Passage
+from skillgraft.evals import table
+from skillgraft.evals.answers import answer
+from skillgraft.evals.metrics import METRICS
+from skillgraft.evals.retention import read_choices, score_choices
+from skillgraft.single_passage_settings import LEARNT, START, RowSkill, SinglePassageStage
+from skillgraft.train.common import count_parameters
+from skillgraft.train.single_passage import Answerer, Learner
+
+Progress = Callable[[int, int, Mapping[str, float]], None]
+
+
+def score_passages(
+    stage: SinglePassageStage,
+    *,
+    start: Path,
+    skills: Mapping[str, Path],
+    passages: Sequence[Passage],
+    questions: Sequence[Question],
+    work: Path,
+    seed: int,
+    checkpoint_seconds: float,
+    progress: Progress,
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """Return each row's raw result on `questions` by its name, as the eval stage has it, and facts about learning.
+
+    A passage's result is written to `work` before the next one is learnt, so that a kill loses at most one passage.
+    Passages without questions are not learnt.
+    """
+    asked: dict[str, list[int]] = {}
+    for place, question in enumerate(questions):
+        asked.setdefault(question.document, []).append(place)
+    chosen = [passage for passage in passages if passage.document.id in asked]
+    answerer = Answerer(start)
+    learner = Learner(
+        start,
+        work,
+        lora=stage.lora,
+        trainer=stage.trainer,
+        text=stage.text,
+        seed=seed,
+        checkpoint_seconds=checkpoint_seconds,
+    )
+    vectors = {name: [_operand(each, skills) for each in row] for name, row in stage.rows.items()}
+    unread = [START, *(name for name, row in stage.rows.items() if row[0].unread)]
+    reading = {row: vectors.get(row, []) for row in (LEARNT, *vectors) if row not in unread}
+    common = {
+        row: _kept(
+            work / f"row-{place}.json",
+            partial(_ask, answerer, vectors.get(row, []), questions, stage, stage.retention_passages > 0),
+        )
+        for place, row in enumerate(unread)
+    }
+    results: list[dict[str, Any]] = []
+    for number, passage in enumerate(chosen):
+
+        def moved(step: int, steps: int, metrics: Mapping[str, float], done: int = number) -> None:
+            progress(done, len(chosen), metrics)
+
+        mine = [questions[place] for place in asked[passage.document.id]]
+        retention = number < stage.retention_passages
+        make = partial(_read, learner, answerer, number, passage, reading, mine, stage, retention, moved)
+        results.append(_kept(work / f"passage-{number:05d}.json", make))
+        learner.forget()
+        progress(number + 1, len(chosen), _so_far(results))
+    raws = {row: common[row] if row in common else _joined(row, results, asked, len(questions)) for row in vectors}
+    raws = {START: common[START], LEARNT: _joined(LEARNT, results, asked, len(questions)), **raws}
+    learning = [result["learning"] for result in results]
+    return raws, {
+        "passages": len(chosen),
+        "passages_without_questions": len(passages) - len(chosen),
+        **{name: sum(one[name] for one in learning) for name in ("seconds", "flops", "tokens")},
+        "curve": _mean_curve([one["losses"] for one in learning]),
+    }
+
+
+def build_table(
+    stage: str,
+    raws: Mapping[str, Mapping[str, Any]],
+    facts: Mapping[str, Any],
+    about: Mapping[str, Mapping[str, Any]],
+    questions: Sequence[Question],
+    documents: Sequence[Document],
+) -> dict[str, Any]:
+    """Return the evaluation that a report shows (`report.facts.Evaluation`), intervals over passages.
+
+    `about` describes each row and says whether it `learns`: what learning all passages cost is then added to its cost.
+    """
+    described = {}
+    for row in raws:
+        known = dict(about[row])
+        learning = {"train_seconds": facts["seconds"], "train_flops": facts["flops"]} if known.pop("learns") else {}
+        cost = {name: value + learning.get(name, 0.0) for name, value in known["cost"].items()}
+        described[row] = {**known, "model": f"{stage}/{row}", "cost": cost}
+    labels = {row: known["label"] for row, known in described.items()}
+    pairs = table.pairs_to_compare({row: known["role"] for row, known in described.items()}, LEARNT)
+    return {
+        "stage": stage,
+        "questions": len(questions),
+        "documents": len({question.document for question in questions}),
+        "rows": [table.build_row(raws[row], questions, described[row]) for row in raws],
+        "comparisons": table.differences(raws, labels, pairs, questions),
+        "examples": table.examples(raws, labels, questions, {document.id: document for document in documents}),
+    }
+
+
+def _read(
+    learner: Learner,
+    answerer: Answerer,
+    number: int,
+    passage: Passage,
+    rows: Mapping[str, Sequence[Mapping[str, Any]]],
+    questions: Sequence[Question],
+    stage: SinglePassageStage,
+    retention: bool,
+    moved: Progress,
+) -> dict[str, Any]:
+    """Learn one passage and return every row's result on its questions, and what learning cost."""
+    began = time.monotonic()
+    trained, learnt = learner.learn(number, passage, moved)
+    seconds = time.monotonic() - began
+    results = {row: _ask(answerer, [learnt, *vectors], questions, stage, retention) for row, vectors in rows.items()}
+    losses = [[point["step"], point["loss"]] for point in trained.curve if "loss" in point]
+    learning = {"seconds": seconds, "flops": trained.flops, "tokens": trained.tokens, "losses": losses}
+    return {"document": passage.document.id, "learning": learning, "rows": results}
+
+
+def _operand(each: RowSkill, skills: Mapping[str, Path]) -> dict[str, Any]:
+    return {"skill": str(skills[each.skill]), **({} if each.scale == 1 else {"weight": each.scale})}
+
+
+def _ask(
+    answerer: Answerer,
+    operands: Sequence[Mapping[str, Any]],
+    questions: Sequence[Question],
+    stage: SinglePassageStage,
+    with_retention: bool,
+) -> dict[str, Any]:
+    """Return answers, scores by metric, retention by item, and what asking cost, of the start with `operands` added.
+
+    Without operands the answerer must be as it was loaded.
+    """
+    began = time.monotonic()
+    if operands:
+        answerer.become(operands)
+    model, tokenizer = answerer.model, answerer.tokenizer
+    answers, tokens = answer(model, tokenizer, questions, stage.max_new_tokens, stage.batch_size)
+    return {
+        "answers": answers,
+        "scores": {
+            name: [metric(text, question.answers) for text, question in zip(answers, questions, strict=True)]
+            for name, metric in METRICS.items()
+        },
+        "retention": score_choices(model, tokenizer, read_choices()) if with_retention else [],
+        "seconds": time.monotonic() - began,
+        "flops": 2.0 * count_parameters(model) * tokens,
+    }
+
+
+def _kept(file: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return what the file holds; where there is none, what `make` returns, written whole before that."""
+    if not file.exists():
+        part = file.with_suffix(".part")
+        part.write_text(json.dumps(make()))
+        part.rename(file)
+    result: dict[str, Any] = json.loads(file.read_text())
+    return result
+
+
+def _joined(
+    row: str, results: Sequence[Mapping[str, Any]], asked: Mapping[str, list[int]], count: int
+) -> dict[str, Any]:
+    """Return a row's result on all questions in their order; retention is the mean over the passages that have it."""
+    parts = [(asked[result["document"]], result["rows"][row]) for result in results]
+    answers, scores = [""] * count, {name: [0.0] * count for name in METRICS}
+    for places, part in parts:
+        for at, place in enumerate(places):
+            answers[place] = part["answers"][at]
+            for name in METRICS:
+                scores[name][place] = part["scores"][name][at]
+    kept = [part["retention"] for _, part in parts if part["retention"]]
+    return {
+        "answers": answers,
+        "scores": scores,
+        "retention": [sum(items) / len(kept) for items in zip(*kept, strict=True)],
+        "seconds": sum(part["seconds"] for _, part in parts),
+        "flops": sum(part["flops"] for _, part in parts),
+    }
+
+
+def _so_far(results: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return what the progress line shows: the last passage's last loss, and containment after learning so far."""
+    contained = [score for result in results for score in result["rows"][LEARNT]["scores"]["containment"]]
+    losses = results[-1]["learning"]["losses"]
+    shown = {"containment": sum(contained) / len(contained)}
+    return {"loss": losses[-1][1], **shown} if losses else shown
+
+
+def _mean_curve(curves: Sequence[Sequence[Sequence[float]]]) -> list[dict[str, float]]:
+    """Return the loss at each step, the mean over the passages that reached it."""
+    by_step: dict[int, list[float]] = {}
+    for curve in curves:
+        for step, loss in curve:
+            by_step.setdefault(int(step), []).append(loss)
+    return [{"step": step, "loss": sum(losses) / len(losses)} for step, losses in sorted(by_step.items())]
