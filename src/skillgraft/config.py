@@ -26,6 +26,7 @@ from pydantic import AfterValidator, Field, ValidationError
 
 from skillgraft.arithmetic.merge_recipe import check_vector_method, parse_merge_recipe
 from skillgraft.errors import RecipeError, did_you_mean
+from skillgraft.evaluation_settings import EvalRow, RetentionField, RetentionSettings, check_eval
 from skillgraft.strict import BASE
 from skillgraft.strict import Strict as _Strict
 from skillgraft.synthesis_settings import SynthesizeStage, check_synthesize
@@ -113,14 +114,21 @@ class InjectStage(_Strict):
 
 
 class EvalStage(_Strict):
-    """Closed-book scores of several models on the same questions, with intervals and retention."""
+    """Scores of several models on the same questions, closed-book or with more in the prompt, and retention."""
 
     kind: Literal["eval"] = Field(description="score models")
-    models: list[str] = Field(min_length=1, description="stages, 'base' or checkpoint directories: the table's rows")
+    models: list[str] = Field(
+        min_length=1, description="stages, 'base' or checkpoint directories: the table's closed-book rows"
+    )
+    rows: list[EvalRow] = Field([], description="rows with documents or worked examples in the prompt")
     questions: Path = Field(description="JSONL with document, question, answers")
-    documents: Path | None = Field(None, description="keep only questions on these documents")
+    documents: Path | None = Field(
+        None, description="keep only questions on these documents; bm25 searches all of them"
+    )
     limit_documents: int | None = Field(None, ge=1, description="keep questions on the first so many documents only")
-    retention: bool = Field(True, description="score general-knowledge questions too")
+    retention: RetentionField = Field(
+        True, description="true: score the general-knowledge questions that ship; or tasks, data, limit, text"
+    )
     baseline: str | None = Field(None, description="the row that differences are taken against; default: the SFT row")
     max_new_tokens: int = Field(32, ge=1, description="longest answer, in tokens")
     batch_size: int = Field(64, ge=1, description="questions answered at once")
@@ -141,7 +149,7 @@ REFERENCES: dict[str, tuple[str, ...]] = {
     "extract": ("rl", "sft"),
     "random_vector": ("skill",),
     "inject": ("target", "skill", "skills"),
-    "eval": ("models",),
+    "eval": ("models", "rows"),
     "synthesize": ("model",),
 }
 """Stage kind -> the fields that name another stage, the base, or a directory."""
@@ -272,8 +280,12 @@ def references(stage: _Strict) -> list[tuple[str, str]]:
     for field in REFERENCES[stage.kind]:  # type: ignore[attr-defined]
         value = getattr(stage, field)
         named = value if isinstance(value, list) else [] if value is None else [value]
-        found += [(field.rstrip("_"), each.skill if isinstance(each, ScaledSkill) else each) for each in named]
+        found += [(field.rstrip("_"), _named_by(each)) for each in named]
     return found + [(field, name) for field in DATA if (name := synthesis_named(getattr(stage, field, None)))]
+
+
+def _named_by(value: str | ScaledSkill | EvalRow) -> str:
+    return value.skill if isinstance(value, ScaledSkill) else value.model if isinstance(value, EvalRow) else value
 
 
 def synthesis_named(data: Path | None) -> str | None:
@@ -301,6 +313,7 @@ def _check_stages(recipe: Recipe) -> None:
             raise RecipeError(f"stages.{name}: both rounds and trainer.max_steps are given; rounds holds the steps")
         if not isinstance(stage, EvalStage):
             continue
+        check_eval(name, stage)
         for field, named in (("baseline", [stage.baseline] if stage.baseline else []), ("labels", list(stage.labels))):
             for model in named:
                 if model not in stage.models:
@@ -393,6 +406,9 @@ def _absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
     def absolute(value: Any, field: str) -> Any:
         if isinstance(value, list):
             return [absolute(each, field) for each in value]
+        if isinstance(value, EvalRow | RetentionSettings):
+            own = type(value).model_fields
+            return value.model_copy(update={name: absolute(getattr(value, name), name) for name in own})
         if not isinstance(value, Path):
             return value
         if field in DATA and isinstance(recipe.stages.get(str(value)), SynthesizeStage):
@@ -404,6 +420,8 @@ def _absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
             return [resolve_reference(each, is_skill=is_skill) for each in value]
         if isinstance(value, ScaledSkill):
             return value.model_copy(update={"skill": resolve_reference(value.skill, is_skill=True)})
+        if isinstance(value, EvalRow):
+            return value.model_copy(update={"model": resolve_reference(value.model)})
         if isinstance(value, str) and value not in (*recipe.stages, BASE) and (is_path(value) or is_base):
             if is_base and not value.startswith((".", "~", "/")) and not (folder / value).is_dir():
                 return value  # a hub id
@@ -415,9 +433,7 @@ def _absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
     stages = {}
     for name, stage in recipe.stages.items():
         changes = {f: absolute(getattr(stage, f), f) for f in type(stage).model_fields}
-        changes |= {
-            f: resolve_reference(getattr(stage, f), is_skill=f.startswith("skill")) for f in REFERENCES[stage.kind]
-        }
+        changes |= {f: resolve_reference(changes[f], is_skill=f.startswith("skill")) for f in REFERENCES[stage.kind]}
         if isinstance(stage, EvalStage):
             changes["labels"] = {resolve_reference(model): label for model, label in stage.labels.items()}
             changes["baseline"] = resolve_reference(stage.baseline)

@@ -16,6 +16,7 @@ from skillgraft.checkpoint.fingerprint import fingerprint_checkpoint, fingerprin
 from skillgraft.domains.knowledge import check_questions, read_documents, read_questions
 from skillgraft.domains.styles import read_styles
 from skillgraft.errors import MissingPathError, RecipeError
+from skillgraft.evaluation_data import evaluation_data, evaluation_hashed
 
 VERSIONS: dict[str, int] = {
     "sft": 2,
@@ -23,7 +24,7 @@ VERSIONS: dict[str, int] = {
     "extract": 2,
     "random_vector": 1,
     "inject": 2,
-    "eval": 1,
+    "eval": 2,
     "synthesize": 1,
 }
 """Raised when a kind's code or one of its defaults changes what it makes: finished stages of it then run again."""
@@ -157,6 +158,8 @@ def data_of(stage: Any) -> dict[str, str]:
             found[f"reward {name}"] = _reward_code(name)
     if stage.kind == "synthesize":
         found |= _synthesis_data(stage)
+    if stage.kind == "eval":
+        found |= evaluation_data(stage, questions if questions_path else [], all_documents)
     return found
 
 
@@ -207,6 +210,7 @@ def _hash(seed: int, stage: Any, references: Mapping[str, str], data: Mapping[st
         settings["scales"] = [scale for _, scale in stage.injected]
     if stage.kind == "eval":  # its table holds the names
         settings["names"] = [Path(model).name for model in stage.models]
+        settings |= evaluation_hashed(stage)
     named = [[setting, references[reference]] for setting, reference in config.references(stage)]
     return _digest([VERSIONS[stage.kind], seed, settings, named, dict(data)])
 
