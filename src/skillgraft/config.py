@@ -17,9 +17,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import AfterValidator, Field, ValidationError
@@ -235,8 +235,7 @@ def _check_kinds(data: Mapping[str, Any]) -> None:
 def _explain(error: ValidationError, data: Mapping[str, Any]) -> str:
     first = error.errors()[0]
     path = first["loc"]
-    # The kind stands in the path of a stage's errors as the union's tag; a user wrote no such level.
-    location = [str(part) for i, part in enumerate(path) if not (i == 2 and path[0] == "stages")]
+    location = _written(path, data)
     where = ".".join(location)
     if first["type"] == "extra_forbidden":
         return f"unknown key '{where}'{did_you_mean(location[-1], _known_keys(location, data))}"
@@ -245,11 +244,32 @@ def _explain(error: ValidationError, data: Mapping[str, Any]) -> str:
     return f"'{where}': {first['msg'].removeprefix('Value error, ')}; got {first['input']!r}"
 
 
+def _written(path: Sequence[int | str], data: Any) -> list[str]:
+    """Return an error's path as a user wrote it: without the tags of unions, which are no keys of the data."""
+    found = []
+    for part in path:
+        if (isinstance(data, dict) and part in data) or (isinstance(data, list) and isinstance(part, int)):
+            data = data[part]
+        elif part != path[-1] or not isinstance(data, dict):
+            continue
+        found.append(str(part))
+    return found
+
+
 def _known_keys(location: list[str], data: Mapping[str, Any]) -> list[str]:
     model: type[_Strict] = Recipe
     if location[0] == "stages" and len(location) > 2:
         model = KINDS[data["stages"][location[1]]["kind"]]
+        for name in location[2:-1]:
+            model = _mapping_of(model.model_fields[name].annotation) if name in model.model_fields else model
     return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _mapping_of(annotation: Any) -> type[_Strict]:
+    """Return the class of the mapping that a field may hold: the first in its annotation."""
+    if isinstance(annotation, type) and issubclass(annotation, _Strict):
+        return annotation
+    return next((found for each in get_args(annotation) if (found := _mapping_of(each)) is not _Strict), _Strict)
 
 
 def _apply_override(data: dict[str, Any], override: str) -> None:

@@ -3,12 +3,14 @@
     score(q, d) = Σ_w idf(w) · tf / (tf + k₁·(1 − b + b·|d| / mean |d|)),  idf(w) = ln(1 + (N − n_w + ½) / (n_w + ½))
 
 over the words w of the question, with k₁ = 1.5 and b = 0.75: Robertson & Zaragoza (2009), section 3.5, in the form of
-Lucene (Kamphuis et al. 2020, table 1). Words are those of the metrics, a character each in scripts without spaces.
+Lucene (Kamphuis et al. 2020, table 1). Words are runs of letters and digits, without articles, so that `Vell's` finds
+`Vell`; in scripts without spaces each character is one.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -39,6 +41,11 @@ def cut(documents: Sequence[Document], offsets: Offsets, size: int, overlap: int
     ]
 
 
+def searched(text: str) -> list[str]:
+    """Return the words of a text that BM25 counts."""
+    return words("".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in text))
+
+
 def require_bm25s() -> None:
     """Raise `RecipeError` where bm25s is not installed."""
     if importlib.util.find_spec("bm25s") is None:
@@ -55,10 +62,10 @@ def rank(found_in: Sequence[Chunk], questions: Sequence[Question], top_k: int) -
     import numpy as np
 
     index = bm25s.BM25(k1=1.5, b=0.75, method="lucene")
-    index.index([words(chunk.text) for chunk in found_in], show_progress=False)
+    index.index([searched(chunk.text) for chunk in found_in], show_progress=False)
     found = []
     for question in questions:
-        asked = words(question.question)
+        asked = searched(question.question)
         scores = index.get_scores(asked) if asked else np.zeros(len(found_in))
         best = np.argsort(-scores, kind="stable")[:top_k]
         found.append([found_in[i] for i in best if scores[i] > 0])

@@ -31,7 +31,7 @@ def build_row(
         **about,
         "scores": {name: bootstrap(raw["scores"][name], clusters) for name in METRICS},
         "retention": bootstrap_of_strata(_strata(raw, raw["retention"])) if raw["retention"] else None,
-        "retained": _retained(raw, None if before is raw else before),
+        "retained": retained(raw, None if before is raw else before),
         "answer_words": sum(len(text.split()) for text in raw["answers"]) / len(questions),
         "seconds": raw["seconds"],
         "cost": {**about.get("cost", {}), "eval_flops": raw["flops"]},
@@ -50,8 +50,8 @@ def _strata(raw: Mapping[str, Any], values: Sequence[float]) -> list[list[float]
     return [list(values[end - size : end]) for size, end in zip(sizes, ends, strict=True)]
 
 
-def _retained(raw: Mapping[str, Any], before: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """Return each measure of retention: its name, whether less is better, its interval, its paired change or None."""
+def retained(raw: Mapping[str, Any], before: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """Return each measure of a raw result's retention: task, metric, score, its paired change from `before` or None."""
     found = []
     theirs = (before or {}).get("tasks", {})
     for task, by_metric in raw.get("tasks", {}).items():

@@ -114,7 +114,11 @@ def read_retention(settings: bool | RetentionSettings) -> Retention | None:
     """
     if settings is False:
         return None
-    settings = RetentionSettings.model_validate({}) if settings is True else settings
+    return read_settings(RetentionSettings.model_validate({}) if settings is True else settings)
+
+
+def read_settings(settings: RetentionSettings) -> Retention:
+    """Return what a mapping of settings asks for; see `read_retention`."""
     tasks = {name: read_items(name, settings.data, settings.limit) for name in settings.tasks}
     text = [] if settings.text is None else _held_out(settings.text)
     return Retention(tasks, text, settings.window, settings.stride)
