@@ -1,5 +1,6 @@
 """Bits per byte and perplexity of held-out text: the windows by hand, the values one token at a time."""
 
+import importlib.util
 import math
 
 import pytest
@@ -63,3 +64,19 @@ def test_a_model_that_knows_nothing_needs_the_vocabulary_s_bits(tmp_path):
     assert bits["change"]["mean"] == bits["change"]["low"] == perplexity["change"]["high"] == 0
     assert found["documents"][0] == "0"
     assert found["documents"][-1] == "2"
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed: pip install 'skillgraft[eval]'"
+)
+def test_with_the_window_as_stride_it_is_the_harness_s_rolling_likelihood(tmp_path):
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    checkpoint = tiny_checkpoint(tmp_path / "model", seed=4)
+    model, tokenizer = load_model(checkpoint).eval(), load_tokenizer(checkpoint)
+    found = score_text(model, tokenizer, Retention({}, [Document("d", "", TEXT)], 16, 16))
+    harness = HFLM(pretrained=str(checkpoint), dtype="float32", device="cpu", max_length=16, batch_size=1)
+    (total,) = harness.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (TEXT,), 0)])
+    total = total[0] if isinstance(total, tuple) else total
+    assert sum(found["nats"]) == pytest.approx(-total, rel=1e-5)

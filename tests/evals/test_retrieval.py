@@ -39,7 +39,13 @@ def by_the_formula(question, texts, k1=1.5, b=0.75):
 
 @pytest.mark.parametrize(
     "question",
-    ["Who built the harbour of Vell?", "Where is the lighthouse keeper?", "lighthouse lighthouse market", "灯台", "Issk?"],
+    [
+        "Who built the harbour of Vell?",
+        "Where is the lighthouse keeper?",
+        "lighthouse lighthouse market",
+        "灯台",
+        "Issk?",
+    ],
 )
 def test_the_order_is_that_of_the_formula(question):
     scores = by_the_formula(question, TEXTS)

@@ -111,7 +111,7 @@ def test_what_the_prompts_say(finished):
     assert facts["found"]["answer_in_context"] == [1.0] * 4
     (first, *_), _ = rows.row_prompts(asked, bm25, tokenizer)
     assert first[-1]["content"].startswith(f"{text}\n\n")  # the best first, and one more
-    (first, second, *_), facts = rows.row_prompts(asked, shots, tokenizer)
+    (first, *_), facts = rows.row_prompts(asked, shots, tokenizer)
     assert [turn["role"] for turn in first] == ["system", *["user", "assistant"] * 2, "user"]
     assert first[0]["content"] == INSTRUCTION
     assert facts == {}

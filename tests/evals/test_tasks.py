@@ -105,7 +105,7 @@ def test_what_is_missing_says_where_it_was_looked_for(tmp_path):
     (tmp_path / "boolq.parquet").write_bytes(b"no parquet")
     with pytest.raises(DataError, match="not a parquet file"):
         read_items("boolq", tmp_path)
-    with pytest.raises(MissingPathError, match="text: .* does not exist"):
+    with pytest.raises(MissingPathError, match=r"text: .* does not exist"):
         read_settings(RetentionSettings(tasks=[], text=tmp_path / "none.txt"))
 
 
