@@ -248,9 +248,8 @@ def _written(path: Sequence[int | str], data: Any) -> list[str]:
     """Return an error's path as a user wrote it: without the tags of unions, which are no keys of the data."""
     found = []
     for part in path:
-        if isinstance(data, list) and isinstance(part, int):
-            data = data[part]
-        elif isinstance(data, dict) and part in data:
+        known = isinstance(data, dict) and part in data
+        if known or (isinstance(data, list) and isinstance(part, int)):
             data = data[part]
         elif part != path[-1] or not isinstance(data, dict):
             continue

@@ -47,7 +47,7 @@ def _in_the_prompt(row: EvalRow) -> tuple[str, str, str]:
         note = (
             f"few-shot: {row.shots} worked examples from other questions stand in the prompt, drawn for each question"
         )
-        return "few_shot", f"{row.shots} worked examples", note
+        return "few_shot", f"{row.shots}-shot: worked examples in the prompt", note
     if row.context == "gold":
         return "open_book", "its document in the prompt", "open book: the document that is asked about, found by nobody"
     note = f"open book: the {row.top_k} chunks that BM25 ranks first of all documents stand in the prompt"
