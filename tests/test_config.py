@@ -192,7 +192,10 @@ def test_every_shipped_recipe_parses_and_says_how_it_is_run(file):
         ({"rows": [{"model": "base", "contxt": "gold"}]}, "'stages.scores.rows.0.contxt'; did you mean 'context'?"),
         ({"rows": [{"model": "bse", "shots": 1, "shots_from": "s.jsonl"}]}, "no stage 'bse'; did you mean 'base'?"),
         ({"rows": [{"model": "base", "shots": 1}]}, "shots and shots_from belong together"),
-        ({"rows": [{"model": "skill", "shots": 1, "shots_from": "s.jsonl"}]}, "'skill' makes a skill, expected a check"),
+        (
+            {"rows": [{"model": "skill", "shots": 1, "shots_from": "s.jsonl"}]},
+            "'skill' makes a skill, expected a check",
+        ),
         ({"rows": [{"model": "base", "context": "gold"}] * 2, "documents": "docs"}, "two rows are 'base+gold'"),
         (
             {"rows": [{"model": "base", "context": "bm25", "chunk_tokens": 32}], "documents": "docs"},
