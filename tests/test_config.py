@@ -176,3 +176,46 @@ def test_every_shipped_recipe_parses_and_says_how_it_is_run(file):
     first = file.read_text().splitlines()[0]
     assert first.startswith("# ")
     assert f"skillgraft run recipes/{file.name}" in file.read_text()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"retention": {"task": ["boolq"]}}, "unknown key 'stages.scores.retention.task'; did you mean 'tasks'?"),
+        ({"retention": {"limit": 0}}, "'stages.scores.retention.limit': Input should be greater than or equal to 1"),
+        ({"retention": "perhaps"}, "'stages.scores.retention': Input should be a valid boolean"),
+        ({"retention": {"tasks": ["boolq", "boolq"]}}, "retention.tasks: 'boolq' stands there twice"),
+        ({"retention": {"tasks": []}}, "neither tasks nor text are given"),
+        ({"retention": {"window": 10}}, "stride: 512 is more than the window of 10"),
+        ({"rows": [{"model": "base"}]}, "rows: base: neither is given, context or shots"),
+        ({"rows": [{"model": "base", "context": "gold"}]}, "context: gold needs the stage's documents"),
+        ({"rows": [{"model": "base", "contxt": "gold"}]}, "'stages.scores.rows.0.contxt'; did you mean 'context'?"),
+        ({"rows": [{"model": "bse", "shots": 1, "shots_from": "s.jsonl"}]}, "no stage 'bse'; did you mean 'base'?"),
+        ({"rows": [{"model": "base", "shots": 1}]}, "shots and shots_from belong together"),
+        (
+            {"rows": [{"model": "skill", "shots": 1, "shots_from": "s.jsonl"}]},
+            "'skill' makes a skill, expected a check",
+        ),
+        ({"rows": [{"model": "base", "context": "gold"}] * 2, "documents": "docs"}, "two rows are 'base+gold'"),
+        (
+            {"rows": [{"model": "base", "context": "bm25", "chunk_tokens": 32}], "documents": "docs"},
+            "overlap_tokens: 32 leaves chunks of 32 tokens nothing new",
+        ),
+    ],
+)
+def test_bad_evaluations(tmp_path, settings, message):
+    scores = {**GOOD["stages"]["scores"], **settings}
+    with pytest.raises(RecipeError) as error:
+        load_recipe(recipe_file(tmp_path, scores=scores))
+    assert message in str(error.value)
+
+
+def test_paths_of_rows_and_retention_are_relative_to_the_recipe(tmp_path):
+    (tmp_path / "other").mkdir()
+    rows = [{"model": "./other", "shots": 1, "shots_from": "s.jsonl"}]
+    scores = {**GOOD["stages"]["scores"], "rows": rows, "retention": {"data": "sets", "text": "held-out.txt"}}
+    stage = load_recipe(recipe_file(tmp_path, scores=scores)).stages["scores"]
+    assert stage.rows[0].model == str(tmp_path / "other")
+    assert stage.rows[0].shots_from == tmp_path / "s.jsonl"
+    assert (stage.retention.data, stage.retention.text) == (tmp_path / "sets", tmp_path / "held-out.txt")
+    assert ("rows", str(tmp_path / "other")) in references(stage)

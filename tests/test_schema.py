@@ -28,7 +28,7 @@ def valid(schema, value, root=None):
     """A small validator of the keywords that the schemas use; any other keyword fails."""
     root = root or schema
     types = {"object": dict, "array": list, "string": str, "integer": int, "number": (int, float), "boolean": bool}
-    for key, rule in schema.items():
+    for key, rule in sorted(schema.items(), key=lambda item: item[0] != "type"):  # other keywords presume the type
         match key:
             case "$ref":
                 node = root

@@ -22,6 +22,7 @@ from skillgraft.cli_doctor import doctor
 from skillgraft.cli_init import init
 from skillgraft.cli_library import LIBRARY
 from skillgraft.cli_report import REPORTING
+from skillgraft.cli_retention import RETENTION
 from skillgraft.cli_schema import schema
 from skillgraft.cli_search import search
 from skillgraft.cli_skills import SKILLS
@@ -164,7 +165,16 @@ FIRST_STEPS: list[tuple[str, Callable[..., None], str]] = [
     ("init", init, "skillgraft init examples/almanac/target -o almanac.yaml"),
     ("schema", schema, "skillgraft schema -o recipe.schema.json"),
 ]
-for verb, command, example in (*FIRST_STEPS, *REPORTING, *ARITHMETIC, *COMPARING, *ARTEFACT, *LIBRARY, *SKILLS):
+for verb, command, example in (
+    *FIRST_STEPS,
+    *REPORTING,
+    *ARITHMETIC,
+    *COMPARING,
+    *ARTEFACT,
+    *LIBRARY,
+    *SKILLS,
+    *RETENTION,
+):
     app.command(name=verb, epilog=f"Example: {example}")(command)
 app.command(epilog="Example: skillgraft search merge.yaml --questions dev.jsonl --vary weights=0,1.5 -o search")(search)
 

@@ -17,15 +17,16 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import AfterValidator, Field, ValidationError
 
 from skillgraft.arithmetic.merge_recipe import check_vector_method, parse_merge_recipe
 from skillgraft.errors import RecipeError, did_you_mean
+from skillgraft.evaluation_settings import EvalRow, RetentionField, RetentionSettings, check_eval
 from skillgraft.refine_settings import RefineStage, rounds_of
 from skillgraft.regime_settings import WHOLE, ReplaySettings, TextSettings, check_sft
 from skillgraft.rl_settings import Part, RlChoices, check_rl
@@ -124,15 +125,22 @@ class InjectStage(_Strict):
 
 
 class EvalStage(_Strict):
-    """Closed-book scores of several models on the same questions, with intervals and retention."""
+    """Scores of several models on the same questions, closed-book or with more in the prompt, and retention."""
 
     kind: Literal["eval"] = Field(description="score models")
-    models: list[str] = Field(min_length=1, description="stages, 'base' or checkpoint directories: the table's rows")
+    models: list[str] = Field(
+        min_length=1, description="stages, 'base' or checkpoint directories: the table's closed-book rows"
+    )
+    rows: list[EvalRow] = Field([], description="rows with documents or worked examples in the prompt")
     questions: Path = Field(description="JSONL with document, question, answers")
-    documents: Path | None = Field(None, description="keep only questions on these documents")
+    documents: Path | None = Field(
+        None, description="keep only questions on these documents; bm25 searches all of them"
+    )
     limit_documents: int | None = Field(None, ge=1, description="keep questions on the first so many documents only")
     part: Part | None = Field(None, description="keep questions on one of several parts of the documents: 1/2")
-    retention: bool = Field(True, description="score general-knowledge questions too")
+    retention: RetentionField = Field(
+        True, description="true: score the general-knowledge questions that ship; or tasks, data, limit, text"
+    )
     baseline: str | None = Field(None, description="the row that differences are taken against; default: the SFT row")
     max_new_tokens: int = Field(32, ge=1, description="longest answer, in tokens")
     batch_size: int = Field(64, ge=1, description="questions answered at once")
@@ -164,7 +172,7 @@ REFERENCES: dict[str, tuple[str, ...]] = {
     "extract": ("rl", "sft"),
     "random_vector": ("skill",),
     "inject": ("target", "skill", "skills"),
-    "eval": ("models",),
+    "eval": ("models", "rows"),
     "synthesize": ("model",),
     "single_passage": ("from_", "skills"),
 }
@@ -274,8 +282,7 @@ def _with_rounds(recipe: Recipe, where: str) -> Recipe:
 def _explain(error: ValidationError, data: Mapping[str, Any]) -> str:
     first = error.errors()[0]
     path = first["loc"]
-    # The kind stands in the path of a stage's errors as the union's tag; a user wrote no such level.
-    location = [str(part) for i, part in enumerate(path) if not (i == 2 and path[0] == "stages")]
+    location = _written(path, data)
     return _explain_first(first, location, _known_keys(location, data))
 
 
@@ -288,15 +295,37 @@ def _explain_first(first: Any, location: list[str], known: list[str]) -> str:
     return f"'{where}': {first['msg'].removeprefix('Value error, ')}; got {first['input']!r}"
 
 
+def _written(path: Sequence[int | str], data: Any) -> list[str]:
+    """Return an error's path as a user wrote it: without the tags of unions, which are no keys of the data."""
+    found = []
+    for part in path:
+        known = isinstance(data, dict) and part in data
+        if known or (isinstance(data, list) and isinstance(part, int)):
+            data = data[part]
+        elif part != path[-1] or not isinstance(data, dict):
+            continue
+        found.append(str(part))
+    return found
+
+
 def _known_keys(location: list[str], data: Mapping[str, Any]) -> list[str]:
     model: type[_Strict] = Recipe
     if location[0] == "stages" and len(location) > 2:
         model = KINDS[data["stages"][location[1]]["kind"]]
+        for name in location[2:-1]:
+            model = _mapping_of(model.model_fields[name].annotation) if name in model.model_fields else model
     return _keys(model)
 
 
 def _keys(model: type[_Strict]) -> list[str]:
     return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _mapping_of(annotation: Any) -> type[_Strict]:
+    """Return the class of the mapping that a field may hold: the first in its annotation."""
+    if isinstance(annotation, type) and issubclass(annotation, _Strict):
+        return annotation
+    return next((found for each in get_args(annotation) if (found := _mapping_of(each)) is not _Strict), _Strict)
 
 
 def _apply_override(data: dict[str, Any], override: str) -> None:
@@ -327,10 +356,18 @@ def references(stage: _Strict) -> list[tuple[str, str]]:
     for field in REFERENCES[stage.kind]:  # type: ignore[attr-defined]
         value = getattr(stage, field)
         named = value if isinstance(value, list) else [] if value is None else [value]
-        found += [
-            (field.rstrip("_"), each.skill if isinstance(each, ScaledSkill | RowSkill) else each) for each in named
-        ]
+        found += [(field.rstrip("_"), _named_by(each)) for each in named]
     return found + [(field, name) for field in DATA if (name := synthesis_named(getattr(stage, field, None)))]
+
+
+def _named_by(value: str | ScaledSkill | RowSkill | EvalRow) -> str:
+    return (
+        value.skill
+        if isinstance(value, ScaledSkill | RowSkill)
+        else value.model
+        if isinstance(value, EvalRow)
+        else value
+    )
 
 
 def synthesis_named(data: Path | None) -> str | None:
@@ -359,6 +396,7 @@ def _check_stages(recipe: Recipe) -> None:
             check_rl(name, stage)
         if not isinstance(stage, EvalStage):
             continue
+        check_eval(name, stage)
         for field, named in (("baseline", [stage.baseline] if stage.baseline else []), ("labels", list(stage.labels))):
             for model in named:
                 if model not in stage.models:
@@ -455,6 +493,9 @@ def _absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
             return [absolute(each, field) for each in value]
         if isinstance(value, ReplaySettings):
             return value.model_copy(update={"text": absolute(value.text, "replay")})
+        if isinstance(value, EvalRow | RetentionSettings):
+            own = type(value).model_fields
+            return value.model_copy(update={name: absolute(getattr(value, name), name) for name in own})
         if not isinstance(value, Path):
             return value
         if field in DATA and isinstance(recipe.stages.get(str(value)), SynthesizeStage):
@@ -466,6 +507,8 @@ def _absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
             return [resolve_reference(each, is_skill=is_skill) for each in value]
         if isinstance(value, ScaledSkill | RowSkill):
             return value.model_copy(update={"skill": resolve_reference(value.skill, is_skill=True)})
+        if isinstance(value, EvalRow):
+            return value.model_copy(update={"model": resolve_reference(value.model)})
         if isinstance(value, str) and value not in (*recipe.stages, BASE) and (is_path(value) or is_base):
             if is_base and not value.startswith((".", "~", "/")) and not (folder / value).is_dir():
                 return value  # a hub id
@@ -477,9 +520,7 @@ def _absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
     stages = {}
     for name, stage in recipe.stages.items():
         changes = {f: absolute(getattr(stage, f), f) for f in type(stage).model_fields}
-        changes |= {
-            f: resolve_reference(getattr(stage, f), is_skill=f.startswith("skill")) for f in REFERENCES[stage.kind]
-        }
+        changes |= {f: resolve_reference(changes[f], is_skill=f.startswith("skill")) for f in REFERENCES[stage.kind]}
         if isinstance(stage, EvalStage):
             changes["labels"] = {resolve_reference(model): label for model, label in stage.labels.items()}
             changes["baseline"] = resolve_reference(stage.baseline)

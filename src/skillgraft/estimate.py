@@ -10,10 +10,12 @@ from typing import Any, NamedTuple
 
 from skillgraft import config
 from skillgraft.checkpoint.layout import Layout, read_layout
-from skillgraft.domains.knowledge import read_documents, read_questions
+from skillgraft.domains.knowledge import Document, read_documents, read_questions
 from skillgraft.domains.parts import choose
 from skillgraft.domains.passages import passages
 from skillgraft.domains.styles import read_styles
+from skillgraft.evals.tasks import read_retention
+from skillgraft.evaluation_settings import EvalRow, RetentionSettings
 from skillgraft.machine import cores
 from skillgraft.planning import PlannedStage
 from skillgraft.watch import clock
@@ -109,6 +111,8 @@ def stage_needs(stage: Any, parameters: int, inputs: Mapping[str, Path] | None =
         about = choose(read_documents(documents_path), stage.limit_documents, stage.part) if documents_path else None
         asked = len(read_questions(questions_path, about)) if questions_path else 0
         tokens = asked * (RL_TOKENS + stage.max_new_tokens) * len(stage.models)
+        tokens += asked * sum(_row_tokens(row, about or []) + stage.max_new_tokens for row in stage.rows)
+        tokens += _retention_tokens(stage.retention) * len(stage.models)
         return Needs(4 * parameters * tokens, parameters * 4 + 2**30, 2**20)
     if stage.kind == "synthesize":
         if stage.given is not None or stage.endpoint is not None:
@@ -121,6 +125,26 @@ def stage_needs(stage: Any, parameters: int, inputs: Mapping[str, Path] | None =
         return Needs(2 * parameters * tokens, parameters * 4 + 2**30, 2**24)
     disk = parameters * 4 if stage.kind == "inject" else parameters * 0.2
     return Needs(10 * parameters, 2**30, disk)
+
+
+def _row_tokens(row: EvalRow, documents: Sequence[Document]) -> float:
+    """Return about how many tokens one prompt of a row has."""
+    if row.shots:
+        return RL_TOKENS * (row.shots + 1)
+    sizes = [len(document.text.encode()) / BYTES_PER_TOKEN for document in documents] or [0.0]
+    mean = sum(sizes) / len(sizes)
+    return RL_TOKENS + (mean if row.context == "gold" else row.top_k * min(mean, row.chunk_tokens))
+
+
+def _retention_tokens(setting: bool | RetentionSettings) -> float:
+    """Return about how many tokens retention computes for one model: prompts and choices, and held-out text."""
+    retention = read_retention(setting)
+    if retention is None:
+        return 0.0
+    items = [item for items in retention.tasks.values() for item in items]
+    asked = sum(len(item.choices) * len(item.prompt.encode()) + sum(map(len, item.choices)) for item in items)
+    overlap = retention.window / retention.stride
+    return (asked + overlap * sum(len(document.text.encode()) for document in retention.text)) / BYTES_PER_TOKEN
 
 
 class Outlook:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from skillgraft import config
+from skillgraft.evaluation_settings import EvalRow
 from skillgraft.planning import PlannedStage
 from skillgraft.single_passage_settings import LEARNT, START
 
@@ -16,7 +17,7 @@ ANSWER_FORMAT = "answer-format"
 
 
 def describe_models(stages: list[PlannedStage], evaluation: PlannedStage) -> dict[str, dict[str, Any]]:
-    """Return, for each model that `evaluation` names: label, role, note and training cost."""
+    """Return, for each model and row that `evaluation` names: label, role, note and training cost."""
     by_name = {stage.name: stage for stage in stages}
     found: dict[str, dict[str, Any]] = {}
     for model in evaluation.stage.models:
@@ -27,6 +28,16 @@ def describe_models(stages: list[PlannedStage], evaluation: PlannedStage) -> dic
             "role": role,
             "note": note,
             "cost": _cost(by_name, [model]),
+        }
+    for row in evaluation.stage.rows:
+        role, what, note = _in_the_prompt(row)
+        start = found[row.model]["label"] if row.model in found else _role(by_name, row.model)[1]
+        label = row.label or f"{start}, {what}"
+        found[row.id] = {
+            "label": f"{label} ({row.id})" if label in [each["label"] for each in found.values()] else label,
+            "role": role,
+            "note": note,
+            "cost": _cost(by_name, [row.model]),
         }
     return found
 
@@ -67,6 +78,19 @@ def describe_rows(stages: list[PlannedStage], evaluation: PlannedStage) -> dict[
 
 DESCRIBE = {"eval": describe_models, "single_passage": describe_rows}
 """Kind of stage that makes a table -> what describes its rows."""
+
+
+def _in_the_prompt(row: EvalRow) -> tuple[str, str, str]:
+    """Return a row's role, what its label says of the prompt, and its note."""
+    if row.shots:
+        note = (
+            f"few-shot: {row.shots} worked examples from other questions stand in the prompt, drawn for each question"
+        )
+        return "few_shot", f"{row.shots}-shot: worked examples in the prompt", note
+    if row.context == "gold":
+        return "open_book", "its document in the prompt", "open book: the document that is asked about, found by nobody"
+    note = f"open book: the {row.top_k} chunks that BM25 ranks first of all documents stand in the prompt"
+    return "open_book", f"BM25 top {row.top_k} in the prompt", note
 
 
 def _role(stages: Mapping[str, PlannedStage], model: str) -> tuple[str, str, str]:

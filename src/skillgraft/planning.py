@@ -19,6 +19,7 @@ from skillgraft.domains.passages import passages
 from skillgraft.domains.replay import read_replay
 from skillgraft.domains.styles import read_styles
 from skillgraft.errors import MissingPathError, RecipeError
+from skillgraft.evaluation_data import evaluation_data, evaluation_hashed
 from skillgraft.regime_chain import check_chain
 
 VERSIONS: dict[str, int] = {
@@ -27,7 +28,7 @@ VERSIONS: dict[str, int] = {
     "extract": 2,
     "random_vector": 1,
     "inject": 2,
-    "eval": 1,
+    "eval": 2,
     "synthesize": 1,
     "single_passage": 1,
 }
@@ -173,6 +174,8 @@ def data_of(stage: Any) -> dict[str, str]:
         found |= _synthesis_data(stage)
     if stage.kind == "sft" and stage.replay is not None:
         found["replay"] = _digest(read_replay(stage.replay.text))
+    if stage.kind == "eval":
+        found |= evaluation_data(stage, questions if questions_path else [], all_documents)
     return found
 
 
@@ -232,6 +235,7 @@ def _hash(seed: int, stage: Any, references: Mapping[str, str], data: Mapping[st
         settings["rows"] = [[each.name, each.scale, each.unread] for each in stage.skills]
     if stage.kind == "eval":  # its table holds the names
         settings["names"] = [Path(model).name for model in stage.models]
+        settings |= evaluation_hashed(stage)
     named = [[setting, references[reference]] for setting, reference in config.references(stage)]
     return _digest([VERSIONS[stage.kind], seed, settings, named, dict(data)])
 

@@ -236,43 +236,36 @@ def run_inject(stage: config.InjectStage, context: Context) -> dict[str, Any]:
 
 @_in_one_precision
 def run_eval(stage: config.EvalStage, context: Context) -> dict[str, Any]:
-    """Score every model on the same questions; a model that was scored before a kill is not scored again."""
+    """Score every model and row on the same questions; what was scored before a kill is not scored again."""
     from skillgraft.evals import table
-    from skillgraft.evals.answers import evaluate_checkpoint
+    from skillgraft.evals.rows import Asked, evaluate_rows
 
-    documents = _chosen(stage, context)
+    every = read_documents(context.data(stage.documents)) if stage.documents else []
+    documents = choose(every, stage.limit_documents, stage.part)
     questions = read_questions(context.data(stage.questions), documents or None)
-    raws: dict[str, dict[str, Any]] = {}
-    for number, model in enumerate(stage.models):
-        kept = context.work / f"answers-{number}.json"
-        if not kept.exists():
-            raw = evaluate_checkpoint(
-                context.inputs[model],
-                questions,
-                max_new_tokens=stage.max_new_tokens,
-                batch_size=stage.batch_size,
-                retention=stage.retention,
-                progress=lambda done, of, n=number: context.progress(n * of + done, len(stage.models) * of, {}),  # type: ignore[misc]
-            )
-            part = kept.with_suffix(".part")
-            part.write_text(json.dumps(raw))
-            part.rename(kept)
-        raws[model] = json.loads(kept.read_text())
-    about = {model: {"model": model, **context.about[model]} for model in stage.models}
-    labels = {model: about[model]["label"] for model in stage.models}
-    pairs = table.pairs_to_compare({model: about[model]["role"] for model in stage.models}, stage.baseline)
+    raws = evaluate_rows(
+        Asked(stage, questions, every, context.seed),
+        context.inputs,
+        context.work,
+        lambda done, of: context.progress(done, of, {}),
+    )
+    about = {name: {"model": name, **context.about[name]} for name in raws}
+    labels = {name: about[name]["label"] for name in raws}
+    roles = {name: about[name]["role"] for name in raws}
+    reference = table.before_adapting(roles, stage.baseline)
     evaluation = {
         "stage": context.name,
         "questions": len(questions),
         "documents": len({question.document for question in questions}),
-        "rows": [table.build_row(raws[model], questions, about[model]) for model in stage.models],
-        "comparisons": table.differences(raws, labels, pairs, questions),
+        "rows": [table.build_row(raw, questions, about[name], raws[reference]) for name, raw in raws.items()],
+        "retention_against": labels[reference],
+        "comparisons": table.differences(raws, labels, table.pairs_to_compare(roles, stage.baseline), questions),
         "examples": table.examples(raws, labels, questions, {d.id: d for d in documents}),
     }
     context.out.mkdir()
     (context.out / "evaluation.json").write_text(json.dumps(evaluation, indent=1, ensure_ascii=False))
     (context.out / "answers.json").write_text(json.dumps(raws, indent=1, ensure_ascii=False))
-    return {"flops": sum(raw["flops"] for raw in raws.values())}
+    return {"flops": sum(raw["flops"] + raw.get("retention_flops", 0.0) for raw in raws.values())}
 
 
 def run_synthesize(stage: config.SynthesizeStage, context: Context) -> dict[str, Any]:

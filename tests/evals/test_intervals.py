@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from skillgraft.evals.intervals import bootstrap
+from skillgraft.evals.intervals import bootstrap, bootstrap_of_strata
 
 
 def test_mean_and_n():
@@ -44,3 +44,23 @@ def test_same_seed_same_interval():
 def test_refuses_nothing():
     with pytest.raises(ValueError, match="0 values"):
         bootstrap([], [])
+
+
+def test_weights_make_a_ratio_of_sums():
+    # bits and bytes of three texts in two documents: (2 + 4 + 9) / (4 + 4 + 2), each document alone 6/8 and 9/2
+    found = bootstrap([2.0, 4.0, 9.0], ["a", "a", "b"], weights=[4, 4, 2])
+    assert found["mean"] == pytest.approx(1.5)
+    assert (found["low"], found["high"]) == pytest.approx((6 / 8, 9 / 2))
+    values = list(np.random.default_rng(2).normal(size=50))
+    clusters = [str(i // 3) for i in range(50)]
+    assert bootstrap(values, clusters, weights=[1] * 50) == bootstrap(values, clusters)
+
+
+def test_strata_count_alike_and_are_redrawn_apart():
+    found = bootstrap_of_strata([[1.0, 0.0], [1.0] * 98])
+    assert found["mean"] == pytest.approx(0.75)
+    assert (found["low"], found["high"]) == pytest.approx((0.5, 1.0))  # the second stratum is 1 in every draw
+    assert found["n"] == 100
+    values = list(np.random.default_rng(3).normal(size=60))
+    alone, plain = bootstrap_of_strata([values]), bootstrap(values, [str(i) for i in range(60)])
+    assert [alone[end] for end in ("mean", "low", "high")] == pytest.approx([plain[e] for e in ("mean", "low", "high")])

@@ -34,3 +34,24 @@ def test_no_template():
     tokenizer = own_tokenizer(None)
     assert as_prompt(tokenizer, "When?") == f"{INSTRUCTION}\nQuestion: When?\nAnswer:"
     assert tokenizer.decode(encode(tokenizer, ["When?"])["input_ids"][0]).endswith("Question: When?\nAnswer:")
+
+
+def test_worked_examples_and_text_stand_in_the_form_of_questions():
+    examples = [("Who?", "Ann")]
+    tokenizer = own_tokenizer(CHAT_TEMPLATE)
+    assert as_prompt(tokenizer, "When?", examples=examples) == [
+        {"role": "system", "content": INSTRUCTION},
+        {"role": "user", "content": "Who?"},
+        {"role": "assistant", "content": "Ann"},
+        {"role": "user", "content": "When?"},
+    ]
+    assert as_prompt(tokenizer, "When?", context="In 1900.")[1:] == [
+        {"role": "user", "content": "In 1900.\n\nQuestion: When?"}
+    ]
+    refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}" + CHAT_TEMPLATE
+    turns = as_prompt(own_tokenizer(refusing), "When?", examples=examples)
+    assert [turn["content"] for turn in turns] == [f"{INSTRUCTION} Who?", "Ann", "When?"]
+    plain = own_tokenizer(None)
+    worked = "Question: Who?\nAnswer: Ann\n\nQuestion: When?\nAnswer:"
+    assert as_prompt(plain, "When?", examples=examples) == f"{INSTRUCTION}\n{worked}"
+    assert as_prompt(plain, "When?", context="T") == f"{INSTRUCTION}\nT\n\nQuestion: When?\nAnswer:"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Float
@@ -30,9 +31,7 @@ def answer_likelihood(
             pairs.append((prompt, tokenizer(answer.strip(), add_special_tokens=False)["input_ids"]))
             owners.append(number)
     means = [0.0] * len(pairs)
-    by_length = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
-    for start in range(0, len(pairs), batch_size):
-        rows = by_length[start : start + batch_size]
+    for rows in batches([len(prompt) + len(answer) for prompt, answer in pairs], batch_size):
         for row, total in zip(rows, log_likelihood(model, [pairs[i] for i in rows]).tolist(), strict=True):
             means[row] = total / len(pairs[row][1])
     best = [float("-inf")] * len(questions)
@@ -44,17 +43,43 @@ def answer_likelihood(
 def log_likelihood(
     model: PreTrainedModel, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]
 ) -> Float[Tensor, " pairs"]:
-    """Return the summed log-probability (natural log) of each pair's second tokens after its first."""
-    width = max(len(c) + len(e) for c, e in pairs)
-    ids = torch.zeros(len(pairs), width, dtype=torch.long)
+    """Return the summed log-probability (natural log) of each pair's second tokens after its first, not empty ones.
+
+    Pairs whose tokens differ in the last alone, as one-word choices do, share one row of the model's input. Rows are
+    padded on the left, so that logits are computed for the last positions only.
+    """
+    inputs = [(*context, *ending[:-1]) for context, ending in pairs]
+    rows = {row: number for number, row in enumerate(dict.fromkeys(inputs))}
+    width, kept = max(map(len, rows)), max(len(ending) for _, ending in pairs)
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
     mask = torch.zeros_like(ids)
-    counted = torch.zeros_like(ids)
-    for row, (context, ending) in enumerate(pairs):
-        length = len(context) + len(ending)
-        ids[row, :length] = torch.tensor([*context, *ending])
-        mask[row, :length] = 1
-        counted[row, len(context) : length] = 1
-    ids, mask, counted = (t.to(model.device) for t in (ids, mask, counted))
-    logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1].float()
-    log_probabilities = torch.log_softmax(logits, dim=-1).gather(-1, ids[:, 1:, None])[..., 0]
-    return (log_probabilities * counted[:, 1:]).sum(dim=1).cpu()
+    for row, number in rows.items():
+        ids[number, width - len(row) :] = torch.tensor(row)
+        mask[number, width - len(row) :] = 1
+    log_probabilities = torch.log_softmax(_last_logits(model, ids, mask, kept), dim=-1)
+    totals = torch.empty(len(pairs))
+    for number, (row, (_, ending)) in enumerate(zip(inputs, pairs, strict=True)):
+        here = log_probabilities[rows[row], kept - len(ending) :]
+        totals[number] = here.gather(-1, torch.tensor(ending, device=here.device)[:, None]).sum()
+    return totals
+
+
+def _last_logits(model: PreTrainedModel, ids: Tensor, mask: Tensor, kept: int) -> Float[Tensor, "rows kept words"]:
+    """Return the logits after the last `kept` positions of left-padded rows, in fp32."""
+    optional = {"position_ids": (mask.cumsum(1) - 1).clamp_min(0).to(model.device), "logits_to_keep": kept}
+    known = inspect.signature(model.forward).parameters  # not every architecture takes them
+    arguments = {name: value for name, value in optional.items() if name in known}
+    made = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False, **arguments)
+    return made.logits[:, -kept:].float()
+
+
+def batches(lengths: Sequence[int], rows: int, tokens: int = 16384) -> Iterator[list[int]]:
+    """Yield indices of like lengths, at most `rows` of them and, padded, at most `tokens` (but at least one)."""
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        if batch and (len(batch) == rows or (len(batch) + 1) * lengths[index] > tokens):
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch

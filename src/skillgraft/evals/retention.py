@@ -1,60 +1,118 @@
-"""Retention: general-knowledge multiple-choice questions scored by likelihood, to see what adapting a model cost it."""
+"""Retention: multiple-choice tasks scored by likelihood, to see what adapting a model cost it."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
-from importlib import resources
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from skillgraft.evals.likelihood import log_likelihood
+from skillgraft.evals.held_out import context_length, score_text
+from skillgraft.evals.likelihood import batches, log_likelihood
+from skillgraft.evals.tasks import Item, Retention, metrics_of
+from skillgraft.train.common import count_parameters
 
-
-@dataclass(frozen=True)
-class Choice:
-    """One multiple-choice question; `answer` is the index of the right choice."""
-
-    id: str
-    question: str
-    choices: tuple[str, ...]
-    answer: int
-
-
-def read_choices() -> list[Choice]:
-    """Return the questions that ship with Skillgraft (`evals/retention.jsonl`)."""
-    lines = resources.files("skillgraft.evals").joinpath("retention.jsonl").read_text(encoding="utf-8").splitlines()
-    records = [json.loads(line) for line in lines if line.strip()]
-    return [Choice(r["id"], r["question"], tuple(r["choices"]), r["answer"]) for r in records]
+Kept = Callable[[str, Callable[[], Any]], Any]
+"""Returns what was computed under a name before a kill, else computes and keeps it."""
 
 
 @torch.no_grad()
-def score_choices(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, choices: Sequence[Choice], batch_size: int = 32
-) -> list[float]:
-    """Return 1.0 for each question whose right choice has the highest log-likelihood per UTF-8 byte, else 0.0.
+def choice_likelihoods(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    items: Sequence[Item],
+    batch_size: int = 32,
+    progress: Callable[[int], None] = lambda done: None,
+) -> tuple[list[list[float]], int]:
+    """Return the summed log-likelihood (natural log) of each item's choices, and the tokens that were computed.
 
-    The text is `Question: …\\nAnswer: <choice>`, without a chat template, as the usual harnesses score base models
-    (their `acc_norm`). Only the choice's own tokens count.
+    The text is prompt, space, choice, without a chat template. As in lm-evaluation-harness it is cut into tokens as a
+    whole, the choice being what follows the prompt's own tokens, and what does not fit into the model's context is
+    left out at its beginning; spaces at a prompt's end belong to the choice. `progress` gets how many items are done.
     """
-    texts, owners, sizes = [], [], []
-    for number, item in enumerate(choices):
+    longest = context_length(model)
+    pairs, owners = [], []
+    for number, item in enumerate(items):
+        prompt = len(tokenizer(item.prompt.rstrip())["input_ids"])
         for choice in item.choices:
-            texts.append((f"Question: {item.question}\nAnswer:", f" {choice}"))
+            whole = tokenizer(f"{item.prompt} {choice}")["input_ids"]
+            split = min(prompt, len(whole) - 1)
+            pairs.append((whole[max(len(whole) - 1 - longest, 0) : split], whole[split:]))
             owners.append(number)
-            sizes.append(len(choice.encode()))
-    scores = torch.empty(len(texts))
-    by_length = sorted(range(len(texts)), key=lambda i: len(texts[i][0]) + len(texts[i][1]))
-    for start in range(0, len(texts), batch_size):
-        rows = by_length[start : start + batch_size]
-        contexts = [tokenizer(texts[i][0])["input_ids"] for i in rows]
-        endings = [tokenizer(texts[i][1], add_special_tokens=False)["input_ids"] for i in rows]
-        scores[rows] = log_likelihood(model, list(zip(contexts, endings, strict=True)))
-    normalised = scores / torch.tensor(sizes)
-    best: list[float] = []
-    for number, item in enumerate(choices):
-        mine = [i for i, owner in enumerate(owners) if owner == number]
-        best.append(float(int(normalised[mine].argmax()) == item.answer))
-    return best
+    found: list[list[float]] = [[] for _ in items]
+    totals = [0.0] * len(pairs)
+    tokens = done = 0
+    for rows in batches([len(context) + len(ending) for context, ending in pairs], batch_size):
+        batch = [pairs[i] for i in rows]
+        for row, total in zip(rows, log_likelihood(model, batch).tolist(), strict=True):
+            totals[row] = total
+        tokens += len({(*c, *e[:-1]) for c, e in batch}) * max(len(c) + len(e) - 1 for c, e in batch)
+        done += len(rows)
+        progress(done * len(items) // len(pairs))
+    for owner, total in zip(owners, totals, strict=True):
+        found[owner].append(total)
+    return found, tokens
+
+
+def accuracies(items: Sequence[Item], likelihoods: Sequence[Sequence[float]]) -> dict[str, list[float]]:
+    """Return 1.0 or 0.0 an item by metric: whether the right choice has the highest score, the first of equal ones.
+
+    acc: the log-likelihood; acc_norm: the log-likelihood a character of the choice's text, as in
+    lm-evaluation-harness. NaN counts as wrong.
+    """
+    normalised = [
+        [total / len(text) for total, text in zip(totals, item.choices, strict=True)]
+        for item, totals in zip(items, likelihoods, strict=True)
+    ]
+    return {
+        metric: [_right(item.answer, scores) for item, scores in zip(items, by_item, strict=True)]
+        for metric, by_item in (("acc", likelihoods), ("acc_norm", normalised))
+    }
+
+
+def _right(answer: int, scores: Sequence[float]) -> float:
+    return float(not any(map(math.isnan, scores)) and scores.index(max(scores)) == answer)
+
+
+def measure(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    retention: Retention,
+    *,
+    kept: Kept = lambda name, compute: compute(),
+    progress: Callable[[int], None] = lambda done: None,
+) -> dict[str, Any]:
+    """Return what a model retains: `retention` (1.0 or 0.0 an item, all tasks one after the other), `tasks`, `text`.
+
+    `tasks` maps each task to its metrics' scores by item, the one that `retention` takes first; `text` is what
+    `held_out.score_text` returns, None without text. `retention_seconds` and `retention_flops` are the cost.
+    """
+    tasks: dict[str, Mapping[str, list[float]]] = {}
+    seconds = tokens = before = 0
+    for name, items in retention.tasks.items():
+
+        def score(name: str = name, items: list[Item] = items, before: int = before) -> dict[str, Any]:
+            start = time.monotonic()
+            found, used = choice_likelihoods(model, tokenizer, items, progress=lambda done: progress(before + done))
+            scores = accuracies(items, found)
+            by_metric = {metric: scores[metric] for metric in metrics_of(name)}
+            return {"scores": by_metric, "tokens": used, "seconds": time.monotonic() - start}
+
+        part = kept(f"task-{name}", score)
+        tasks[name] = part["scores"]
+        seconds, tokens, before = seconds + part["seconds"], tokens + part["tokens"], before + len(items)
+        progress(before)
+    text = None
+    if retention.text:
+        part = kept("text", lambda: score_text(model, tokenizer, retention))
+        seconds, tokens, text = seconds + part.pop("seconds"), tokens + part.pop("computed"), part
+    return {
+        "retention": [score for by_metric in tasks.values() for score in next(iter(by_metric.values()))],
+        "tasks": tasks,
+        "text": text,
+        "retention_seconds": seconds,
+        "retention_flops": 2.0 * count_parameters(model) * tokens,
+    }

@@ -25,12 +25,26 @@ class Cost(TypedDict):
     train_seconds: float
     train_flops: float
     eval_seconds: float
+    eval_flops: NotRequired[float]
+
+
+class Retained(TypedDict):
+    """One measure of retention, and its paired change from the row before adapting (None where there is none)."""
+
+    task: str
+    metric: str
+    score: Interval
+    change: Interval | None
+    less_is_better: bool
 
 
 class ScoreRow(TypedDict):
-    """One model in a score table. `role` is "base", "sft", "grafted", "control" or "other"."""
+    """One row of a score table.
 
-    model: str  # the stage that made it
+    `role` is "base", "sft", "grafted", "control", "open_book", "few_shot" or "other".
+    """
+
+    model: str  # the stage that made it, and for open_book and few_shot what stands in the prompt
     label: str  # what a reader calls it, unique in its table: "SFT + skill (λ = 1)"
     role: str
     note: str  # what the row is, in one sentence
@@ -39,6 +53,9 @@ class ScoreRow(TypedDict):
     answer_words: float | None  # mean words per answer
     seconds: float | None  # of the evaluation
     cost: Cost
+    retained: NotRequired[list[Retained]]  # retention by task, and held-out text
+    prompt_tokens: NotRequired[float]  # mean
+    found: NotRequired[dict[str, Interval]]  # of retrieval: "recall", "answer_in_context"
     on: NotRequired[str]  # the label of the row that a skill or control was put on
 
 
@@ -83,6 +100,7 @@ class Evaluation(TypedDict):
     rows: list[ScoreRow]
     comparisons: list[Comparison]
     examples: list[Example]
+    retention_against: NotRequired[str]  # label of the row that `retained` changes are taken against
 
 
 class Training(TypedDict):

@@ -28,7 +28,7 @@ from skillgraft.report.facts import Evaluation, Facts, Stage
 from skillgraft.report.gains import gain_view
 from skillgraft.report.heat import geometry_view
 from skillgraft.report.scales import sweep_view
-from skillgraft.report.tables import difference_groups, score_table_view
+from skillgraft.report.tables import difference_groups, retained_view, score_table_view
 from skillgraft.report.wording import headline_parts, retention_remark
 from skillgraft.visible import visible_tree
 
@@ -122,6 +122,7 @@ def frame_view(*styles: str) -> dict[str, Any]:
 
 
 def _evaluation_view(evaluation: Evaluation, examples_bytes: int) -> dict[str, Any]:
+    sentences, by_task = retention_remark(evaluation), retained_view(evaluation)
     return {
         "stage": evaluation["stage"],
         "questions": evaluation["questions"],
@@ -130,7 +131,7 @@ def _evaluation_view(evaluation: Evaluation, examples_bytes: int) -> dict[str, A
         "scores": score_table_view(evaluation),
         "gain": gain_view(evaluation),
         "differences": difference_groups(evaluation),
-        "retention": retention_remark(evaluation),
+        "retention": {"sentences": sentences, "by_task": by_task} if sentences or by_task else None,
         "examples": examples_view(evaluation, examples_bytes),
     }
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from skillgraft.report.charts import Axis, axis, dot
-from skillgraft.report.facts import Comparison, Evaluation, Interval, ScoreRow
+from skillgraft.report.facts import Comparison, Evaluation, Interval, Retained, ScoreRow
 from skillgraft.report.formatting import count, duration, finite, one_decimal, operations, score, signed
 from skillgraft.report.wording import VERDICTS, compared_pair, metric_name, metric_order, verdict
 
-GROUPS = {"Models": ("base", "sft", "grafted", "other"), "Controls": ("control",)}
+GROUPS = {
+    "Models": ("base", "sft", "grafted", "other"),
+    "More in the prompt (open book, few-shot)": ("open_book", "few_shot"),
+    "Controls": ("control",),
+}
 
 
 def score_table_view(evaluation: Evaluation) -> dict[str, Any]:
@@ -68,11 +72,59 @@ def _row_view(row: ScoreRow) -> dict[str, Any]:
         "label": row["label"],
         "model": row["model"],
         "role": row["role"],
-        "note": row["note"],
+        "note": _note(row),
         "words": one_decimal(row["answer_words"]),
         "train_seconds": duration(cost.get("train_seconds") or None),
         "train_flops": operations(cost.get("train_flops")),
         "eval_seconds": duration(row["seconds"] if seconds is None else seconds),
+        "eval_flops": operations(cost.get("eval_flops")),
+    }
+
+
+def _note(row: ScoreRow) -> str:
+    """Return what the row is, with how retrieval did and how long its prompts were."""
+    found = row.get("found", {})
+    parts = [row["note"]]
+    if "recall" in found:
+        parts.append(f"the document is among them for {_share(found['recall'])}")
+    if "answer_in_context" in found:
+        parts.append(f"a gold answer stands in them for {_share(found['answer_in_context'])} of the questions")
+    if "prompt_tokens" in row and row["role"] in ("open_book", "few_shot"):
+        parts.append(f"{count(round(row['prompt_tokens']))} prompt tokens on average")
+    return "; ".join(part for part in parts if part)
+
+
+def _share(interval: Interval) -> str:
+    return f"{score(interval['mean'])} ({score(interval['low'])}–{score(interval['high'])})"
+
+
+def retained_view(evaluation: Evaluation) -> dict[str, Any] | None:
+    """Return the table of retention by task: a column a measure, score and change by row; None for one measure."""
+    rows = [row for row in evaluation["rows"] if row.get("retained")]
+    sizes = {(each["task"], each["metric"]): each["score"]["n"] for row in rows for each in row["retained"]}
+    if len(sizes) < 2:
+        return None
+    shown = []
+    for row in rows:
+        by_name = {(each["task"], each["metric"]): each for each in row["retained"]}
+        cells = [_retained_cell(by_name[name]) if name in by_name else None for name in sizes]
+        shown.append({"label": row["label"], "role": row["role"], "cells": cells})
+    columns = [{"name": f"{task}, {metric}", "n": count(n)} for (task, metric), n in sizes.items()]
+    return {"columns": columns, "rows": shown, "against": evaluation.get("retention_against", "")}
+
+
+def _retained_cell(each: Retained) -> dict[str, Any]:
+    """Return a measure's score and change as text; `kind` says whether the change is for the better."""
+    change = each["change"]
+    kind = "unknown"
+    if change is not None:
+        kind = "gain" if change["low"] > 0 else "loss" if change["high"] < 0 else "none"
+    if each["less_is_better"]:
+        kind = {"gain": "loss", "loss": "gain"}.get(kind, kind)
+    return {
+        "score": _share(each["score"]),
+        "change": f"{signed(change['mean'])} ({signed(change['low'])} to {signed(change['high'])})" if change else "",
+        "kind": kind,
     }
 
 
