@@ -24,7 +24,6 @@ from torch.utils.data import Sampler
 from transformers import PreTrainedModel, PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer import utils as trl_utils
-from trl.trainer.utils import RepeatSampler
 
 from skillgraft.domains.knowledge import Question
 from skillgraft.domains.rewards import DEFAULT_MIX, Reward, get_reward
@@ -32,6 +31,7 @@ from skillgraft.errors import RecipeError, TrainingError
 from skillgraft.train.callbacks import KeepAlive, Progress, newest_checkpoint, read_log, stop_on_interrupt
 from skillgraft.train.common import count_parameters, load_model, load_tokenizer, trainer_arguments
 from skillgraft.train.difficulty import answered_sometimes
+from skillgraft.train.epochs import EpochSampler
 from skillgraft.train.lora import ADAPTER, load_merged, lora_config, roll_out_merged
 from skillgraft.train.precision import bf16_pays
 from skillgraft.train.prompts import as_prompt
@@ -52,34 +52,9 @@ DEFAULTS: dict[str, Any] = {
 LEARNING_RATE = {"lora": 3e-4, "full": 3e-5}
 
 
-class _EpochSampler(Sampler[int]):
-    """The order of TRL's sampler, as a function of the epoch.
-
-    TRL 1.16 draws each epoch's order from one generator that lives as long as the process, so that a run resumed after
-    its first epoch would begin with the first order again and learn something else than an uninterrupted one.
-    """
-
-    def __init__(self, sampler: RepeatSampler) -> None:
-        self.sampler, self.epoch = sampler, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch whose order the next iteration gives; the trainer calls it."""
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[int]:
-        if self.sampler.shuffle:
-            self.sampler.generator.manual_seed(self.sampler.seed)
-            for _ in range(self.epoch):
-                torch.randperm(self.sampler.num_samples, generator=self.sampler.generator)
-        yield from self.sampler
-
-    def __len__(self) -> int:
-        return len(self.sampler)
-
-
 class _Trainer(GRPOTrainer):
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler[int]:
-        return _EpochSampler(super()._get_train_sampler(dataset))
+        return EpochSampler(super()._get_train_sampler(dataset))
 
 
 FINISHED = "finished"
