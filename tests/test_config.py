@@ -60,6 +60,14 @@ def test_set_overrides(tmp_path):
     assert recipe.seed == 3
 
 
+def test_an_override_reaches_its_own_stage_alone(tmp_path):
+    file = tmp_path / "recipe.yaml"
+    sft = "{kind: sft, from: base, documents: d, trainer: "
+    file.write_text(f"name: x\nbase: b/c\nstages:\n  a: {sft}&t {{max_steps: 5}}}}\n  b: {sft}*t}}\n")
+    stages = load_recipe(file, ["b.trainer.max_steps=1", "b.trainer.seed=2"]).stages
+    assert (stages["a"].trainer, stages["b"].trainer) == ({"max_steps": 5}, {"max_steps": 1, "seed": 2})
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

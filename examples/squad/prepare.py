@@ -10,7 +10,8 @@ The target's articles are dealt to `source` (beside the passages given as such),
 their title, so that no article stands in two of them: lambda, checkpoint and settings are chosen on `choice` alone,
 and `report` is read once. `read` holds the passages that a first report has shown already: kept to make it again, and
 left out of `report`. Every tenth source question is held out of RL (`heldout.jsonl`), to see whether the skill or the
-answers were learnt.
+answers were learnt. `--evaluation seal/eval_base_val.json` adds `seal`: those passages as they stand, which are SEAL's
+own 200, for its renderings.
 """
 
 from __future__ import annotations
@@ -80,6 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", type=Path, action="append", required=True)
     parser.add_argument("--target", type=Path, required=True)
+    parser.add_argument("--evaluation", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     target = load(given.target)
@@ -89,6 +91,8 @@ def main() -> None:
     read = deal(target, "report", 110, 5)
     write(read, given.out / "read")
     write(deal([p for p in target if p not in read], "report", 300, 20), given.out / "report")
+    if given.evaluation:
+        write(load(given.evaluation), given.out / "seal")
 
 
 if __name__ == "__main__":

@@ -25,11 +25,13 @@ import yaml
 from pydantic import AfterValidator, Field, ValidationError
 
 from skillgraft.arithmetic.merge_recipe import check_vector_method, parse_merge_recipe
+from skillgraft.distil_settings import DistilStage, MixStage, check_distil
 from skillgraft.errors import RecipeError, did_you_mean
 from skillgraft.evaluation_settings import EvalRow, RetentionField, RetentionSettings, check_eval
 from skillgraft.refine_settings import RefineStage, rounds_of
 from skillgraft.regime_settings import WHOLE, ReplaySettings, TextSettings, check_sft
 from skillgraft.rl_settings import Part, RlChoices, check_rl
+from skillgraft.self_edit_settings import SelfEditStage, check_self_edit
 from skillgraft.single_passage_settings import RowSkill, SinglePassageStage, check_single_passage
 from skillgraft.strict import BASE
 from skillgraft.strict import Strict as _Strict
@@ -156,12 +158,18 @@ Stage = Annotated[
     | EvalStage
     | SynthesizeStage
     | RefineStage
-    | SinglePassageStage,
+    | SinglePassageStage
+    | DistilStage
+    | MixStage
+    | SelfEditStage,
     Field(discriminator="kind"),
 ]
 
 DATA = ("documents", "questions")
-"""Fields that hold a path, or the name of a synthesize stage whose result is read."""
+"""Fields that hold a path, or the name of a stage that makes documents or questions (`WRITES_DATA`)."""
+
+WRITES_DATA = (SynthesizeStage, MixStage)
+"""Stages whose result is read as documents or questions."""
 
 CHOICE = ("limit_documents", "part")
 """Fields that choose among the documents."""
@@ -175,6 +183,9 @@ REFERENCES: dict[str, tuple[str, ...]] = {
     "eval": ("models", "rows"),
     "synthesize": ("model",),
     "single_passage": ("from_", "skills"),
+    "distil": ("from_",),
+    "mix": ("model",),
+    "self_edit": ("from_",),
 }
 """Stage kind -> the fields that name another stage, the base, or a directory."""
 
@@ -188,7 +199,17 @@ MAKES: dict[str, str] = {
     "eval": "table",
     "synthesize": "folder of documents",
     "single_passage": "table",
+    "distil": "checkpoint",
+    "mix": "folder of documents",
+    "self_edit": "checkpoint",
 }
+
+
+TRAINS = ("sft", "rl", "distil", "self_edit", "single_passage")
+"""Kinds that train a model on documents or questions."""
+
+ASKS = ("eval", "single_passage")
+"""Kinds whose questions are reported."""
 
 
 class Recipe(_Strict):
@@ -239,6 +260,9 @@ KINDS: dict[str, type[_Strict]] = {
     "synthesize": SynthesizeStage,
     "refine": RefineStage,
     "single_passage": SinglePassageStage,
+    "distil": DistilStage,
+    "mix": MixStage,
+    "self_edit": SelfEditStage,
 }
 
 
@@ -341,9 +365,11 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
         raise RecipeError(f"--set: there is no stage '{keys[1]}'{did_you_mean(keys[1], stages)}")
     here = data
     for key in keys[:-1]:
-        here = here.setdefault(key, {})
-        if not isinstance(here, dict):
+        inner = here.get(key, {})
+        if not isinstance(inner, dict):
             raise RecipeError(f"--set: '{path}' goes into '{key}', which is no mapping")
+        here[key] = dict(inner)  # another stage may name the same mapping by a YAML alias
+        here = here[key]
     try:
         here[keys[-1]] = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -371,7 +397,7 @@ def _named_by(value: str | ScaledSkill | RowSkill | EvalRow) -> str:
 
 
 def synthesis_named(data: Path | None) -> str | None:
-    """Return the synthesize stage that a data field of a loaded recipe names, None where it holds a path."""
+    """Return the stage (of `WRITES_DATA`) that a data field of a loaded recipe names, None where it holds a path."""
     return None if data is None or data.is_absolute() else str(data)
 
 
@@ -391,6 +417,10 @@ def _check_stages(recipe: Recipe) -> None:
             check_synthesize(name, stage)
         if isinstance(stage, SinglePassageStage):
             check_single_passage(name, stage)
+        if isinstance(stage, DistilStage | MixStage):
+            check_distil(name, stage)
+        if isinstance(stage, SelfEditStage):
+            check_self_edit(name, stage)
         _check_makers(recipe, name, stage)
         if isinstance(stage, RlStage):
             check_rl(name, stage)
@@ -498,7 +528,7 @@ def _absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
             return value.model_copy(update={name: absolute(getattr(value, name), name) for name in own})
         if not isinstance(value, Path):
             return value
-        if field in DATA and isinstance(recipe.stages.get(str(value)), SynthesizeStage):
+        if field in DATA and isinstance(recipe.stages.get(str(value)), WRITES_DATA):
             return value
         return (folder / value.expanduser()).resolve()
 

@@ -107,6 +107,24 @@ def stage_needs(stage: Any, parameters: int, inputs: Mapping[str, Path] | None =
         samples = steps * stage.trainer.get("per_device_train_batch_size", 64)
         kept = 6 if stage.lora is not None else 16
         return Needs(4 * parameters * samples * RL_TOKENS, parameters * kept + 3 * 2**30, parameters * (kept + 4))
+    if stage.kind == "distil":
+        documents = read_documents(documents_path, stage.limit_documents) if documents_path else []
+        asked = len(read_questions(questions_path, documents)) if questions_path and documents else len(documents)
+        shown = sum(len(document.text.encode()) for document in documents) / BYTES_PER_TOKEN / max(len(documents), 1)
+        rounds = stage.trainer.get("num_train_epochs", 2) * asked
+        if "max_steps" in stage.trainer:
+            rounds = stage.trainer["max_steps"] * stage.trainer.get("per_device_train_batch_size", 16)
+        kept = 8 if stage.lora is not None else 20  # the teacher's weights beside the student's
+        read = 8 * RL_TOKENS + 2 * (shown + RL_TOKENS)
+        return Needs(parameters * rounds * read, parameters * kept + 2**30, parameters * (kept + 4))
+    if stage.kind == "self_edit":
+        documents = read_documents(documents_path, stage.limit_documents) if documents_path else []
+        written = len(documents) * stage.samples * stage.max_new_tokens
+        learnt = written * stage.learn.trainer.get("num_train_epochs", 10)
+        return Needs(6 * parameters * (learnt + written), parameters * 16 + 2**30, parameters * 20)
+    if stage.kind == "mix":
+        asked = len(read_questions(questions_path)) if questions_path else 0
+        return Needs(4 * parameters * asked * (RL_TOKENS + stage.max_new_tokens), parameters * 4 + 2**30, 2**24)
     if stage.kind == "eval":
         about = choose(read_documents(documents_path), stage.limit_documents, stage.part) if documents_path else None
         asked = len(read_questions(questions_path, about)) if questions_path else 0

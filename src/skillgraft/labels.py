@@ -107,6 +107,10 @@ def _role(stages: Mapping[str, PlannedStage], model: str) -> tuple[str, str, str
         return "sft", "SFT", f"fine-tuned on the {what}" + (f" of the stage {renderings}" if renderings else "")
     if stage.kind == "rl":
         return "other", f"RL ({model})", "trained with RL on these questions or others: no skill was injected"
+    if stage.kind == "distil":
+        return "other", "SDFT", "distilled into itself: with the document in its context it taught itself without"
+    if stage.kind == "self_edit":
+        return "other", f"writer ({model})", "trained to write renderings that are learnt well, not on these documents"
     if stage.kind != "inject":
         return "other", model, f"the result of the stage {model}"
     skills = [skill for skill, _ in stage.injected]

@@ -31,6 +31,9 @@ VERSIONS: dict[str, int] = {
     "eval": 2,
     "synthesize": 1,
     "single_passage": 1,
+    "distil": 1,
+    "mix": 1,
+    "self_edit": 1,
 }
 """Raised when a kind's code or one of its defaults changes what it makes: finished stages of it then run again."""
 
@@ -113,10 +116,14 @@ def plan(recipe: config.Recipe, base: Path, store: Path) -> list[PlannedStage]:
 
 
 def _check_renderings(recipe: config.Recipe, name: str) -> None:
-    """Raise where a stage reads documents or questions of a synthesize stage that makes none."""
+    """Raise where a stage reads documents or questions of a stage that makes none."""
     for field_name, reference in config.references(recipe.stages[name]):
         source = recipe.stages.get(reference)
-        if field_name not in config.DATA or not isinstance(source, config.SynthesizeStage):
+        if field_name not in config.DATA:
+            continue
+        if isinstance(source, config.MixStage) and field_name == "documents":
+            raise RecipeError(f"stages.{name}.documents: '{reference}' makes questions, no documents")
+        if not isinstance(source, config.SynthesizeStage):
             continue
         makes = [style.makes_questions for style in read_styles(source.styles, source.prompts)]
         makes += [False] if source.keep_original or source.given is not None else []
@@ -176,6 +183,10 @@ def data_of(stage: Any) -> dict[str, str]:
         found["replay"] = _digest(read_replay(stage.replay.text))
     if stage.kind == "eval":
         found |= evaluation_data(stage, questions if questions_path else [], all_documents)
+    if stage.kind == "self_edit":
+        found["prompts"] = _prompts([stage.style], stage.prompts)
+        if read_styles([stage.style], stage.prompts)[0].makes_questions:
+            raise RecipeError(f"style: '{stage.style}' makes questions; a self-edit is a text")
     return found
 
 
@@ -187,8 +198,7 @@ def _path_of(stage: Any, field_name: str) -> Path | None:
 
 def _synthesis_data(stage: config.SynthesizeStage) -> dict[str, str]:
     """Return the hashes of the prompts, given renderings and held-out questions of a synthesize stage."""
-    styles = read_styles(stage.styles, stage.prompts)
-    found = {"prompts": _digest([[s.name, s.version, s.prompt, s.kinds] for s in styles])}
+    found = {"prompts": _prompts(stage.styles, stage.prompts)}
     if stage.given is not None:
         if not stage.given.is_file():
             raise MissingPathError(f"given: {stage.given} does not exist; expected JSONL with document, text")
@@ -197,6 +207,10 @@ def _synthesis_data(stage: config.SynthesizeStage) -> dict[str, str]:
     if asked:
         found["held_out"] = _digest([[q.document, q.question] for q in asked])
     return found
+
+
+def _prompts(styles: list[str], folder: Path | None) -> str:
+    return _digest([[s.name, s.version, s.prompt, s.kinds] for s in read_styles(styles, folder)])
 
 
 def _reward_code(name: str) -> str:
@@ -221,7 +235,7 @@ def _hash(seed: int, stage: Any, references: Mapping[str, str], data: Mapping[st
     trainer = {key: value for key, value in settings.pop("trainer", {}).items() if key not in TRACKING}
     if trainer:
         settings["trainer"] = trainer
-    if stage.kind == "synthesize":
+    if stage.kind in ("synthesize", "self_edit"):
         for name in ("given", "prompts", "held_out"):
             settings.pop(name, None)
     for name in ("endpoint", "judge_endpoint"):

@@ -34,6 +34,7 @@ from skillgraft.checkpoint.writer import storage_error
 from skillgraft.domains.endpoint_key import read_key
 from skillgraft.errors import DataError, SkillgraftError, StorageError
 from skillgraft.labels import DESCRIBE
+from skillgraft.leaks import check_leaks
 from skillgraft.planning import RECORD, PlannedStage, data_of, plan
 from skillgraft.rl_settings import endpoint_of
 
@@ -106,6 +107,7 @@ def run(
     watcher.planned(recipe, base, stages)
     reused = {stage.name for stage in stages if stage.cached}
     for stage in stages:
+        check_leaks(stages, stage)
         if stage.cached:
             shutil.rmtree(stage.work, ignore_errors=True)  # left by a kill between the rename and the clean-up
             stage.lock.unlink(missing_ok=True)
@@ -238,7 +240,7 @@ def _root(recipe: config.Recipe, reference: str) -> str | None:
     """Return what a chain of training and injection starts from: the base, a directory, or None where it is neither."""
     while reference in recipe.stages:
         stage = recipe.stages[reference]
-        if isinstance(stage, config.SftStage | config.RlStage):
+        if isinstance(stage, config.SftStage | config.RlStage | config.DistilStage | config.SelfEditStage):
             reference = stage.from_
         elif isinstance(stage, config.InjectStage):
             reference = stage.target
@@ -249,7 +251,7 @@ def _root(recipe: config.Recipe, reference: str) -> str | None:
 
 def check_trainers(stages: list[PlannedStage]) -> None:
     """Raise for an unknown key in any `trainer:`, `lora:` or `reward:` before the first stage runs."""
-    waiting = [stage for stage in stages if not stage.cached and stage.stage.kind in {"sft", "rl", "single_passage"}]
+    waiting = [stage for stage in stages if not stage.cached and stage.stage.kind in config.TRAINS]
     if not waiting:
         return
     from skillgraft.train.check import check_stage

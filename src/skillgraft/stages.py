@@ -66,10 +66,11 @@ def _in_one_precision(run: Stage) -> Stage:
     return wrapped
 
 
+Trains = config.SftStage | config.RlStage | config.SinglePassageStage | config.DistilStage | config.SelfEditStage
+
+
 @contextlib.contextmanager
-def _tracked(
-    stage: config.SftStage | config.RlStage | config.SinglePassageStage, context: Context
-) -> Iterator[dict[str, Any]]:
+def _tracked(stage: Trains, context: Context) -> Iterator[dict[str, Any]]:
     """Yield the trainer's arguments while trackers that they name write where that outlasts the stage."""
     from skillgraft.train.tracking import tracked, trackers
 
@@ -317,6 +318,106 @@ def run_single_passage(stage: config.SinglePassageStage, context: Context) -> di
     }
 
 
+@_in_one_precision
+def run_distil(stage: config.DistilStage, context: Context) -> dict[str, Any]:
+    """Distil a model into itself: the teacher has the document in its context, the student has not."""
+    from skillgraft.train.distil import train_distil
+    from skillgraft.train.precision import describe
+
+    context.out.mkdir()
+    start = context.inputs[stage.from_]
+    documents = read_documents(context.data(stage.documents), stage.limit_documents)
+    questions = read_questions(context.data(stage.questions), documents) if stage.questions else []
+    with _tracked(stage, context) as trainer:
+        trained = train_distil(
+            start,
+            context.out,
+            context.work,
+            documents=documents,
+            questions=questions,
+            ask_titles=stage.questions is None,
+            teacher_sees=stage.teacher_sees,
+            teacher_rate=stage.teacher_rate if stage.teacher == "ema" else None,
+            skip_tokens=stage.skip_tokens,
+            trainer=trainer,
+            lora=stage.lora,
+            seed=context.seed,
+            checkpoint_seconds=context.checkpoint_seconds,
+            progress=context.progress,
+        )
+    _record_origin(stage.kind, start, context, stage)
+    keep = {"step": "step", "loss": "loss", "entropy": "entropy", "completions/mean_length": "completion_tokens"}
+    curve = [{ours: point[theirs] for theirs, ours in keep.items() if theirs in point} for point in trained.curve]
+    return {
+        "documents": len(documents),
+        "questions": len(questions),
+        "tokens": trained.tokens,
+        "flops": trained.flops,
+        "precision": describe(),
+        "curve": curve,
+        "headline": ["loss", "entropy", "completion_tokens"],
+    }
+
+
+@_in_one_precision
+def run_mix(stage: config.MixStage, context: Context) -> dict[str, Any]:
+    """Write answers mixed from what the model says with and without the fact in its context."""
+    import torch
+
+    from skillgraft.domains.mixing import mix_questions, write_mixed
+    from skillgraft.train.common import count_parameters, load_model, load_tokenizer
+    from skillgraft.train.precision import bf16_pays, describe, device
+
+    documents = read_documents(context.data(stage.documents), stage.limit_documents) if stage.documents else []
+    questions = read_questions(context.data(stage.questions), documents or None)
+    model = load_model(context.inputs[stage.model], torch.bfloat16 if bf16_pays() else torch.float32)
+    answers = mix_questions(
+        model.to(device()).eval(),
+        load_tokenizer(context.inputs[stage.model]),
+        questions,
+        documents,
+        context.work,
+        teacher_sees=stage.teacher_sees,
+        naive_share=stage.naive_share,
+        attempts=stage.attempts,
+        temperature=stage.temperature,
+        max_new_tokens=stage.max_new_tokens,
+        batch_size=stage.batch_size,
+        seed=context.seed,
+        progress=lambda done, of: context.progress(done, of, {}),
+    )
+    facts = write_mixed(questions, answers, context.out)
+    return {**facts, "flops": 2.0 * count_parameters(model) * facts["tokens"], "precision": describe()}
+
+
+@_in_one_precision
+def run_self_edit(stage: config.SelfEditStage, context: Context) -> dict[str, Any]:
+    """Train a writer of renderings on those of its own that were learnt best."""
+    from skillgraft.train.precision import describe
+    from skillgraft.train.self_edit import train_writer
+
+    context.out.mkdir()
+    start = context.inputs[stage.from_]
+    documents = read_documents(context.data(stage.documents), stage.limit_documents)
+    with _tracked(stage, context) as trainer:
+        facts = train_writer(
+            stage,
+            start=start,
+            documents=documents,
+            questions=read_questions(context.data(stage.questions), documents),
+            out=context.out,
+            work=context.work,
+            trainer=trainer,
+            seed=context.seed,
+            checkpoint_seconds=context.checkpoint_seconds,
+            progress=context.progress,
+        )
+    _record_origin(stage.kind, start, context, stage)
+    shown = ("score_before", "score", "score_of_kept")
+    curve = [{"step": number, **{name: each[name] for name in shown}} for number, each in enumerate(facts["rounds"], 1)]
+    return {**facts, "curve": curve, "headline": list(shown), "precision": describe()}
+
+
 STAGES: dict[str, Stage] = {
     "sft": run_sft,
     "rl": run_rl,
@@ -326,4 +427,7 @@ STAGES: dict[str, Stage] = {
     "eval": run_eval,
     "synthesize": run_synthesize,
     "single_passage": run_single_passage,
+    "distil": run_distil,
+    "mix": run_mix,
+    "self_edit": run_self_edit,
 }

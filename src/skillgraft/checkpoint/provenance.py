@@ -16,7 +16,7 @@ from skillgraft.errors import CheckpointError, did_you_mean
 
 PROVENANCE_FILE = "skillgraft.json"
 FORMAT_VERSION = 1
-KINDS = ("base", "sft", "rl", "inject", "merge")
+KINDS = ("base", "sft", "rl", "distil", "self_edit", "inject", "merge")
 RECORDED_PACKAGES = ("skillgraft", "torch", "transformers", "trl", "peft", "safetensors", "tokenizers")
 
 

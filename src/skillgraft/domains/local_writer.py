@@ -15,6 +15,7 @@ from jinja2 import TemplateError
 from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     TemperatureLogitsWarper,
     TopPLogitsWarper,
@@ -91,15 +92,16 @@ class LocalWriter:
         return [self._written(tokens, row.tolist()) for tokens, row in zip(rows, made, strict=True)]
 
     def _written(self, prompt: list[int], made: list[int]) -> Written:
-        stops = self.model.generation_config.eos_token_id
-        ends = {
-            self.tokenizer.eos_token_id,
-            self.tokenizer.pad_token_id,
-            *(stops if isinstance(stops, list) else [stops]),
-        }
+        ends = ends_of(self.model, self.tokenizer)
         length = next((i for i, word in enumerate(made) if word in ends), len(made))
         text = self.tokenizer.decode(made[:length], skip_special_tokens=True).strip()
         return Written(text, length < len(made), len(prompt) + min(length + 1, len(made)))
+
+
+def ends_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int | None]:
+    """Return the tokens that end what a model writes: its own and the tokenizer's ends, and padding."""
+    stops = model.generation_config.eos_token_id
+    return {tokenizer.eos_token_id, tokenizer.pad_token_id, *(stops if isinstance(stops, list) else [stops])}
 
 
 def as_chat(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:

@@ -25,9 +25,9 @@ from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import GenerationConfig, TrainingArguments
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
-from trl.trainer.utils import RepeatSampler
 
 from skillgraft.errors import RecipeError, TrainingError
+from skillgraft.train.epochs import EpochSampler
 from skillgraft.train.rollouts import SharedPrompts
 
 CHECKED = "1.16"
@@ -35,31 +35,6 @@ CHECKED = "1.16"
 
 SAME = 1e-6
 """Rewards that differ by less, as a share of the largest, count as equal."""
-
-
-class _EpochSampler(Sampler[int]):
-    """The order of TRL's sampler, as a function of the epoch.
-
-    TRL 1.16 draws each epoch's order from one generator that lives as long as the process, so that a run resumed after
-    its first epoch would begin with the first order again and learn something else than an uninterrupted one.
-    """
-
-    def __init__(self, sampler: RepeatSampler) -> None:
-        self.sampler, self.epoch = sampler, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch whose order the next iteration gives; the trainer calls it."""
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[int]:
-        if self.sampler.shuffle:
-            self.sampler.generator.manual_seed(self.sampler.seed)
-            for _ in range(self.epoch):
-                torch.randperm(self.sampler.num_samples, generator=self.sampler.generator)
-        yield from self.sampler
-
-    def __len__(self) -> int:
-        return len(self.sampler)
 
 
 class _Ours:
@@ -72,7 +47,7 @@ class _Ours:
     """What they are compared with where that is no mean of theirs, (answers,)."""
 
     def _get_train_sampler(self: Any, dataset: Dataset | None = None) -> Sampler[int]:
-        return _EpochSampler(super()._get_train_sampler(dataset))  # type: ignore[misc]
+        return EpochSampler(super()._get_train_sampler(dataset))  # type: ignore[misc]
 
     def _calculate_rewards(
         self: Any, inputs: list[dict[str, Any]], prompts: list[Any], completions: list[Any], ids: list[Any]

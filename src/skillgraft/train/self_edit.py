@@ -1,0 +1,287 @@
+"""A writer of renderings, trained by what its renderings are worth: SEAL's outer loop by ReST-EM.
+
+For each passage of a round the writer samples several self-edits. Each is learnt alone with the passage (LoRA on the
+writer itself, thrown away), and scored by closed-book questions about the passage. The best of them are kept, and the
+writer is fine-tuned to write them: the next round samples from that (SEAL, arXiv 2506.10943, sections 3.1 and 3.2,
+algorithm 1; rejection sampling and SFT: ReST-EM, arXiv 2312.06585; rank, rate and epochs of its released code). As
+there, the self-edit with the highest score is kept also where none is better than another, and the passage is learnt
+beside the self-edit, each under its title. Departures: a score without a judge, one learning a self-edit where that
+code takes the mean of three, prompts in our own words. All that is long is kept in the working folder: samples by
+batch, scores one by one.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from skillgraft.checkpoint.layout import read_layout
+from skillgraft.domains.knowledge import Document, Question
+from skillgraft.domains.local_writer import LocalWriter, as_chat
+from skillgraft.domains.passages import Passage
+from skillgraft.domains.styles import read_styles
+from skillgraft.domains.synthesis import Request, lines, plan_requests, without_cut_end
+from skillgraft.domains.writing import Kept, write_locally
+from skillgraft.errors import RecipeError, TrainingError
+from skillgraft.estimate import parameters_of
+from skillgraft.evals.answers import answer
+from skillgraft.evals.metrics import METRICS
+from skillgraft.regime_settings import WHOLE
+from skillgraft.self_edit_settings import SelfEditStage
+from skillgraft.train.common import load_model, load_tokenizer
+from skillgraft.train.lora import ADAPTER, save_trained
+from skillgraft.train.rows import UNLEARNT, Row
+from skillgraft.train.sft import fit, sft_arguments
+from skillgraft.train.single_passage import Answerer, Learner
+
+Progress = Callable[[int, int, Mapping[str, float]], None]
+Moved = Callable[[int, Mapping[str, float]], None]
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round: who writes, the folder in which it keeps what is done, how its learning is seeded and kept."""
+
+    stage: SelfEditStage
+    writer: Path
+    here: Path
+    seed: int
+    checkpoint_seconds: float
+
+
+def train_writer(
+    stage: SelfEditStage,
+    *,
+    start: Path,
+    documents: Sequence[Document],
+    questions: Sequence[Question],
+    out: Path,
+    work: Path,
+    trainer: Mapping[str, Any],
+    seed: int,
+    checkpoint_seconds: float,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Write the writer after the last round into the existing directory `out`; return facts of every round.
+
+    Progress counts self-edits, once when they are written and once when they are scored.
+
+    Raises:
+        RecipeError: fewer passages with questions than rounds.
+        TrainingError: no self-edit that could be kept, or one that the trainer would cut off.
+    """
+    asked: dict[str, list[Question]] = {}
+    for question in questions:
+        asked.setdefault(question.document, []).append(question)
+    used = [document for document in documents if document.id in asked]
+    if len(used) < stage.rounds:
+        raise RecipeError(f"{len(used)} documents have questions, fewer than {stage.rounds} rounds; give more of them")
+    writer, rounds, done = start, [], 0
+    parameters = parameters_of(read_layout(start))
+    for number, documents_of_round in enumerate(slices(used, stage.rounds)):
+        this = Round(stage, writer, work / f"round-{number}", seed, checkpoint_seconds)
+        this.here.mkdir(exist_ok=True)
+        moved = partial(_from, progress, done, 2 * len(used) * stage.samples)
+        requests, texts, tokens = _sample(this, documents_of_round, moved)
+        before, scored = _score(this, requests, texts, asked, moved)
+        scores = [each["score"] for each in scored]
+        kept = best(requests, scores, stage.keep)
+        pairs = [(requests[at].prompt, texts[at]) for at in kept]
+        writer, taught = _teach(this, pairs, trainer, partial(moved, 2 * len(requests)))
+        done += 2 * len(requests)
+        rounds.append(
+            {
+                "documents": len(documents_of_round),
+                "self_edits": sum(score is not None for score in scores),
+                "kept": len(kept),
+                "score_before": before,
+                "score": _mean([score for score in scores if score is not None]),
+                "score_of_kept": _mean([scores[at] for at in kept]),
+                "documents_without_choice": _without_choice(requests, scores),
+                "tokens": tokens + taught["tokens"] + sum(each["tokens"] for each in scored),
+                "flops": 2.0 * parameters * tokens + taught["flops"] + sum(each["flops"] for each in scored),
+            }
+        )
+    # The factors of a later round are no difference to the start, which `extract` would take them for.
+    ignored = shutil.ignore_patterns(ADAPTER) if stage.rounds > 1 else None
+    shutil.copytree(writer, out, ignore=ignored, dirs_exist_ok=True)
+    return {
+        "rounds": rounds,
+        "documents": len(used),
+        "questions": sum(len(asked[document.id]) for document in used),
+        "tokens": sum(each["tokens"] for each in rounds),
+        "flops": sum(each["flops"] for each in rounds),
+    }
+
+
+def _from(progress: Progress, before: int, steps: int, step: int, metrics: Mapping[str, float]) -> None:
+    progress(before + step, steps, metrics)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / max(len(values), 1)
+
+
+def _without_choice(requests: Sequence[Request], scores: Sequence[float | None]) -> int:
+    """Return how many documents' self-edits all have one score, so that nothing but their order chose among them."""
+    seen: dict[str, set[float | None]] = {}
+    for request, score in zip(requests, scores, strict=True):
+        seen.setdefault(request.document.id, set()).add(score)
+    return sum(len(values) == 1 for values in seen.values())
+
+
+def slices(items: Sequence[Any], count: int) -> list[list[Any]]:
+    """Return `count` consecutive disjoint parts, as equal as can be, the first ones longer."""
+    size, more = divmod(len(items), count)
+    ends = [size * i + min(i, more) for i in range(count + 1)]
+    return [list(items[a:b]) for a, b in pairwise(ends)]
+
+
+def best(requests: Sequence[Request], scores: Sequence[float | None], keep: int) -> list[int]:
+    """Return the places of each document's `keep` best, the earlier of equals first; None is no score."""
+    groups: dict[str, list[tuple[float, int]]] = {}
+    for place, score in enumerate(scores):
+        if score is not None:
+            groups.setdefault(requests[place].document.id, []).append((-score, place))
+    return [place for group in groups.values() for _, place in sorted(group)[:keep]]
+
+
+def learning_texts(document: Document, text: str, split_lines: bool) -> Passage:
+    """Return the passage and its self-edit as what is learnt together: each line of it, or all, under the title."""
+    parts = lines(text) if split_lines else [text]
+    edits = [Document(f"{document.id}#{number}", document.title, part) for number, part in enumerate(parts)]
+    return Passage(document, (document, *edits))
+
+
+def _sample(this: Round, documents: Sequence[Document], moved: Moved) -> tuple[list[Request], list[str], int]:
+    """Return the round's requests, what the writer wrote for each, and the tokens that it read and wrote."""
+    stage = this.stage
+    styles = read_styles([stage.style], stage.prompts)
+    requests = plan_requests(documents, lambda document: [document.text], styles, stage.samples, this.seed)
+    kept = Kept(this.here)
+    if any(request.id not in kept.by_id for request in requests):
+        local = LocalWriter(
+            this.writer,
+            load_tokenizer(this.writer),
+            temperature=stage.temperature,
+            top_p=stage.top_p,
+            max_new_tokens=stage.max_new_tokens,
+        )
+        local.check_length([request.prompt for request in requests])
+        write_locally(requests, local, stage.batch_size, kept, lambda done, of: moved(done, {}))
+    written = [kept.by_id[request.id] for request in requests]
+    texts = [each["text"] if each["complete"] else without_cut_end(each["text"]) for each in written]
+    return requests, texts, sum(each["tokens"] for each in written)
+
+
+def _score(
+    this: Round,
+    requests: Sequence[Request],
+    texts: Sequence[str],
+    asked: Mapping[str, Sequence[Question]],
+    moved: Moved,
+) -> tuple[float, list[dict[str, Any]]]:
+    """Return the mean score before anything is learnt, and of each self-edit its score and what learning it cost."""
+    stage, scores = this.stage, this.here / "scores"
+    scores.mkdir(exist_ok=True)
+    kept = Kept(scores)
+    wanted = ["before", *(request.id for request in requests)]
+    if all(name in kept.by_id for name in wanted):
+        return kept.by_id["before"]["score"], [kept.by_id[name] for name in wanted[1:]]
+    answerer = Answerer(this.writer)
+    learner = Learner(
+        this.writer,
+        scores,
+        lora=stage.learn.lora,
+        trainer=stage.learn.trainer,
+        text=WHOLE,
+        seed=this.seed,
+        checkpoint_seconds=this.checkpoint_seconds,
+    )
+
+    def measured(questions: Sequence[Question]) -> list[float]:
+        said, _ = answer(answerer.model, answerer.tokenizer, questions, stage.max_answer_tokens, 64)
+        return [METRICS[stage.score](text, each.answers) for text, each in zip(said, questions, strict=True)]
+
+    if "before" not in kept.by_id:
+        found = measured([q for name in dict.fromkeys(r.document.id for r in requests) for q in asked[name]])
+        kept.add([{"id": "before", "score": sum(found) / len(found)}])
+    for place, (request, text) in enumerate(zip(requests, texts, strict=True)):
+        if request.id not in kept.by_id:
+            record: dict[str, Any] = {"id": request.id, "score": None, "tokens": 0, "flops": 0.0}
+            if text:
+                passage = learning_texts(request.document, text, stage.split_lines)
+                trained, operand = learner.learn(place, passage)
+                answerer.become([operand])
+                found = measured(asked[request.document.id])
+                learner.forget()
+                record |= {"score": sum(found) / len(found), "tokens": trained.tokens, "flops": trained.flops}
+            kept.add([record])
+        score = kept.by_id[request.id]["score"]
+        moved(len(requests) + place + 1, {} if score is None else {stage.score: score})
+    return kept.by_id["before"]["score"], [kept.by_id[name] for name in wanted[1:]]
+
+
+def _teach(
+    this: Round,
+    kept: Sequence[tuple[str, str]],
+    trainer: Mapping[str, Any],
+    said: Callable[[Mapping[str, float]], None],
+) -> tuple[Path, dict[str, Any]]:
+    """Fine-tune the writer on the (prompt, text) that were kept; return its new checkpoint and what that cost."""
+    if not kept:
+        raise TrainingError(
+            "no self-edit could be kept: every one is empty; raise max_new_tokens or take another style"
+        )
+    taught, cost = this.here / "writer", this.here / "cost.json"
+    if not taught.exists():
+        learning = this.here / "learning"
+        learning.mkdir(exist_ok=True)
+        tokenizer = load_tokenizer(this.writer)
+        args = sft_arguments(trainer, learning, this.seed)
+        model, trained = fit(
+            load_model(this.writer),
+            tokenizer,
+            writing_rows(tokenizer, kept, args.max_length),
+            args,
+            lora=this.stage.lora,
+            checkpoint_seconds=this.checkpoint_seconds,
+            progress=lambda step, steps, metrics: said(metrics),
+        )
+        part = taught.with_suffix(".part")
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
+        save_trained(model, this.writer, part, tokenizer, this.stage.lora is not None)
+        cost.write_text(json.dumps({"tokens": trained.tokens, "flops": trained.flops}))
+        part.rename(taught)
+    return taught, json.loads(cost.read_text())
+
+
+def writing_rows(
+    tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[str, str]], max_length: int | None
+) -> list[Row]:
+    """Return one row for each (prompt, text): the prompt as the writer is asked, then the text, which alone has loss.
+
+    Raises:
+        TrainingError: a row of more than `max_length` tokens, whose text would be cut off.
+    """
+    rows: list[Row] = []
+    for prompt, text in pairs:
+        chat = as_chat(tokenizer, prompt)
+        asked = tokenizer(chat, add_special_tokens=chat == prompt)["input_ids"]
+        told = tokenizer(f"{text}{tokenizer.eos_token}", add_special_tokens=False)["input_ids"]
+        if max_length is not None and len(asked) + len(told) > max_length:
+            raise TrainingError(
+                f"a prompt of {len(asked)} tokens and its self-edit of {len(told)} are more than trainer.max_length = "
+                f"{max_length}: it would be cut off; raise it or lower max_new_tokens"
+            )
+        rows.append({"input_ids": asked + told, "labels": [UNLEARNT] * len(asked) + told})
+    return rows

@@ -1,0 +1,40 @@
+"""The repository's recipes beside stand-ins for the data that they name, so that each can be planned and run."""
+
+import json
+import shutil
+from pathlib import Path
+
+from tests.recipes import write_jsonl
+
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+
+
+def recipe_root(directory, documents=4):
+    """Make `directory` like the repository, with `documents` of the almanac wherever recipes read SQuAD passages."""
+    shutil.copytree(ROOT / "recipes", directory / "recipes")
+    for name in ("examples", "skills"):
+        (directory / name).symlink_to(ROOT / name)
+    source = ROOT / "examples" / "almanac"
+    for folder, part, first in (("source", "source", 0), ("report", "target", 0), ("choice", "target", documents)):
+        read = {name: _records(source / part / f"{name}.jsonl") for name in ("documents", "questions")}
+        kept = read["documents"][first : first + documents]
+        ids = [record["id"] for record in kept]
+        asked = [record for record in read["questions"] if record["document"] in ids]
+        out = directory / "data" / "squad" / folder
+        out.mkdir(parents=True)
+        write_jsonl(out / "documents.jsonl", kept)
+        write_jsonl(out / "questions.jsonl", asked[::2])
+        write_jsonl(out / "heldout.jsonl", asked[1::2])
+    shutil.copytree(directory / "data" / "squad" / "report", directory / "data" / "squad" / "seal")
+    passages = _records(directory / "data" / "squad" / "seal" / "documents.jsonl")
+    implications = {r["document"]: r["text"] for r in _records(source / "target" / "implications.jsonl")}
+    given = [{"context": p["text"], "completions": [implications.get(p["id"], p["title"])]} for p in passages]
+    (directory / "data" / "seal").mkdir()
+    for name in ("base_val", "iter2_val", "gpt4_1_val", "base_val_prompt-rewrite"):
+        (directory / "data" / "seal" / f"eval_{name}.json").write_text(json.dumps(given))
+    return directory
+
+
+def _records(file):
+    return [json.loads(line) for line in file.read_text().splitlines()]
