@@ -38,7 +38,7 @@ class Block:
 
 
 def blocks(file: Path) -> list[Block]:
-    """Return the blocks of a page: fenced ones by their language, indented ones as bash where they begin as commands."""
+    """Return the blocks of a page: fenced ones by their language, indented ones as bash where they begin so."""
     return list(_blocks(file, file.read_text(encoding="utf-8").splitlines()))
 
 
@@ -98,9 +98,10 @@ def check_command(words: list[str]) -> None:
 
 
 def check_mention(words: list[str]) -> None:
-    """Raise for a verb or an option that does not exist in `skillgraft …` within a sentence; values are not looked at."""
+    """Raise for a verb or an option of `skillgraft …` within a sentence that does not exist; values are not read."""
     if len(words) < 2 or words[1].startswith("-"):
-        return check_command(words)
+        check_command(words)
+        return
     assert words[1] in GROUP.commands, f"no verb {words[1]}"
     known = {name for option in GROUP.commands[words[1]].params for name in (*option.opts, *option.secondary_opts)}
     unknown = {word.partition("=")[0] for word in words[2:] if word.startswith("-") and len(word) > 1}

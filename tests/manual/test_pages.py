@@ -1,5 +1,9 @@
 """`skillgraft docs` shows the pages, every error points to a section that is there, and a wheel carries them."""
 
+import re
+import runpy
+from types import SimpleNamespace
+
 import pytest
 from markdown.extensions.toc import slugify
 from typer.testing import CliRunner
@@ -9,6 +13,7 @@ from skillgraft.cli import app
 from skillgraft.config import KINDS
 from skillgraft.errors import RecipeError, SkillgraftError
 from skillgraft.manual.pages import FOLDER, find_page, headings, page_names, read_page, read_section, slug, title
+from tests.manual.blocks import ROOT
 
 
 def every_class(kind):
@@ -91,3 +96,27 @@ def test_a_section_ends_where_the_next_begins_and_code_has_no_headings():
 
 def test_the_package_finds_its_pages():
     assert (FOLDER / "tutorial.md").is_file()
+
+
+def test_the_links_of_the_readme_lead_somewhere():
+    text = (ROOT / "README.md").read_text()
+    links = re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]*))?\)", text)
+    assert len(links) > 20
+    for path, anchor in links:
+        assert (ROOT / path).exists(), path
+        assert not anchor or anchor in [each for _, _, each in headings((ROOT / path).read_text())], anchor
+
+
+def test_a_page_may_name_files_of_the_repository():
+    """The site has no such files: it says their names instead of linking to them."""
+    hooks = runpy.run_path(str(ROOT / "docs" / "site_hooks.py"))
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="how-to/merge.md"))
+    config = SimpleNamespace(docs_dir=str(ROOT / "docs"))
+    text = (
+        "[a](../../recipes/quickstart.yaml) [`recipes/quickstart.yaml`](../../recipes/quickstart.yaml) "
+        "[b](../../PAPERS.md#x) [c](../tutorial.md) [d](../../nothing.md) [e](merge.md)"
+    )
+    assert hooks["on_page_markdown"](text, page, config, None) == (
+        "a (`recipes/quickstart.yaml`) `recipes/quickstart.yaml` "
+        "[b](../explanation/papers.md) [c](../tutorial.md) [d](../../nothing.md) [e](merge.md)"
+    )

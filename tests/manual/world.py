@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ from skillgraft.checkpoint.default_model import DEFAULT_BASE
 from skillgraft.checkpoint.fingerprint import fingerprint_checkpoint
 from skillgraft.checkpoint.provenance import write_provenance
 from skillgraft.cli import app
+from skillgraft.errors import MissingPathError
 from skillgraft.run import check_trainers, prepare
 from skillgraft.shipped import shipped_skills
 from skillgraft.skills.library import add_skill
@@ -33,10 +35,18 @@ from tests.manual.blocks import ROOT, Block, commands
 from tests.recipes import PLACES, tiny_recipe, write_jsonl
 from tests.tiny import tiny_checkpoint, tiny_finetune
 
-CHECKPOINTS = "my-rl-checkpoint my-sft-checkpoint base-dir sft-dir grafted-dir other my-sft other-sft sft rl one two chat-model grafted-model sft-a rl-a sft-b rl-b merged".split()
-SKILLS = "my-skill mine another skills/squad-recall skills/squad-answer-format".split()
-LIBRARY = "recall tools".split()
-RUNS = "quickstart past-squad mine almanac".split()
+CHECKPOINTS = [
+    *("my-sft", "other-sft", "my-sft-checkpoint", "my-rl-checkpoint", "base-dir", "sft-dir", "grafted-dir", "other"),
+    *("sft", "rl", "one", "two", "chat-model", "grafted-model", "sft-a", "rl-a", "sft-b", "rl-b", "merged"),
+]
+SKILLS = ["my-skill", "another", "mine", "skills/squad-recall", "skills/squad-answer-format"]
+LIBRARY = ["recall", "tools"]
+RUNS = ["quickstart", "past-squad", "mine", "almanac"]
+USUAL = {
+    "sft": {"kind": "sft", "from": "base", "documents": "./handbook"},
+    "grafted": {"kind": "inject", "target": "sft", "skill": "squad-recall"},
+}
+"""Stages that a fragment of a recipe may refer to."""
 WRITES = re.compile(r"(?:-o|out=|skillgraft add \S+|skillgraft extract .* -o)[ \"]?([\w./-]+)")
 MAY_FAIL = {"doctor": {0, 1, 2}}
 """Exit codes that say something of this machine and not of the command."""
@@ -164,20 +174,26 @@ class Page:
         exec(compile(block.text, str(block), "exec"), {"__name__": "__main__"})
 
     def yaml(self, block: Block) -> None:
-        """Plan a recipe or a merge; a first line `# NAME.yaml` names its file. Fragments get a name and a base."""
+        """Plan a recipe or a merge; a first line `# NAME.yaml` names its file.
+
+        A fragment of stages gets a name, a base and the stages that are usual; it may read data that are not here.
+        """
         named = re.match(r"# (\S+\.yaml)\n", block.text)
         file = self.folder / (named[1] if named else "fragment.yaml")
         file.unlink(missing_ok=True)
+        file.write_text(block.text)
         data = yaml.safe_load(block.text)
         if "method" in data:
-            file.write_text(block.text)
             plan_merge(load_merge_recipe(file))
             return
-        assert "stages" in data, f"{block}: neither a recipe nor a merge recipe"
-        whole = {"name": "fragment", "base": DEFAULT_BASE}
-        file.write_text(yaml.safe_dump(whole | data, sort_keys=False) if whole.keys() - data.keys() else block.text)
-        _, _, stages = prepare(file, (), self.folder / "runs", print)
-        check_trainers(stages)
+        if "name" in data:
+            _plan(file, self.folder)
+            return
+        stages = data.get("stages", data)
+        assert all(isinstance(stage, dict) and "kind" in stage for stage in stages.values()), f"{block}: no stages"
+        file.write_text(yaml.safe_dump({"name": "fragment", "base": DEFAULT_BASE, "stages": USUAL | stages}))
+        with suppress(MissingPathError):
+            _plan(file, self.folder)
 
     def json(self, block: Block) -> None:
         """Read each line, or the whole."""
@@ -185,6 +201,12 @@ class Page:
 
     def text(self, block: Block) -> None:
         """What was printed, or a formula: nothing to run."""
+
+
+def _plan(file: Path, folder: Path) -> None:
+    """Do what `run --dry-run` does before it prints."""
+    _, _, stages = prepare(file, (), folder / "runs", print)
+    check_trainers(stages)
 
 
 def shrink(recipe: Path) -> None:
