@@ -1,4 +1,4 @@
-"""Opt-in (`make test-slow`): README's first command and the whole tutorial, typed as they stand, with the real model."""
+"""Opt-in (`make test-slow`): README's first command and the whole tutorial, in a shell, with the real model."""
 
 import os
 import shutil
