@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE = 1
 
-.PHONY: quickstart test test-slow check install clean
+.PHONY: quickstart test test-slow check docs install clean
 
 install: $(VENV)/.installed
 
@@ -29,5 +29,8 @@ check: install
 test-slow: install
 	$(BIN)/python -m pytest -m slow
 
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --clean
+
 clean:
-	rm -rf $(VENV) build dist src/*.egg-info
+	rm -rf $(VENV) build dist site src/*.egg-info

@@ -1,13 +1,18 @@
 """Shipped skills are found by name, from a checkout and from a wheel; so are type hints, and `python -m`."""
 
+import re
 import shutil
 import subprocess
 import sys
+import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from skillgraft import load_skill
 from skillgraft.config import load_recipe
@@ -96,16 +101,20 @@ def test_a_misspelt_one_is_suggested(tmp_path):
         recipe(tmp_path, RECALL, sft={"kind": "sft", "from": "gone", "documents": "d"})
 
 
-def test_a_wheel_carries_skills_and_type_hints(tmp_path):
+def test_a_wheel_of_the_sdist_carries_skills_pages_and_type_hints(tmp_path):
     tree = tmp_path / "tree"
     shutil.copytree(
         ROOT / "src", tree / "src", symlinks=True, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info")
     )
-    shutil.copytree(ROOT / "skills", tree / "skills")
+    for name in ("skills", "docs"):
+        shutil.copytree(ROOT / name, tree / name)
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tree)
-    build = "from setuptools.build_meta import build_wheel; build_wheel('..')"
-    subprocess.run([sys.executable, "-c", build], cwd=tree, check=True, capture_output=True)
+    build_in(tree, "build_sdist")
+    [sdist] = tmp_path.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+    build_in(tmp_path / sdist.name.removesuffix(".tar.gz"), "build_wheel")
     [wheel] = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
@@ -115,6 +124,29 @@ def test_a_wheel_carries_skills_and_type_hints(tmp_path):
     found = shipped_skills(package / "shipped")
     assert set(found) == {RECALL, ANSWER_FORMAT}
     assert load_skill(found[RECALL]).names == load_skill(shipped_skills()[RECALL]).names
+    pages = {file.relative_to(ROOT / "docs"): file.read_text() for file in (ROOT / "docs").rglob("*.md")}
+    assert {file.relative_to(package / "pages"): file.read_text() for file in package.glob("pages/**/*.md")} == pages
+
+
+def build_in(tree, what):
+    """Run a hook of the build backend; what it makes lies beside the tree."""
+    code = f"from setuptools.build_meta import {what}; {what}('..')"
+    subprocess.run([sys.executable, "-c", code], cwd=tree, check=True, capture_output=True)
+
+
+def test_the_pinned_versions_are_within_the_stated_ranges():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pins = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "requirements.txt").read_text(), re.MULTILINE))
+    pinned = {canonicalize_name(name): version for name, version in pins.items()}
+    extras = project["optional-dependencies"]
+    stated = [
+        Requirement(text) for text in (*project["dependencies"], *extras["docs"], *extras["search"], *extras["dev"])
+    ]
+    own = [each for each in stated if each.name == "skillgraft"]
+    assert [sorted(each.extras) for each in own] == [["docs", "search"]]
+    for each in stated:
+        if each not in own:
+            assert each.specifier.contains(pinned[canonicalize_name(each.name)]), each
 
 
 def test_python_m():

@@ -81,7 +81,7 @@ def test_every_event_and_key_is_documented(capsys):
         events.run_finished(Run(Path("run"), {"rl": Path("rl")}, [{"score": math.inf}], Path("report.html"), False))
     with pytest.raises(KeyboardInterrupt), watch.Events():
         raise KeyboardInterrupt
-    text = (Path(__file__).parent.parent / "docs/events.md").read_text()
+    text = (Path(__file__).parent.parent / "docs/reference/events.md").read_text()
     documented = {row.split("`")[1]: row for row in text.splitlines() if row.startswith("| `")}
     emitted = events_of(capsys)
     assert {line["event"] for line in emitted} == set(documented)

@@ -18,6 +18,7 @@ from skillgraft.cli_artefact import ARTEFACT
 from skillgraft.cli_chat import EXAMPLE as CHAT_EXAMPLE
 from skillgraft.cli_chat import chat
 from skillgraft.cli_compare import COMPARING
+from skillgraft.cli_docs import docs
 from skillgraft.cli_doctor import doctor
 from skillgraft.cli_init import init
 from skillgraft.cli_library import LIBRARY
@@ -26,6 +27,7 @@ from skillgraft.cli_retention import RETENTION
 from skillgraft.cli_schema import schema
 from skillgraft.cli_search import search
 from skillgraft.cli_skills import SKILLS
+from skillgraft.completion import complete_recipes
 from skillgraft.console import err_console, out_console
 from skillgraft.errors import SkillgraftError
 
@@ -46,6 +48,7 @@ class _Guarded(TyperGroup):
             from skillgraft.visible import visible  # what a manifest says may be in the message
 
             err_console.print(visible(str(error), 20_000), soft_wrap=True, highlight=False, markup=False)
+            err_console.print(f"see: skillgraft docs errors#{error.section}", style="dim", highlight=False)
             raise typer.Exit(2) from error
         except KeyboardInterrupt as error:
             err_console.print(f"stopped; {_AFTER_CTRL_C.get(str(ctx.invoked_subcommand), 'nothing was left behind')}")
@@ -60,9 +63,12 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     help="Learn a skill once with RL, keep it as a vector, graft it onto models fine-tuned on something new.",
-    epilog="First steps: [bold]skillgraft doctor[/], then [bold]skillgraft init[/] FOLDER-OF-DOCUMENTS",
+    epilog="First steps: [bold]skillgraft doctor[/], then [bold]skillgraft init[/] FOLDER-OF-DOCUMENTS. "
+    "More: [bold]skillgraft docs tutorial[/]",
 )
-RecipeArgument = Annotated[Path, typer.Argument(help="Recipe file (YAML).", show_default=False)]
+RecipeArgument = Annotated[
+    Path, typer.Argument(help="Recipe file (YAML).", show_default=False, autocompletion=complete_recipes)
+]
 SetOption = Annotated[list[str], typer.Option("--set", metavar="A.B=C", help="Override a value of the recipe.")]
 RunsOption = Annotated[Path, typer.Option("--runs", help="Where runs and finished stages are kept.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
@@ -164,6 +170,7 @@ FIRST_STEPS: list[tuple[str, Callable[..., None], str]] = [
     ("doctor", doctor, "skillgraft doctor --json"),
     ("init", init, "skillgraft init examples/almanac/target -o almanac.yaml"),
     ("schema", schema, "skillgraft schema -o recipe.schema.json"),
+    ("docs", docs, "skillgraft docs errors#recipe"),
 ]
 for verb, command, example in (
     *FIRST_STEPS,

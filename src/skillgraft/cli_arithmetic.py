@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from skillgraft.completion import complete_methods, complete_recipes, complete_skills
 from skillgraft.console import err_console, out_console, print_or_write
 from skillgraft.errors import OutputExistsError, RecipeError
 
@@ -71,6 +72,7 @@ def inject(
             "--skill",
             metavar="DIR[=SCALE]",
             help="Skill (directory or name in the library) or PEFT LoRA adapter; repeatable.",
+            autocompletion=complete_skills,
         ),
     ],
     out: OutOption,
@@ -83,7 +85,11 @@ def inject(
         typer.Option(metavar="λ,λ,…", help="Several λ in one go: read once, write OUT/scale-λ for each."),
     ] = None,
     method: Annotated[
-        str, typer.Option(help="What makes one v of several skills: task_arithmetic, their sum, or ties, dare_ties, …")
+        str,
+        typer.Option(
+            help="What makes one v of several skills: task_arithmetic, their sum, or ties, dare_ties, …",
+            autocompletion=complete_methods,
+        ),
     ] = "task_arithmetic",
     parameter: ParameterOption = [],  # noqa: B006 - Typer copies it
     original: Annotated[
@@ -137,12 +143,18 @@ def inject(
 
 def merge(
     recipe: Annotated[
-        Path | None, typer.Argument(help="Merge recipe (YAML): method, base, operands.", show_default=False)
+        Path | None,
+        typer.Argument(
+            help="Merge recipe (YAML): method, base, operands.", show_default=False, autocompletion=complete_recipes
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Directory to write; must not exist.", show_default=False)
     ] = None,
-    method: Annotated[str | None, typer.Option(help="Without a recipe: linear, task_arithmetic, ties, pcb, …")] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(help="Without a recipe: linear, task_arithmetic, ties, pcb, …", autocompletion=complete_methods),
+    ] = None,
     base: Annotated[
         Path | None, typer.Option(help="Without a recipe: the checkpoint that owns config, tokenizer and the rest.")
     ] = None,
@@ -221,7 +233,9 @@ def verify(
 
 
 def export(
-    recipe: Annotated[Path, typer.Argument(help="Merge recipe (YAML).", show_default=False)],
+    recipe: Annotated[
+        Path, typer.Argument(help="Merge recipe (YAML).", show_default=False, autocompletion=complete_recipes)
+    ],
     mergekit: Annotated[bool, typer.Option("--mergekit", help="Write the equivalent mergekit configuration.")] = False,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="File to write; default: standard output.", show_default=False)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from skillgraft.cli_arithmetic import JsonOption, OutOption, _progress, _say
+from skillgraft.completion import complete_skills
 from skillgraft.console import err_console, out_console
 from skillgraft.errors import RecipeError, did_you_mean
 
@@ -18,7 +19,13 @@ if TYPE_CHECKING:
     from skillgraft.skills.skill import Skill
 
 SkillArgument = Annotated[
-    str, typer.Argument(metavar="SKILL", help="Skill directory or name in the library.", show_default=False)
+    str,
+    typer.Argument(
+        metavar="SKILL",
+        help="Skill directory or name in the library.",
+        show_default=False,
+        autocompletion=complete_skills,
+    ),
 ]
 FORMATS = ("peft",)
 
@@ -27,7 +34,10 @@ def show(
     skill: Annotated[
         str,
         typer.Argument(
-            metavar="SKILL", help="Skill directory, name in the library, or PEFT adapter.", show_default=False
+            metavar="SKILL",
+            help="Skill directory, name in the library, or PEFT adapter.",
+            show_default=False,
+            autocompletion=complete_skills,
         ),
     ],
     as_json: JsonOption = False,
@@ -52,7 +62,10 @@ def check(
     skill: Annotated[
         str,
         typer.Argument(
-            metavar="SKILL", help="Skill directory, name in the library, or PEFT adapter.", show_default=False
+            metavar="SKILL",
+            help="Skill directory, name in the library, or PEFT adapter.",
+            show_default=False,
+            autocompletion=complete_skills,
         ),
     ],
     allow_other_base: Annotated[

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from skillgraft.cli_arithmetic import weighted
+from skillgraft.completion import complete_skills
 from skillgraft.console import err_console, out_console
 from skillgraft.errors import SkillgraftError
 
@@ -34,7 +35,13 @@ def chat(
         str | None, typer.Option(help="A checkpoint into which the skill is injected in memory.", show_default=False)
     ] = None,
     skill: Annotated[
-        list[str], typer.Option("--skill", metavar="SKILL[=SCALE]", help="Directory, name or adapter; repeatable.")
+        list[str],
+        typer.Option(
+            "--skill",
+            metavar="SKILL[=SCALE]",
+            help="Directory, name or adapter; repeatable.",
+            autocompletion=complete_skills,
+        ),
     ] = [],  # noqa: B006 - Typer copies it
     scale: Annotated[float, typer.Option(help="λ in target + λ·v; /scale changes it.")] = 1.0,
     tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64,

@@ -10,6 +10,7 @@ import typer
 
 from skillgraft.cli_arithmetic import JsonOption, _say
 from skillgraft.cli_artefact import SkillArgument, _table, _visible
+from skillgraft.completion import complete_library
 from skillgraft.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -56,7 +57,10 @@ def add(skill: SkillArgument, name: NameArgument = None, as_json: JsonOption = F
 
 
 def remove(
-    name: Annotated[str, typer.Argument(help="Name in the library.", show_default=False)], as_json: JsonOption = False
+    name: Annotated[
+        str, typer.Argument(help="Name in the library.", show_default=False, autocompletion=complete_library)
+    ],
+    as_json: JsonOption = False,
 ) -> None:
     """Delete a skill from the local library."""
     from skillgraft.skills.library import remove_skill

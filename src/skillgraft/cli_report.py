@@ -10,13 +10,17 @@ from typing import Annotated, Any
 
 import typer
 
+from skillgraft.completion import complete_runs
 from skillgraft.console import err_console, out_console
 from skillgraft.errors import OutputExistsError, RecipeError, StorageError
 
 
 def report(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN", help="Folder of a finished run, such as runs/quickstart.")
+        list[Path],
+        typer.Argument(
+            metavar="RUN", help="Folder of a finished run, such as runs/quickstart.", autocompletion=complete_runs
+        ),
     ],
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for the report; one run's own folder if not given.")

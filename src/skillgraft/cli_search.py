@@ -10,6 +10,7 @@ import typer
 from rich.table import Table
 
 from skillgraft.cli_arithmetic import JsonOption, ThreadsOption, weighted
+from skillgraft.completion import complete_recipes
 from skillgraft.console import err_console, out_console
 from skillgraft.errors import RecipeError
 
@@ -18,7 +19,12 @@ if TYPE_CHECKING:
 
 
 def search(
-    recipe: Annotated[Path, typer.Argument(help="Merge recipe (YAML); the search starts there.", show_default=False)],
+    recipe: Annotated[
+        Path,
+        typer.Argument(
+            help="Merge recipe (YAML); the search starts there.", show_default=False, autocompletion=complete_recipes
+        ),
+    ],
     questions: Annotated[Path, typer.Option(help="Development questions: JSONL with document, question, answers.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Directory of the log and the winner.", show_default=False)],
     vary: Annotated[

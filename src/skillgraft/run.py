@@ -100,6 +100,7 @@ def run(
         SkillgraftError: something in the recipe, the data or the machine; finished stages are kept.
     """
     watcher, overrides = watcher or Silent(), tuple(overrides)
+    check_alone()
     recipe, base, stages = prepare(Path(recipe_file), overrides, Path(runs), watcher.say)
     check_trainers(stages)
     check_endpoints(stages)
@@ -247,6 +248,16 @@ def _root(recipe: config.Recipe, reference: str) -> str | None:
         else:
             return None
     return reference
+
+
+def check_alone() -> None:
+    """Raise where a launcher (accelerate, torchrun) started several of this process: each would run it all."""
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if processes != "1":
+        raise SkillgraftError(
+            f"this is one of {processes} processes of a launcher (WORLD_SIZE), and a run is one process on one device; "
+            "start it without accelerate launch or torchrun, and several recipes on several GPUs side by side"
+        )
 
 
 def check_trainers(stages: list[PlannedStage]) -> None:

@@ -1,4 +1,4 @@
-"""How a run shows itself where there is no terminal: plain lines, or JSON lines for scripts (`docs/events.md`)."""
+"""How a run shows itself where there is no terminal: plain lines, or JSON for scripts (`docs/reference/events.md`)."""
 
 from __future__ import annotations
 

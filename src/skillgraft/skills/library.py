@@ -11,7 +11,6 @@ import os
 import re
 import shutil
 import stat
-import sys
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from skillgraft.errors import (
     StorageError,
     did_you_mean,
 )
+from skillgraft.library_home import library_home, library_names
 from skillgraft.shipped import shipped_skills
 from skillgraft.skills.card import card_text
 from skillgraft.skills.manifest import MANIFEST_FILE, Manifest
@@ -66,20 +66,6 @@ class Resolved(NamedTuple):
     remark: str | None = None
 
 
-def library_home() -> Path:
-    """Return the library's folder: `$SKILLGRAFT_LIBRARY`, else `skillgraft/skills` in the user's data directory."""
-    configured = os.environ.get("SKILLGRAFT_LIBRARY")
-    if configured:
-        return Path(configured).expanduser()
-    if sys.platform == "darwin":
-        data = Path.home() / "Library" / "Application Support"
-    elif os.name == "nt":
-        data = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    else:
-        data = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
-    return data / "skillgraft" / "skills"
-
-
 def list_skills(base: str | None = None, domain: str | None = None) -> list[Entry]:
     """Return the library's entries by name, damaged ones with their problem.
 
@@ -87,7 +73,7 @@ def list_skills(base: str | None = None, domain: str | None = None) -> list[Entr
     (its own fingerprint, or its base's by provenance). `domain` keeps those whose domain contains it, in any case.
     With a filter, damaged entries are left out.
     """
-    entries = [read_entry(name) for name in _names()]
+    entries = [read_entry(name) for name in library_names()]
     if base is not None:
         wanted = _bases(base)
         entries = [entry for entry in entries if entry.manifest and _has_base(entry.manifest, wanted)]
@@ -141,7 +127,7 @@ def add_skill(skill: str | os.PathLike[str], name: str | None = None, origin: Ma
 
 def remove_skill(name: str) -> Path:
     """Take an entry, whole or damaged, out of the library and return where it was; `MissingPathError` for none."""
-    names = _names()
+    names = library_names()
     path = library_home() / name
     if name not in names:
         raise MissingPathError(f"the library {library_home()} has no skill {name!r}{did_you_mean(name, names)}")
@@ -209,7 +195,7 @@ def resolve_skill(text: str | os.PathLike[str]) -> Resolved:
     name = str(text)
     named = _NAME.fullmatch(name) is not None
     where = f", and no skill of that name in the library {library_home()}" if named else ""
-    hint = did_you_mean(name, _names()) if named and _names() else ""
+    hint = did_you_mean(name, library_names()) if named and library_names() else ""
     raise MissingPathError(
         f"{name}: no such directory{where}; expected a skill ({MANIFEST_FILE}, {WEIGHTS_FILE}), a PEFT adapter, or a "
         f"name that `skillgraft ls` shows{hint}"
@@ -218,7 +204,7 @@ def resolve_skill(text: str | os.PathLike[str]) -> Resolved:
 
 def skill_names() -> list[str]:
     """Return the names of the library's and of the shipped skills."""
-    return sorted({*_names(), *shipped_skills()})
+    return sorted({*library_names(), *shipped_skills()})
 
 
 def checked_name(name: str) -> str:
@@ -237,19 +223,7 @@ def checked_name(name: str) -> str:
 
 
 def _is_known(name: str) -> bool:
-    return _NAME.fullmatch(name) is not None and name in _names()
-
-
-def _names() -> list[str]:
-    home = library_home()
-    try:
-        return sorted(entry.name for entry in home.iterdir() if not entry.name.startswith(".") and entry.is_dir())
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise StorageError(
-            f"{home}: the library can't be read ({error.strerror}); set SKILLGRAFT_LIBRARY to another folder"
-        ) from error
+    return _NAME.fullmatch(name) is not None and name in library_names()
 
 
 def _bases(text: str) -> tuple[str, ...]:
