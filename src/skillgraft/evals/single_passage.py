@@ -19,7 +19,8 @@ from skillgraft.domains.passages import Passage
 from skillgraft.evals import table
 from skillgraft.evals.answers import answer
 from skillgraft.evals.metrics import METRICS
-from skillgraft.evals.retention import read_choices, score_choices
+from skillgraft.evals.retention import measure
+from skillgraft.evals.tasks import read_retention
 from skillgraft.single_passage_settings import LEARNT, START, RowSkill, SinglePassageStage
 from skillgraft.train.common import count_parameters
 from skillgraft.train.single_passage import Answerer, Learner
@@ -161,6 +162,7 @@ def _ask(
     if operands:
         answerer.become(operands)
     model, tokenizer = answerer.model, answerer.tokenizer
+    retained = read_retention(with_retention)
     answers, tokens = answer(model, tokenizer, questions, stage.max_new_tokens, stage.batch_size)
     return {
         "answers": answers,
@@ -168,7 +170,7 @@ def _ask(
             name: [metric(text, question.answers) for text, question in zip(answers, questions, strict=True)]
             for name, metric in METRICS.items()
         },
-        "retention": score_choices(model, tokenizer, read_choices()) if with_retention else [],
+        "retention": measure(model, tokenizer, retained)["retention"] if retained else [],
         "seconds": time.monotonic() - began,
         "flops": 2.0 * count_parameters(model) * tokens,
     }

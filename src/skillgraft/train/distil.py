@@ -40,7 +40,7 @@ from trl import DistillationConfig, DistillationTrainer
 from trl.trainer.utils import pad
 
 from skillgraft.domains.contexts import by_document, tell_about, with_context
-from skillgraft.domains.knowledge import Document, Question
+from skillgraft.domains.knowledge import INSTRUCTION, Document, Question
 from skillgraft.errors import DataError, RecipeError, TrainingError
 from skillgraft.train.callbacks import KeepAlive, Progress, newest_checkpoint, read_log, stop_on_interrupt
 from skillgraft.train.common import count_parameters, load_model, load_tokenizer, trainer_arguments
@@ -263,12 +263,12 @@ def _asked_for_titles(tokenizer: PreTrainedTokenizerBase, documents: Sequence[Do
 
 
 def _row(
-    tokenizer: PreTrainedTokenizerBase, document: str, asked: str, shown: str, **instruction: str
+    tokenizer: PreTrainedTokenizerBase, document: str, asked: str, shown: str, instruction: str = INSTRUCTION
 ) -> dict[str, Any]:
     """Return what TRL's trainer reads: the student's prompt, and the teacher's in the same form."""
     prompts: dict[str, Prompt] = {
-        "prompt": as_prompt(tokenizer, asked, **instruction),
-        "teacher_prompt": as_prompt(tokenizer, shown, **instruction),
+        "prompt": as_prompt(tokenizer, asked, instruction),
+        "teacher_prompt": as_prompt(tokenizer, shown, instruction),
     }
     return {"document": document, **prompts}
 
