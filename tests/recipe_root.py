@@ -33,7 +33,20 @@ def recipe_root(directory, documents=4):
     (directory / "data" / "seal").mkdir()
     for name in ("base_val", "iter2_val", "gpt4_1_val", "base_val_prompt-rewrite"):
         (directory / "data" / "seal" / f"eval_{name}.json").write_text(json.dumps(given))
+    _retention_tasks(directory / "data" / "retention")
     return directory
+
+
+def _retention_tasks(directory):
+    """Write one question of each public task, as its records are laid out."""
+    directory.mkdir()
+    choices = {"text": ["flour", "sand", "iron", "glass", "wool"], "label": list("ABCDE")}
+    asked = {"id": "1", "question": "Bread is made of what?", "choices": choices, "answerKey": "A"}
+    for name in ("arc_easy", "arc_challenge", "commonsense_qa"):
+        write_jsonl(directory / f"{name}.jsonl", [asked])
+    write_jsonl(directory / "openbookqa.jsonl", [{**asked, "question_stem": "Bread is made of"}])
+    boolq = {"passage": "Bread is made of flour.", "question": "is bread made of flour", "answer": True}
+    write_jsonl(directory / "boolq.jsonl", [boolq])
 
 
 def _records(file):
