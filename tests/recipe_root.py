@@ -33,11 +33,11 @@ def recipe_root(directory, documents=4):
     (directory / "data" / "seal").mkdir()
     for name in ("base_val", "iter2_val", "gpt4_1_val", "base_val_prompt-rewrite"):
         (directory / "data" / "seal" / f"eval_{name}.json").write_text(json.dumps(given))
-    _retention_tasks(directory / "data" / "retention")
+    retention_tasks(directory / "data" / "retention")
     return directory
 
 
-def _retention_tasks(directory):
+def retention_tasks(directory):
     """Write one question of each public task, as its records are laid out."""
     directory.mkdir()
     choices = {"text": ["flour", "sand", "iron", "glass", "wool"], "label": list("ABCDE")}

@@ -32,6 +32,7 @@ from skillgraft.run import check_trainers, prepare
 from skillgraft.shipped import shipped_skills
 from skillgraft.skills.library import add_skill
 from tests.manual.blocks import ROOT, Block, commands
+from tests.recipe_root import retention_tasks
 from tests.recipes import PLACES, tiny_recipe, write_jsonl
 from tests.tiny import tiny_checkpoint, tiny_finetune
 
@@ -44,6 +45,7 @@ LIBRARY = ["recall", "tools"]
 RUNS = ["quickstart", "past-squad", "mine", "almanac"]
 USUAL = {
     "sft": {"kind": "sft", "from": "base", "documents": "./handbook"},
+    "sft_target": {"kind": "sft", "from": "base", "documents": "./source"},
     "grafted": {"kind": "inject", "target": "sft", "skill": "squad-recall"},
 }
 """Stages that a fragment of a recipe may refer to."""
@@ -104,6 +106,9 @@ def _data(folder: Path) -> None:
             for place in PLACES
         ]
         write_jsonl(folder / f"{name}.jsonl", asked)
+    (folder / "held-out.txt").write_text("The lighthouse was built before the harbour.\n")
+    (folder / "data").mkdir()
+    retention_tasks(folder / "data" / "retention")
     for name in ("recipes", "examples"):
         shutil.copytree(ROOT / name, folder / name)
     terms = {"method": "task_arithmetic", "base": "my-sft", "operands": [{"skill": "my-skill"}]}
