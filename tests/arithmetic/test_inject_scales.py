@@ -45,6 +45,8 @@ def test_one_pattern_for_all_is_one_scale(folder, tmp_path):
     inject(folder / "float32", folder / "a", tmp_path / "one", scale=0.5)
     inject(folder / "float32", folder / "a", tmp_path / "two", scales={"*": 0.5})
     inject(folder / "float32", folder / "a", tmp_path / "three", scales={"default": 1}, scale=0.5)
+    inject(folder / "float32", [(folder / "a", 0.5)], tmp_path / "four", scales={"*": 1})
+    assert same(tmp_path / "one", tmp_path / "four")
     assert same(tmp_path / "one", tmp_path / "two")
     assert same(tmp_path / "one", tmp_path / "three")
 

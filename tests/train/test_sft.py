@@ -80,3 +80,15 @@ def test_nothing_to_train_on(tmp_path):
         train_sft(start, out, work)
     with pytest.raises(RecipeError, match="'epochs' is not an argument of SFTConfig"):
         train_sft(start, out, work, documents=[Document("a", "", "text")], trainer={"epochs": 3})
+
+
+@pytest.mark.parametrize(
+    ("trainer", "message"),
+    [
+        ({"num_train_epochs": -1}, "num_train_epochs is -1, expected more than 0"),
+        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size is 0, expected at least 1"),
+    ],
+)
+def test_a_trainer_that_would_learn_nothing_is_refused(tmp_path, trainer, message):
+    with pytest.raises(RecipeError, match=message):
+        sft_arguments(trainer, tmp_path, 0)

@@ -172,11 +172,12 @@ def _recipe(
         operands.append({kind: str(path), **({} if scale == 1 else {"weight": scale})})
         names.append(path.resolve().name)
     if scales is not None:
-        if not isinstance(skill, Skill | str | os.PathLike) or method != "task_arithmetic":
+        if len(operands) > 1 or method != "task_arithmetic":
             raise RecipeError("scales: λ by pattern is for one skill, added as it is; leave scales out")
         if not scales:
             raise RecipeError("scales is empty, expected λ by pattern of tensor names, such as {'*.mlp.*': 0.5}")
-        operands[0]["weights"] = {pattern: _checked(weight) for pattern, weight in scales.items()}
+        alone = operands[0].pop("weight", 1.0)
+        operands[0]["weights"] = {pattern: alone * _checked(weight) for pattern, weight in scales.items()}
     data: dict[str, Any] = {"method": method, "base": str(Path(target)), "operands": operands}
     data |= {"parameters": dict(parameters or {}), "dtype": dtype, "allow": ["base"] if allow_other_base else []}
     return parse_merge_recipe(data, "inject"), names, said

@@ -80,9 +80,18 @@ def trainer_arguments(
         **{"use_cpu": device().type == "cpu", "bf16": bf16_pays(), "fp16": False},
     }
     try:
-        return config(**merged)
+        made = config(**merged)
     except (TypeError, ValueError, ArithmeticError) as error:
         raise RecipeError(f"trainer: {config.__name__} refuses these arguments: {error}") from error
+    if made.per_device_train_batch_size < 1:
+        raise RecipeError(
+            f"trainer: per_device_train_batch_size is {made.per_device_train_batch_size}, expected at least 1"
+        )
+    if made.max_steps <= 0 and made.num_train_epochs <= 0:
+        raise RecipeError(
+            f"trainer: num_train_epochs is {made.num_train_epochs}, expected more than 0: nothing is learnt"
+        )
+    return made
 
 
 def check_trainer_keys(config: type[TrainingArguments], given: Mapping[str, Any]) -> None:

@@ -36,6 +36,8 @@ def lora_config(given: Mapping[str, Any]) -> LoraConfig:
             raise RecipeError(f"lora: {key} is not supported: the update would be no product of two factors")
     if given.get("init_lora_weights", True) not in (True, "gaussian"):
         raise RecipeError("lora: init_lora_weights must leave the start as it is: true or gaussian")
+    if not isinstance(given.get("r", 1), int) or given.get("r", 1) < 1:
+        raise RecipeError(f"lora: r is {given['r']!r}, expected a rank of at least 1")
     try:
         return LoraConfig(task_type="CAUSAL_LM", **{**DEFAULTS, **given})
     except (TypeError, ValueError) as error:
