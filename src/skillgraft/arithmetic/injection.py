@@ -164,7 +164,8 @@ def _recipe(
     check_vector_method(method)
     if dtype is not None and dtype not in OUTPUT_DTYPES:
         raise RecipeError(f"dtype {dtype!r} can't store a checkpoint{did_you_mean(dtype, OUTPUT_DTYPES)}")
-    operands, names, said = [], [], []
+    operands: list[dict[str, Any]] = []
+    names, said = [], []
     for each, scale in _pairs(skill):
         path, remark = (each.path, None) if isinstance(each, Skill) else resolve_skill(each)
         said += [remark] if remark else []
