@@ -387,13 +387,9 @@ def references(stage: _Strict) -> list[tuple[str, str]]:
 
 
 def _named_by(value: str | ScaledSkill | RowSkill | EvalRow) -> str:
-    return (
-        value.skill
-        if isinstance(value, ScaledSkill | RowSkill)
-        else value.model
-        if isinstance(value, EvalRow)
-        else value
-    )
+    if isinstance(value, ScaledSkill | RowSkill):
+        return value.skill
+    return value.model if isinstance(value, EvalRow) else value
 
 
 def synthesis_named(data: Path | None) -> str | None:

@@ -263,10 +263,14 @@ def run_eval(stage: config.EvalStage, context: Context) -> dict[str, Any]:
         "comparisons": table.differences(raws, labels, table.pairs_to_compare(roles, stage.baseline), questions),
         "examples": table.examples(raws, labels, questions, {d.id: d for d in documents}),
     }
-    context.out.mkdir()
-    (context.out / "evaluation.json").write_text(json.dumps(evaluation, indent=1, ensure_ascii=False))
-    (context.out / "answers.json").write_text(json.dumps(raws, indent=1, ensure_ascii=False))
+    _write_table(context.out, evaluation, raws)
     return {"flops": sum(raw["flops"] + raw.get("retention_flops", 0.0) for raw in raws.values())}
+
+
+def _write_table(out: Path, evaluation: Mapping[str, Any], raws: Mapping[str, Any]) -> None:
+    out.mkdir()
+    (out / "evaluation.json").write_text(json.dumps(evaluation, indent=1, ensure_ascii=False))
+    (out / "answers.json").write_text(json.dumps(raws, indent=1, ensure_ascii=False))
 
 
 def run_synthesize(stage: config.SynthesizeStage, context: Context) -> dict[str, Any]:
@@ -306,9 +310,7 @@ def run_single_passage(stage: config.SinglePassageStage, context: Context) -> di
             progress=context.progress,
         )
     evaluation = build_table(context.name, raws, facts, context.about, questions, documents)
-    context.out.mkdir()
-    (context.out / "evaluation.json").write_text(json.dumps(evaluation, indent=1, ensure_ascii=False))
-    (context.out / "answers.json").write_text(json.dumps(raws, indent=1, ensure_ascii=False))
+    _write_table(context.out, evaluation, raws)
     return {
         **facts,
         "questions": len(questions),

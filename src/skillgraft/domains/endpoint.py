@@ -15,6 +15,7 @@ import httpx2
 
 from skillgraft.domains.writing import Written
 from skillgraft.errors import EndpointError
+from skillgraft.synthesis_settings import EndpointSettings
 
 LARGEST_REPLY = 1 << 24
 """Bytes after which a reply is nonsense."""
@@ -51,6 +52,17 @@ class Endpoint:
         self.backoff_seconds, self.sleep = backoff_seconds, sleep or self.stopped.wait
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self.client = httpx2.Client(timeout=timeout_seconds, headers=headers, follow_redirects=False)
+
+    @classmethod
+    def from_settings(cls, settings: EndpointSettings, key: str | None) -> Endpoint:
+        """Return the endpoint that a recipe names."""
+        return cls(
+            settings.url,
+            settings.model,
+            key=key,
+            timeout_seconds=settings.timeout_seconds,
+            retries=settings.retries,
+        )
 
     def __enter__(self) -> Endpoint:
         return self

@@ -129,13 +129,7 @@ def endpoint_judge(settings: EndpointSettings, kept: Kept) -> Judge:
     key = read_key(settings.key_variable)
 
     def ask(requests: Sequence[Request], kept: Kept) -> None:
-        with Endpoint(
-            settings.url,
-            settings.model,
-            key=key,
-            timeout_seconds=settings.timeout_seconds,
-            retries=settings.retries,
-        ) as endpoint:
+        with Endpoint.from_settings(settings, key) as endpoint:
             write_by_endpoint(
                 requests,
                 endpoint,

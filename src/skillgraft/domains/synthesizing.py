@@ -105,13 +105,7 @@ def _written(
     facts: dict[str, Any] = {}
     if stage.endpoint is not None:
         settings = stage.endpoint
-        with Endpoint(
-            settings.url,
-            settings.model,
-            key=read_key(settings.key_variable),
-            timeout_seconds=settings.timeout_seconds,
-            retries=settings.retries,
-        ) as endpoint:
+        with Endpoint.from_settings(settings, read_key(settings.key_variable)) as endpoint:
             write_by_endpoint(
                 requests,
                 endpoint,

@@ -7,7 +7,6 @@ its held-out text. A stage that goes on after a kill computes nothing of it agai
 from __future__ import annotations
 
 import functools
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from skillgraft.domains.knowledge import Document, Question
 from skillgraft.errors import RecipeError
 from skillgraft.evals.answers import answer_and_score, load
 from skillgraft.evals.held_out import context_length
+from skillgraft.evals.kept import kept_in
 from skillgraft.evals.prompted import as_context, draw_examples, find_chunks, read_examples
 from skillgraft.evals.retention import measure
 from skillgraft.evals.retrieval import recall
@@ -148,9 +148,4 @@ def _file(place: Path, name: str) -> Path:
 
 def kept(place: Path, name: str, compute: Callable[[], Any]) -> Any:
     """Return what `compute` returns, as JSON; what an earlier run kept under this name is not computed again."""
-    file = _file(place, name)
-    if not file.exists():
-        part = file.with_suffix(".part")
-        part.write_text(json.dumps(compute()))
-        part.rename(file)
-    return json.loads(file.read_text())
+    return kept_in(_file(place, name), compute)

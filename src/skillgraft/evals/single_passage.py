@@ -7,7 +7,6 @@ paired by question.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -18,6 +17,7 @@ from skillgraft.domains.knowledge import Document, Question
 from skillgraft.domains.passages import Passage
 from skillgraft.evals import table
 from skillgraft.evals.answers import answer
+from skillgraft.evals.kept import kept_in
 from skillgraft.evals.metrics import METRICS
 from skillgraft.evals.retention import measure
 from skillgraft.evals.tasks import read_retention
@@ -63,7 +63,7 @@ def score_passages(
     unread = [START, *(name for name, row in stage.rows.items() if row[0].unread)]
     reading = {row: vectors.get(row, []) for row in (LEARNT, *vectors) if row not in unread}
     common = {
-        row: _kept(
+        row: kept_in(
             work / f"row-{place}.json",
             partial(_ask, answerer, vectors.get(row, []), questions, stage, stage.retention_passages > 0),
         )
@@ -78,7 +78,7 @@ def score_passages(
         mine = [questions[place] for place in asked[passage.document.id]]
         retention = number < stage.retention_passages
         make = partial(_read, learner, answerer, number, passage, reading, mine, stage, retention, moved)
-        results.append(_kept(work / f"passage-{number:05d}.json", make))
+        results.append(kept_in(work / f"passage-{number:05d}.json", make))
         learner.forget()
         progress(number + 1, len(chosen), _so_far(results))
     raws = {row: common[row] if row in common else _joined(row, results, asked, len(questions)) for row in vectors}
@@ -174,16 +174,6 @@ def _ask(
         "seconds": time.monotonic() - began,
         "flops": 2.0 * count_parameters(model) * tokens,
     }
-
-
-def _kept(file: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return what the file holds; where there is none, what `make` returns, written whole before that."""
-    if not file.exists():
-        part = file.with_suffix(".part")
-        part.write_text(json.dumps(make()))
-        part.rename(file)
-    result: dict[str, Any] = json.loads(file.read_text())
-    return result
 
 
 def _joined(

@@ -28,10 +28,7 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from skillgraft.errors import RecipeError, TrainingError
 from skillgraft.train.epochs import EpochSampler
-from skillgraft.train.rollouts import SharedPrompts
-
-CHECKED = "1.16"
-"""The version of TRL whose inner methods ReMax and the filter rest on."""
+from skillgraft.train.rollouts import CHECKED, SharedPrompts
 
 SAME = 1e-6
 """Rewards that differ by less, as a share of the largest, count as equal."""

@@ -22,7 +22,7 @@ from skillgraft.train.packing import RAGGED, packs, use_attention
 from skillgraft.train.shared_prefix import score
 
 CHECKED = "1.16"
-"""The version of TRL whose inner methods are overridden here; under another one the trainers stay as they are."""
+"""The version of TRL whose inner methods are overridden here and in `algorithms`; under another this adds nothing."""
 
 NEGLIGIBLE = 1e-6
 """Up to here an advantage, in deviations of the reward, is the rounding of a group's mean: all rewards were equal."""
