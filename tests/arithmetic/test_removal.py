@@ -3,12 +3,15 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from skillgraft.arithmetic import extract, inject
-from skillgraft.checkpoint import read_provenance
+from skillgraft.arithmetic.removal import _Comparison
+from skillgraft.arithmetic.scratch import Files
+from skillgraft.checkpoint import read_layout, read_provenance
 from skillgraft.checkpoint.places import note_place, noted_place
 from skillgraft.errors import CompatibilityError, RecipeError
 from tests.tiny import edit_json, split_into_shards, tiny_finetune, weights
@@ -166,6 +169,24 @@ def test_a_graft_that_was_trained_on_is_not_thrown_away(folder, grafted, tmp_pat
     assert report["removal"]["bound"] is None
     assert any("no longer gives" in remark for remark in report["remarks"])
     assert weights(tmp_path / "back")[NORM].float().mean() > 1.9
+
+
+def test_a_tensor_that_differs_is_not_forgotten_by_one_that_ends_later(folder, monkeypatch):
+    """Tensors are compared in several threads: here another one finds a difference while the first still reads."""
+    layout = read_layout(folder / "bfloat16")
+    same_bytes = weights(folder / "bfloat16")[NORM].view(torch.uint8).numpy()
+    with Files() as files:
+        comparison = _Comparison(layout, files)
+        read = files.read
+
+        def slow_read(info, begin, into):
+            monkeypatch.setattr(files, "read", read)
+            comparison.write(NORM, 0, np.bitwise_not(same_bytes))
+            read(info, begin, into)
+
+        monkeypatch.setattr(files, "read", slow_read)
+        comparison.write(NORM, 0, same_bytes)
+    assert comparison.equal is False
 
 
 def test_one_of_two_skills(folder, grafted, tmp_path):
