@@ -11,7 +11,7 @@ their title, so that no article stands in two of them: lambda, checkpoint and se
 and `report` is read once. `read` holds the passages that a first report has shown already: kept to make it again, and
 left out of `report`. Every tenth source question is held out of RL (`heldout.jsonl`), to see whether the skill or the
 answers were learnt. `--evaluation seal/eval_base_val.json` adds `seal`: those passages as they stand, which are SEAL's
-own 200, for its renderings.
+own 200, for its renderings; and `seal-report`, those of them on articles of `report`, which no skill has seen.
 """
 
 from __future__ import annotations
@@ -92,7 +92,9 @@ def main() -> None:
     write(read, given.out / "read")
     write(deal([p for p in target if p not in read], "report", 300, 20), given.out / "report")
     if given.evaluation:
-        write(load(given.evaluation), given.out / "seal")
+        evaluation = load(given.evaluation)
+        write(evaluation, given.out / "seal")
+        write([p for p in evaluation if part(p["title"]) == "report"], given.out / "seal-report")
 
 
 if __name__ == "__main__":

@@ -56,6 +56,7 @@ class SynthesizeStage(Strict):
     model: str = Field(BASE, description="stage, 'base' or checkpoint that writes; with endpoint: that counts tokens")
     endpoint: EndpointSettings | None = Field(None, description="let a model behind an endpoint write instead")
     given: Path | None = Field(None, description="read renderings instead: JSONL with document, text; or SEAL's JSON")
+    given_samples: int | None = Field(None, ge=1, description="of given, each document's first so many only")
     styles: list[str] = Field([], description="names of prompt files: implications, rewrite, summary, questions, …")
     prompts: Path | None = Field(None, description="folder of prompt files of your own")
     samples: int = Field(1, ge=1, description="renderings of each chunk in each style")
@@ -81,6 +82,8 @@ def check_synthesize(name: str, stage: SynthesizeStage) -> None:
         raise RecipeError(f"stages.{name}: {got}, styles or given; synthesize needs one of them")
     if stage.given is not None and stage.endpoint is not None:
         raise RecipeError(f"stages.{name}: given renderings need no endpoint")
+    if stage.given_samples is not None and stage.given is None:
+        raise RecipeError(f"stages.{name}.given_samples: nothing is given; samples says how many are written")
     for style in stage.styles:
         if stage.styles.count(style) > 1:
             raise RecipeError(f"stages.{name}.styles: '{style}' stands there twice; samples asks for more of each")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ from skillgraft.domains.knowledge import Document, read_records, read_text
 from skillgraft.errors import DataError, MissingPathError
 
 
-def read_given(path: Path, documents: Sequence[Document]) -> list[tuple[str, str]]:
+def read_given(path: Path, documents: Sequence[Document], samples: int | None = None) -> list[tuple[str, str]]:
     """Return (document id, text) of every rendering in `path` that is of one of `documents`, in the file's order.
+
+    With `samples`, the first so many of each document only.
 
     `path` is JSONL of `{"document", "text"}`, or a `.json` file as SEAL's: a list of records with `context` (the
     document's text) and `completions` (texts, or a string that holds a JSON or Python list of them). Empty texts of
@@ -27,7 +30,12 @@ def read_given(path: Path, documents: Sequence[Document]) -> list[tuple[str, str
         raise MissingPathError(f"given: {path} does not exist; expected JSONL with document, text, or SEAL's JSON")
     found = _of_seal(path, documents) if path.suffix == ".json" else _of_jsonl(path)
     known = {document.id for document in documents}
-    kept = [(document, text) for document, text in found if document in known]
+    taken: Counter[str] = Counter()
+    kept = []
+    for document, text in found:
+        if document in known and (samples is None or taken[document] < samples):
+            taken[document] += 1
+            kept.append((document, text))
     if not kept:
         raise DataError(f"given: {path} holds no rendering of any of the {len(documents)} documents")
     return kept

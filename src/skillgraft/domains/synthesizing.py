@@ -40,7 +40,7 @@ def synthesize(
     styles = read_styles(stage.styles, stage.prompts)
     made: dict[str, Any] = {}
     if stage.given is not None:
-        renderings = _given(stage.given, documents)
+        renderings = _given(stage.given, documents, stage.given_samples)
     else:
         renderings, made = _written(stage, styles, documents, model, work, seed, progress)
     held_out = [question for file in stage.held_out for question in read_questions(file)]
@@ -74,11 +74,11 @@ def synthesize(
     }
 
 
-def _given(path: Path, documents: Sequence[Document]) -> list[Rendering]:
+def _given(path: Path, documents: Sequence[Document], samples: int | None) -> list[Rendering]:
     by_id = {document.id: document for document in documents}
     return [
         Rendering(f"{document}#{GIVEN}-{number}", by_id[document], by_id[document].text, GIVEN, text)
-        for number, (document, text) in enumerate(read_given(path, documents))
+        for number, (document, text) in enumerate(read_given(path, documents, samples))
     ]
 
 
