@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import import_module
 
 import pytest
 import yaml
 from rich.console import Console
 from typer.testing import CliRunner
 
-from skillgraft import cli, stages
+from skillgraft import cli, cli_run, stages
 from skillgraft.cli import app
 from tests.recipes import tiny_recipe
 from tests.tiny import tiny_checkpoint
@@ -73,7 +74,7 @@ def test_on_a_terminal_the_stages_are_drawn(finished, monkeypatch):
         for name in ("out_console", "err_console")
     }
     for name, console in consoles.items():
-        monkeypatch.setattr(cli, name, console)
+        monkeypatch.setattr(cli_run, name, console)
     result = invoke("run", folder / "recipe.yaml", "--runs", folder / "runs")
     assert result.exit_code == 0, result.output
     tree, table = (consoles[name].file.getvalue() for name in ("err_console", "out_console"))
@@ -256,6 +257,19 @@ def test_ctrl_c_keeps_the_work_and_the_rerun_goes_on(tmp_path):
     [row] = json.loads(invoke("status", tmp_path / "runs", "--json").stdout)
     assert "goes on from step" in row["state"]
     assert not list((tmp_path / "runs").rglob("stage.json"))
+
+
+def test_a_verb_loads_its_own_module_alone():
+    for module, verbs in cli._VERBS.items():
+        assert tuple(name for name, _, _ in import_module(f"skillgraft.{module}").VERBS) == verbs
+    code = (
+        "import sys; from skillgraft.cli import application; application('compare');"
+        "print(sorted(name for name in sys.modules if name.startswith('skillgraft.cli_')))"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "cli_compare" in shown
+    assert "cli_chat" not in shown
+    assert "cli_run" not in shown
 
 
 def test_help_has_examples_and_loads_no_torch():

@@ -250,7 +250,7 @@ def export(
     print_or_write(mergekit_yaml(load_merge_recipe(recipe)), out)
 
 
-ARITHMETIC: list[tuple[str, Callable[..., None], str]] = [
+VERBS: list[tuple[str, Callable[..., None], str]] = [
     ("extract", extract, "skillgraft extract --rl my-rl-checkpoint --sft my-sft-checkpoint -o my-skill"),
     ("inject", inject, "skillgraft inject --target my-sft --skill skills/squad-recall --skill mine=0.5 -o grafted"),
     ("merge", merge, "skillgraft merge --method ties --base base --model one --model two=0.5 -o merged"),

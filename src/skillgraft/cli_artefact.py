@@ -175,7 +175,7 @@ def open_skill(text: str) -> Skill | Adapter:
     return read_adapter(path) if is_adapter(path) else load_skill(path)
 
 
-ARTEFACT: list[tuple[str, Callable[..., None], str]] = [
+VERBS: list[tuple[str, Callable[..., None], str]] = [
     ("show", show, "skillgraft show skills/squad-recall"),
     ("check", check, "skillgraft check my-sft skills/squad-recall"),
     ("convert", convert, "skillgraft convert skills/squad-recall --to peft -o my-adapter"),

@@ -6,7 +6,7 @@ import contextlib
 import io
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -187,3 +187,6 @@ def _say(text: str) -> None:
 
     if text:
         err_console.print(visible(text, 20_000), soft_wrap=True, highlight=False, markup=False)
+
+
+VERBS: list[tuple[str, Callable[..., None], str]] = [("chat", chat, EXAMPLE)]

@@ -69,7 +69,7 @@ def compare(
         _say(f"heat maps: {out}")
 
 
-COMPARING: list[tuple[str, Callable[..., None], str]] = [
+VERBS: list[tuple[str, Callable[..., None], str]] = [
     (
         "compare",
         compare,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -41,3 +42,6 @@ def _show(text: str) -> None:
     from rich.markdown import Markdown
 
     out_console.print(Markdown(text))
+
+
+VERBS: list[tuple[str, Callable[..., None], str]] = [("docs", docs, "skillgraft docs errors#recipe")]

@@ -7,6 +7,7 @@ import io
 import json
 import sys
 import textwrap
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -62,3 +63,6 @@ def _show(findings: list[Finding]) -> None:
         for text, dim in ((finding.meaning, "dim"), (f"→ {finding.remedy}" if finding.remedy else "", "")):
             for part in textwrap.wrap(text, max(out_console.width - width - 10, 30), break_on_hyphens=False):
                 out_console.print(Text(" " * (width + 10) + part, dim), soft_wrap=True)
+
+
+VERBS: list[tuple[str, Callable[..., None], str]] = [("doctor", doctor, "skillgraft doctor --json")]

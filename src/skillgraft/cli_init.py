@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -112,3 +113,8 @@ def _command(recipe: Path) -> str:
     from skillgraft.starter.write import shell_path
 
     return f"skillgraft run {shell_path(recipe)}"
+
+
+VERBS: list[tuple[str, Callable[..., None], str]] = [
+    ("init", init, "skillgraft init examples/almanac/target -o almanac.yaml")
+]

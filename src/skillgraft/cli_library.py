@@ -108,7 +108,7 @@ def pull(
     _added(pull_skill(repository, name, revision=revision), as_json)
 
 
-LIBRARY: list[tuple[str, Callable[..., None], str]] = [
+VERBS: list[tuple[str, Callable[..., None], str]] = [
     ("ls", ls, "skillgraft ls --domain recall"),
     ("add", add, "skillgraft add skills/squad-recall recall"),
     ("remove", remove, "skillgraft remove recall"),

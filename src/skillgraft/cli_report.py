@@ -80,6 +80,6 @@ def _name(directory: Path, taken: Collection[str]) -> str:
     return next(name for name in names if name not in taken)
 
 
-REPORTING: list[tuple[str, Callable[..., None], str]] = [
+VERBS: list[tuple[str, Callable[..., None], str]] = [
     ("report", report, "skillgraft report runs/quickstart runs/past-squad -o both"),
 ]

@@ -79,7 +79,7 @@ def _interval(interval: dict[str, float], form: str) -> str:
     return f"{mean} ({low} to {high})"
 
 
-RETENTION: list[tuple[str, Callable[..., Any], str]] = [
+VERBS: list[tuple[str, Callable[..., Any], str]] = [
     ("retention", retention, "skillgraft retention base-dir sft-dir --task arc_easy --data data/retention --limit 200")
 ]
 """Each verb with its command and an example."""

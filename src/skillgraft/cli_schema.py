@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -31,3 +32,6 @@ def schema(
     from skillgraft.schema import SCHEMAS, schema_text
 
     print_or_write(schema_text(SCHEMAS[form.value]()), out)
+
+
+VERBS: list[tuple[str, Callable[..., None], str]] = [("schema", schema, "skillgraft schema -o recipe.schema.json")]

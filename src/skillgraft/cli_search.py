@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -135,3 +136,8 @@ def _range(text: str) -> tuple[str, tuple[float, float]]:
         return name, (float(low), float(high))
     except ValueError as error:
         raise RecipeError(f"--vary {text}: expected NAME=LOW,HIGH, such as density=0.05,0.9") from error
+
+
+VERBS: list[tuple[str, Callable[..., None], str]] = [
+    ("search", search, "skillgraft search merge.yaml --questions dev.jsonl --vary weights=0,1.5 -o search")
+]

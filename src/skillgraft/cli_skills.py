@@ -6,6 +6,6 @@ from collections.abc import Callable
 
 from skillgraft.cli_pack import pack
 
-SKILLS: list[tuple[str, Callable[..., None], str]] = [
+VERBS: list[tuple[str, Callable[..., None], str]] = [
     ("pack", pack, "skillgraft pack skills/squad-recall --form packed --budget 1MB -o small-skill"),
 ]

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
-from jaxtyping import Float
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 
 def gaussian_like(shape: tuple[int, ...], norm: float, generator: torch.Generator) -> Float[Tensor, "*shape"]:

@@ -7,11 +7,14 @@ exactly between two stored values (about 1 element in 65,536). Those elements ar
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 # Of fp32's 23 bits after the point bf16 keeps 7 and fp16 10 (fewer below 2**-14, where ties have more zeros still).
 _TAIL = {torch.bfloat16: (0xFFFF, 0x8000), torch.float16: (0x0FFF, 0)}

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from skillgraft.domains.knowledge import Question
 from skillgraft.train.prompts import encode
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 
 @torch.no_grad()

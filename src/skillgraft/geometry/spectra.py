@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float
 
 from skillgraft.arithmetic import kernels as arithmetic_kernels
 from skillgraft.arithmetic.plan import Operand
@@ -21,6 +21,9 @@ from skillgraft.arithmetic.tiles import Tile
 from skillgraft.geometry.nulls import subspace_overlap
 from skillgraft.geometry.plan import ComparedTensor, ComparePlan
 from skillgraft.geometry.sums import arrange, read_leaves
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 BLOCK_ELEMENTS = 1 << 22
 ENERGY_RANKS = (1, 8, 32, 128)

@@ -10,10 +10,9 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float
 
 from skillgraft.arithmetic import kernels as arithmetic_kernels
 from skillgraft.arithmetic.scratch import Files, Scratch
@@ -23,6 +22,9 @@ from skillgraft.checkpoint.header import DTYPE_BYTES
 from skillgraft.errors import CompatibilityError
 from skillgraft.geometry import kernels
 from skillgraft.geometry.plan import ComparedTensor, ComparePlan
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 
 @dataclass(frozen=True)

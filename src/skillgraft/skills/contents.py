@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from skillgraft.checkpoint.tensor_io import CHUNK_BYTES, count_not_finite
 from skillgraft.skills.compatibility import Finding
 from skillgraft.skills.forms import stored_names
 from skillgraft.skills.skill import Skill
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 _ROWS = 64
 

@@ -11,10 +11,9 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from skillgraft.checkpoint.fingerprint import fingerprint_file
@@ -32,6 +31,9 @@ from skillgraft.skills.module_kinds import module_kind
 from skillgraft.skills.modules import by_kind, root_of_squares
 from skillgraft.skills.peft_adapter import ADAPTER_FILE
 from skillgraft.skills.skill import CARD_FILE, Skill, load_skill
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM (0.14) takes as `max_lora_rank`; it refuses adapters of a larger r."""

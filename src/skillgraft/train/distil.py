@@ -17,11 +17,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from datasets import Dataset
-from jaxtyping import Float, Int
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
@@ -48,6 +47,9 @@ from skillgraft.train.epochs import EpochSampler
 from skillgraft.train.lora import lora_config, roll_out_merged, save_trained
 from skillgraft.train.prompts import Prompt, as_prompt
 from skillgraft.train.sft import Trained
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 DEFAULTS: dict[str, Any] = {
     "num_train_epochs": 2,

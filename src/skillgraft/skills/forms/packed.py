@@ -10,10 +10,12 @@ for (the paper rounds by GPTQ); scales are stored in bf16, and codes are chosen 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Float32, UInt8, UInt16
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Float32, UInt8, UInt16
 
 WIDTHS = (8, 4, 3, 2)
 GROUP = 64

@@ -9,10 +9,12 @@ first), whichever is smaller over the tensor: the bitmap above one element in si
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from jaxtyping import Bool, Int64, Shaped, UInt
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Int64, Shaped, UInt
 
 BLOCK = 1 << 16
 RUN = 16

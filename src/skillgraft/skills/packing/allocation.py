@@ -10,10 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from jaxtyping import Float64, Int64
+
+if TYPE_CHECKING:
+    from jaxtyping import Float64, Int64
 
 BINS = 1 << 15
 SHIFT = 16

@@ -12,10 +12,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from jaxtyping import Bool, Float
 from torch import Tensor
 
 from skillgraft.arithmetic.scratch import Files
@@ -28,6 +27,9 @@ from skillgraft.skills.packing.deltas import check_memory, energies_of, largest_
 from skillgraft.skills.packing.settings import DEFAULT_DENSITY, PACK_DTYPES, PackSettings
 from skillgraft.skills.packing.side_by_side import side_by_side
 from skillgraft.skills.skill import Skill
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
 
 HALF = "half"
 """F16, or BF16 where F16 cannot hold the values well."""

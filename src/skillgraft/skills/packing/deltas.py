@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32
 from torch import Tensor
 
 from skillgraft import machine
@@ -22,6 +22,9 @@ from skillgraft.errors import CompatibilityError
 from skillgraft.skills.forms import stored_names
 from skillgraft.skills.packing.factors import Svd, product_svd, squared_spectrum, truncated_svd
 from skillgraft.skills.skill import Skill
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Float32
 
 DECODED_BYTES = 8
 """Bytes that packing takes at least for each element of a decoded delta: in fp32, and what is stored of it."""

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32
 from torch import Tensor
 
 from skillgraft.arithmetic.norms import (
@@ -27,6 +26,9 @@ from skillgraft.skills.manifest import TensorEntry
 from skillgraft.skills.packing.choices import HALF, Choice
 from skillgraft.skills.packing.deltas import decompose, read_delta
 from skillgraft.skills.skill import Skill
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float32
 
 HALF_ERROR = 1e-3
 """The relative error up to which F16 is taken without a look at BF16; among its normal numbers it is below 5e-4."""

@@ -16,15 +16,17 @@ factors come from A in fp32 either way.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from skillgraft import machine
 from skillgraft.arithmetic.scratch import Scratch
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 FP64_SIDE = 1024
 SMALL_RANK = 24

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Bool, Float
 from torch import Tensor
 
 from skillgraft.domains.knowledge import Question
@@ -20,6 +20,9 @@ from skillgraft.errors import CompatibilityError
 from skillgraft.train.common import load_model, load_tokenizer
 from skillgraft.train.precision import device
 from skillgraft.train.prompts import encode
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
 
 START = -4.0
 """S at first: γ is 0.018 where γ₀ is 0, and 0.982 where it is 1."""
