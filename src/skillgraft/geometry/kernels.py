@@ -20,6 +20,15 @@ _HALF_SPACING = 2.0**-8  # of bf16 numbers in [1, 2): half of 2^-7
 _LEAST_HALF_SPACING = 2.0**-134  # of bf16 numbers near zero
 
 
+_NONE, _ONE = np.float32(0), np.float32(1)
+
+
+@_loose
+def _single(bits):  # type: ignore[no-untyped-def]
+    """Return the bf16 number with these bits, in fp32."""
+    return np.uint32(np.uint32(bits) << np.uint32(16)).view(np.float32)
+
+
 @_loose
 def _pair(one, other, count, out):  # type: ignore[no-untyped-def]
     dot = fourth = same = opposite = 0.0
@@ -74,8 +83,11 @@ def _upon_base(values, base, count, out):  # type: ignore[no-untyped-def]
 
 @_loose
 def _brain_upon_base(leaf, base, count, values, out):  # type: ignore[no-untyped-def]
-    """Write leaf − base, both bf16, into `values`, and sum as `_upon_base` does in the same pass."""
-    dot = fourth = nonzero = below = squares = 0.0
+    """Write leaf − base, both bf16, into `values` and sum as `_alone` does in the same pass; return ‖base‖².
+
+    Two different numbers of bf16 are never closer than half the spacing at one of them: `below` has nothing to count.
+    """
+    dot = fourth = nonzero = squares = 0.0
     for k in range(count):
         wide = _brain(base[k])
         value = _brain(leaf[k]) - wide
@@ -84,12 +96,49 @@ def _brain_upon_base(leaf, base, count, values, out):  # type: ignore[no-untyped
         dot += square
         fourth += square * square
         nonzero += 1.0 if square > 0.0 else 0.0
-        below += 1.0 if abs(value) < _half_spacing(wide) else 0.0
         squares += wide * wide
     out[DOT] += dot
     out[FOURTH] += fourth
     out[SAME] += nonzero
-    return below - (count - nonzero), squares
+    return squares
+
+
+@_loose
+def _brain_two_upon_base(one, other, base, count, pairs):  # type: ignore[no-untyped-def]
+    """Sum one − base and other − base, all bf16, into the three rows of `pairs`, keeping nothing; return ‖base‖²."""
+    dot = mixed = last = fourth = mixed_fourth = last_fourth = squares = 0.0
+    for k in range(count):
+        wide = _brain(base[k])
+        a, b = _brain(one[k]) - wide, _brain(other[k]) - wide
+        aa, ab, bb = a * a, a * b, b * b
+        dot += aa
+        mixed += ab
+        last += bb
+        fourth += aa * aa
+        mixed_fourth += ab * ab
+        last_fourth += bb * bb
+        squares += wide * wide
+    pairs[0, DOT] += dot
+    pairs[1, DOT] += mixed
+    pairs[2, DOT] += last
+    pairs[0, FOURTH] += fourth
+    pairs[1, FOURTH] += mixed_fourth
+    pairs[2, FOURTH] += last_fourth
+    # In fp32 twice as many at once: a difference keeps its sign there, and a block's counts are small integers.
+    first = second = both = opposite = _NONE
+    for k in range(count):
+        wide = _single(base[k])
+        a, b = _single(one[k]) - wide, _single(other[k]) - wide
+        in_one, in_other = _ONE if a != _NONE else _NONE, _ONE if b != _NONE else _NONE
+        first += in_one
+        second += in_other
+        both += in_one * in_other
+        opposite += in_one * in_other if (a < _NONE) != (b < _NONE) else _NONE
+    pairs[0, SAME] += first
+    pairs[1, SAME] += both - opposite
+    pairs[2, SAME] += second
+    pairs[1, OPPOSITE] += opposite
+    return squares
 
 
 @_exact
@@ -106,6 +155,14 @@ def compare_tile(raws, codes, count, firsts, terms, signs, base, halves, pairs, 
     pairs[:] = 0.0
     below[:] = 0.0
     squares = 0.0
+    if vectors == 2 and _two_differences(codes, firsts, terms, signs, base):
+        for start in range(0, count, BLOCK):
+            size = min(BLOCK, count - start)
+            one, other = raws[terms[firsts[0]]], raws[terms[firsts[1]]]
+            squares += _brain_two_upon_base(
+                _shorts(one, start, size), _shorts(other, start, size), _shorts(raws[base], start, size), size, pairs
+            )
+        return squares
     for start in range(0, count, BLOCK):
         size = min(BLOCK, count - start)
         place = 0
@@ -113,9 +170,8 @@ def compare_tile(raws, codes, count, firsts, terms, signs, base, halves, pairs, 
             first, last, found, norm = firsts[j], firsts[j + 1], 0.0, 0.0
             one = terms[first]
             if _plain_difference(codes, terms, signs, first, last, base):
-                found, norm = _brain_upon_base(
-                    _shorts(raws[one], start, size), _shorts(raws[base], start, size), size, values[j], pairs[place]
-                )
+                short, under = _shorts(raws[one], start, size), _shorts(raws[base], start, size)
+                norm = _brain_upon_base(short, under, size, values[j], pairs[place])
             else:
                 _value(raws, codes, first, last, terms, signs, start, size, halves, wide, values[j])
                 if base >= 0:
@@ -143,3 +199,10 @@ def _plain_difference(codes, terms, signs, first, last, base):  # type: ignore[n
     if base < 0 or last - first != 2 or terms[first + 1] != base or signs[first] < 0 or signs[first + 1] > 0:
         return False
     return codes[base] == BF16 and codes[terms[first]] == BF16
+
+
+@_exact
+def _two_differences(codes, firsts, terms, signs, base):  # type: ignore[no-untyped-def]
+    """Return whether both of two vectors are that."""
+    one = _plain_difference(codes, terms, signs, firsts[0], firsts[1], base)
+    return one and _plain_difference(codes, terms, signs, firsts[1], firsts[2], base)
