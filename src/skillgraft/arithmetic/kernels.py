@@ -148,10 +148,11 @@ def _cut(exact):  # type: ignore[no-untyped-def]
 
 
 @_exact
-def _outside(rounded, bits):  # type: ignore[no-untyped-def]
-    """Return whether a number that `_cut` made, with these bits in fp32, is no normal number of bf16 and not zero."""
-    exponent = (bits >> np.uint32(23)) & np.uint32(0xFF)
-    return np.uint32(exponent == np.uint32(0xFF)) | (np.uint32(exponent == np.uint32(0)) & np.uint32(rounded != 0.0))
+def _outside(bits):  # type: ignore[no-untyped-def]
+    """Return 1 unless these are the bits in fp32 of a normal number of bf16 or of zero: what `_cut` rounds rightly."""
+    magnitude = np.uint32(bits & np.uint32(0x7FFF_FFFF))
+    beyond = np.uint32(magnitude - np.uint32(0x0080_0000)) >= np.uint32(0x7F00_0000)
+    return np.uint32(beyond) & np.uint32(magnitude != np.uint32(0))
 
 
 @_exact
@@ -161,25 +162,71 @@ def _store_brain(exact, count, short, back):  # type: ignore[no-untyped-def]
     for k in range(count):
         rounded = _cut(exact[k])
         bits = np.float32(rounded).view(np.uint32)
-        outside |= _outside(rounded, bits)
+        outside |= _outside(bits)
         back[k] = rounded
         short[k] = np.uint16(bits >> np.uint32(16))
     return outside
+
+
+@_loose
+def _plus_square(total, value):  # type: ignore[no-untyped-def]
+    return total + value * value
 
 
 @_exact
-def _add_and_store_brain(made, scale, base, count, exact, short, back):  # type: ignore[no-untyped-def]
-    """Write base + scale · made to `exact`, base in bf16, and round it as `_store_brain` does, in one go."""
+def _finish_brain(made, scale, base, count, short):  # type: ignore[no-untyped-def]
+    """Round base + scale · made, base in bf16, to bf16 in one go that keeps nothing else.
+
+    Returns what `_squares` returns, and whether some element is not what `_cut` can round.
+    """
     outside = np.uint32(0)
+    change = lost = kept = 0.0
     for k in range(count):
         wanted = made[k] * scale + _brain(base[k])
-        exact[k] = wanted
         rounded = _cut(wanted)
         bits = np.float32(rounded).view(np.uint32)
-        outside |= _outside(rounded, bits)
-        back[k] = rounded
+        outside |= _outside(bits)
         short[k] = np.uint16(bits >> np.uint32(16))
-    return outside
+        change = _plus_square(change, made[k])
+        lost = _plus_square(lost, rounded - wanted)
+        kept = _plus_square(kept, rounded)
+    return change, lost, kept, outside
+
+
+@_exact
+def _finish_two_brain(one, other, first, second, scale, base, count, short):  # type: ignore[no-untyped-def]
+    """As `_finish_brain` with made = (one − base) · first + (other − base) · second, all bf16."""
+    outside = np.uint32(0)
+    change = lost = kept = 0.0
+    for k in range(count):
+        origin = _brain(base[k])
+        made = (_brain(one[k]) - origin) * first
+        made += (_brain(other[k]) - origin) * second
+        wanted = made * scale + origin
+        rounded = _cut(wanted)
+        bits = np.float32(rounded).view(np.uint32)
+        outside |= _outside(bits)
+        short[k] = np.uint16(bits >> np.uint32(16))
+        change = _plus_square(change, made)
+        lost = _plus_square(lost, rounded - wanted)
+        kept = _plus_square(kept, rounded)
+    return change, lost, kept, outside
+
+
+@_exact
+def _finish_brain_alone(made, count, short):  # type: ignore[no-untyped-def]
+    """Round `made` itself as `_finish_brain` does."""
+    outside = np.uint32(0)
+    change = lost = kept = 0.0
+    for k in range(count):
+        rounded = _cut(made[k])
+        bits = np.float32(rounded).view(np.uint32)
+        outside |= _outside(bits)
+        short[k] = np.uint16(bits >> np.uint32(16))
+        change = _plus_square(change, made[k])
+        lost = _plus_square(lost, rounded - made[k])
+        kept = _plus_square(kept, rounded)
+    return change, lost, kept, outside
 
 
 @_exact
@@ -249,60 +296,105 @@ def merge_tile(  # type: ignore[no-untyped-def]
     """
     operands = len(weights)
     wide, exact, back = np.empty(BLOCK), np.empty(BLOCK), np.empty(BLOCK)
-    total, elected, share = np.empty(BLOCK), np.empty(BLOCK), np.empty(BLOCK)
+    total, made, share = np.empty(BLOCK), np.empty(BLOCK), np.empty(BLOCK)
     values = np.empty((operands, BLOCK))
+    summed = method == WEIGHTED_SUM and len(masks) == 0 and divisor == 1.0 and factor == 1.0
+    in_brain = out_code == BF16 and (target < 0 or codes[target] == BF16)
+    two = summed and in_brain and _two_from_target(codes, firsts, terms, signs, target)
     finite = True
     sums[:] = 0.0
     for start in range(0, count, BLOCK):
         size = min(BLOCK, count - start)
-        if method == WEIGHTED_SUM and len(masks) == 0:
-            for j in range(operands):
-                first, last = firsts[j], firsts[j + 1]
-                _add(raws, codes, first, last, terms, signs, start, size, halves, wide, values[0], weights[j], j, total)
-            made = total
-        else:
-            for j in range(operands):
-                row = values[j]
-                _value(raws, codes, firsts[j], firsts[j + 1], terms, signs, start, size, halves, wide, row)
-                if len(masks) > 0:
-                    kept = masks[j, start : start + size]
-                    for k in range(size):
-                        row[k] = row[k] * kept[k] / density
-                if method == ELECT:  # an election would pass over NaN in silence
-                    finite = finite and all_finite(row[:size])
-                _trim_and_add(row, thresholds[j] if len(thresholds) > 0 else 0.0, weights[j], size, j == 0, total)
-            if method == ELECT:
-                _elect(values, weights, size, normalize, share, total, elected)
-            made = elected if method == ELECT else total
-        if divisor != 1.0:
-            for k in range(size):
-                made[k] /= divisor
-        if factor != 1.0:
-            for k in range(size):
-                made[k] *= factor
+        left = True
         for number in range(len(scales)):
-            if target < 0:
-                _store(made, out_code, start, size, outs[number], back)
-                change, lost, kept = _squares(made, made, back, size)
-            elif codes[target] == BF16 and out_code == BF16:
-                base, short = _shorts(raws[target], start, size), _shorts(outs[number], start, size)
-                if _add_and_store_brain(made, scales[number], base, size, exact, short, back):
-                    _store_brain_with_care(exact, size, short, back)
-                change, lost, kept = _squares(made, exact, back, size)
-            else:
-                _load(raws[target], codes[target], start, size, halves, wide)
-                for k in range(size):
-                    exact[k] = made[k] * scales[number] + wide[k]
+            plain, outside = False, np.uint32(0)
+            if two and left:
+                one, other = raws[terms[firsts[0]]], raws[terms[firsts[1]]]
+                change, lost, kept, outside = _finish_two_brain(
+                    _shorts(one, start, size), _shorts(other, start, size), weights[0], weights[1], scales[number],
+                    _shorts(raws[target], start, size), size, _shorts(outs[number], start, size),
+                )  # fmt: skip
+                plain = outside == 0 and np.isfinite(kept + lost)
+            if left and not plain:
+                left = False
+                ready = _make(
+                    raws, codes, firsts, terms, signs, weights, masks, density, method, thresholds, normalize, divisor,
+                    factor, start, size, halves, wide, values, share, total, made,
+                )  # fmt: skip
+                finite = finite and ready
+            if in_brain and not plain:
+                short = _shorts(outs[number], start, size)
+                if target < 0:
+                    change, lost, kept, outside = _finish_brain_alone(made, size, short)
+                else:
+                    base = _shorts(raws[target], start, size)
+                    change, lost, kept, outside = _finish_brain(made, scales[number], base, size, short)
+                plain = outside == 0 and np.isfinite(kept + lost)
+            if not plain:
+                if target < 0:
+                    exact[:size] = made[:size]
+                else:
+                    _load(raws[target], codes[target], start, size, halves, wide)
+                    for k in range(size):
+                        exact[k] = made[k] * scales[number] + wide[k]
                 _store(exact, out_code, start, size, outs[number], back)
                 change, lost, kept = _squares(made, exact, back, size)
+                # Both at once: what is stored may overflow, and rounding a NaN on its bits may make a number of it.
+                if not np.isfinite(kept + lost):
+                    finite = finite and all_finite(back[:size]) and all_finite(exact[:size])
             sums[1 + number] += lost
             if number == 0:
                 sums[0] += change
             if number == len(scales) - 1:
                 sums[-1] += kept
-            # Both at once: what is stored may overflow, and rounding a NaN on its bits may make a number of it.
-            if not np.isfinite(kept + lost):
-                finite = finite and all_finite(back[:size]) and all_finite((exact if target >= 0 else made)[:size])
+    return finite
+
+
+@_exact
+def _two_from_target(codes, firsts, terms, signs, target):  # type: ignore[no-untyped-def]
+    """Return whether two operands are each one bf16 leaf less the target, which is bf16."""
+    if target < 0 or len(firsts) != 3:
+        return False
+    for j in range(2):
+        first = firsts[j]
+        if firsts[j + 1] - first != 2 or terms[first + 1] != target or codes[terms[first]] != BF16:
+            return False
+        if signs[first] < 0 or signs[first + 1] > 0:
+            return False
+    return True
+
+
+@_exact
+def _make(  # type: ignore[no-untyped-def]
+    raws, codes, firsts, terms, signs, weights, masks, density, method, thresholds, normalize, divisor, factor, start,
+    size, halves, wide, values, share, total, made,
+):  # fmt: skip
+    """Write what the method makes of the operands' block into `made`; return whether what it passes over is finite."""
+    finite = True
+    if method == WEIGHTED_SUM and len(masks) == 0:
+        for j in range(len(weights)):
+            first, last = firsts[j], firsts[j + 1]
+            _add(raws, codes, first, last, terms, signs, start, size, halves, wide, values[0], weights[j], j, made)
+    else:
+        for j in range(len(weights)):
+            row = values[j]
+            _value(raws, codes, firsts[j], firsts[j + 1], terms, signs, start, size, halves, wide, row)
+            if len(masks) > 0:
+                mask = masks[j, start : start + size]
+                for k in range(size):
+                    row[k] = row[k] * mask[k] / density
+            if method == ELECT:  # an election would pass over NaN in silence
+                finite = finite and all_finite(row[:size])
+            least = thresholds[j] if len(thresholds) > 0 else 0.0
+            _trim_and_add(row, least, weights[j], size, j == 0, total if method == ELECT else made)
+        if method == ELECT:
+            _elect(values, weights, size, normalize, share, total, made)
+    if divisor != 1.0:
+        for k in range(size):
+            made[k] /= divisor
+    if factor != 1.0:
+        for k in range(size):
+            made[k] *= factor
     return finite
 
 
@@ -320,6 +412,16 @@ def _add_difference(left, right, size, weight, first, total):  # type: ignore[no
     else:
         for k in range(size):
             total[k] += (_brain(left[k]) - _brain(right[k])) * weight
+
+
+@_exact
+def _add_brain(short, size, weight, first, total):  # type: ignore[no-untyped-def]
+    if first:
+        for k in range(size):
+            total[k] = _brain(short[k]) * weight
+    else:
+        for k in range(size):
+            total[k] += _brain(short[k]) * weight
 
 
 @_exact
@@ -369,6 +471,9 @@ def _add(  # type: ignore[no-untyped-def]
         _add_difference(
             _shorts(raws[one], start, size), _shorts(raws[two], start, size), size, weight, number == 0, total
         )
+        return
+    if last - first == 1 and signs[first] > 0 and codes[one] == BF16:
+        _add_brain(_shorts(raws[one], start, size), size, weight, number == 0, total)
         return
     _value(raws, codes, first, last, terms, signs, start, size, halves, wide, row)
     if number == 0:
