@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from skillgraft.arithmetic import kernels
+from skillgraft.arithmetic import native
 from skillgraft.arithmetic.rounding import round_once
 
-LARGE = 3 * kernels.BLOCK + 11
+LARGE = 3 * native.BLOCK + 11
 
 
 def bits(seed, plain):
@@ -24,10 +24,10 @@ def bits(seed, plain):
 def merged(shorts, firsts, terms, signs, weights, target, scales):
     raws = np.stack([short.view(np.uint8) for short in shorts])
     outs, sums = np.empty((len(scales), 2 * LARGE), dtype=np.uint8), np.empty(len(scales) + 2)
-    finite = kernels.merge_tile(
-        raws, np.full(len(shorts), kernels.BF16), LARGE, np.array(firsts), np.array(terms), np.array(signs, float),
-        np.array(weights, float), np.empty((0, 0), dtype=np.bool_), 1.0, kernels.WEIGHTED_SUM, np.empty(0), False, 1.0,
-        1.0, target, np.array(scales, float), kernels.HALF_VALUES, outs, kernels.BF16, sums,
+    finite = native.merge_tile(
+        raws, np.full(len(shorts), native.BF16), LARGE, np.array(firsts), np.array(terms), np.array(signs, float),
+        np.array(weights, float), np.empty((0, 0), dtype=np.bool_), 1.0, native.WEIGHTED_SUM, np.empty(0), False, 1.0,
+        1.0, target, np.array(scales, float), native.HALF_VALUES, outs, native.BF16, sums,
     )  # fmt: skip
     return finite, outs.view(np.uint16), sums
 

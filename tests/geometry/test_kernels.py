@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from skillgraft.arithmetic.kernels import BF16, HALF_VALUES
-from skillgraft.geometry import kernels
+from skillgraft.arithmetic.native import BF16, HALF_VALUES
+from skillgraft.geometry import native
 
 
 def bits(seed, count):
@@ -23,14 +23,14 @@ def wide(short):
 
 
 @pytest.mark.parametrize("vectors", [1, 2, 3])
-@pytest.mark.parametrize("count", [1, 37, kernels.BLOCK, 3 * kernels.BLOCK + 5])
+@pytest.mark.parametrize("count", [1, 37, native.BLOCK, 3 * native.BLOCK + 5])
 def test_differences_of_bf16(vectors, count):
     shorts = [bits(seed, count) for seed in range(vectors + 1)]
     shorts[1][::7] = shorts[0][::7]
     raws = np.stack([short.view(np.uint8) for short in shorts])
     terms = np.array([place for j in range(vectors) for place in (j + 1, 0)])
     pairs, below = np.empty((vectors * (vectors + 1) // 2, 4)), np.empty(vectors)
-    base = kernels.compare_tile(
+    base = native.compare_tile(
         raws,
         np.full(vectors + 1, BF16),
         count,
@@ -49,10 +49,10 @@ def test_differences_of_bf16(vectors, count):
     for i, one in enumerate(deltas):
         for j in range(i, vectors):
             product, row = one * deltas[j], next(rows)
-            assert row[kernels.DOT] == pytest.approx(product.sum(), rel=1e-12, abs=1e-14 * np.abs(product).sum())
-            assert row[kernels.FOURTH] == pytest.approx(np.sum(product**2), rel=1e-12)
+            assert row[native.DOT] == pytest.approx(product.sum(), rel=1e-12, abs=1e-14 * np.abs(product).sum())
+            assert row[native.FOURTH] == pytest.approx(np.sum(product**2), rel=1e-12)
             sign = np.sign(one) * np.sign(deltas[j])
-            assert row[kernels.SAME] == np.count_nonzero(sign > 0)
-            assert row[kernels.OPPOSITE] == np.count_nonzero(sign < 0)
+            assert row[native.SAME] == np.count_nonzero(sign > 0)
+            assert row[native.OPPOSITE] == np.count_nonzero(sign < 0)
     spacing = np.maximum(2.0 ** (np.floor(np.log2(np.maximum(np.abs(origin), 2.0**-126))) - 8), 2.0**-134)
     assert below.tolist() == [np.count_nonzero((delta != 0) & (np.abs(delta) < spacing)) for delta in deltas]

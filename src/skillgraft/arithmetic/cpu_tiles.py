@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from skillgraft.arithmetic import kernels
+from skillgraft.arithmetic import native
 from skillgraft.arithmetic.combine import COMBINED, part_of
 from skillgraft.arithmetic.leaves import Leaf
 from skillgraft.arithmetic.methods.dare import keep_mask
@@ -61,7 +61,7 @@ def compute(
         how = _settings(plan, tensor, operands, tile, facts)
     outs = scratch.empty("outs", (len(scales), count * DTYPE_BYTES[tensor.spec.dtype]), np.uint8)
     sums = scratch.empty("sums", (len(scales) + 2,))
-    finite = kernels.merge_tile(
+    finite = native.merge_tile(
         inputs.raws,
         inputs.codes,
         count,
@@ -78,9 +78,9 @@ def compute(
         how.factor,
         inputs.target,
         np.asarray(scales, dtype=np.float64),
-        kernels.HALF_VALUES,
+        native.HALF_VALUES,
         outs,
-        kernels.CODES[tensor.spec.dtype],
+        native.CODES[tensor.spec.dtype],
         sums,
     )
     found = sums.tolist()
@@ -99,11 +99,11 @@ def _combined(
     """Return the target and what a method without a kernel makes of the task vectors, as two leaves; are all finite?"""
     count = tile.stop - tile.start
     values = operand_values(tensor, operands, tile, scratch, files)
-    finite = all(kernels.all_finite(row) for row in values)  # a mask would pass over NaN in silence
+    finite = all(native.all_finite(row) for row in values)  # a mask would pass over NaN in silence
     raws = scratch.empty("combined", (2, 8 * count), np.uint8)
     tensor.target.read(tile.start, tile.stop, files, raws[0])
     raws[1].view(np.float64)[:] = COMBINED[plan.method.name](list(values), part_of(plan, tensor, operands, tile, facts))
-    codes = np.array([kernels.CODES[tensor.target.dtype], kernels.F64])
+    codes = np.array([native.CODES[tensor.target.dtype], native.F64])
     return Inputs(raws, codes, np.array([0, 1]), np.array([1]), np.ones(1), 0), finite
 
 
@@ -116,7 +116,7 @@ def operand_values(
     values = scratch.empty("values", (len(operands), count))
     for row in range(len(operands)):
         first, last = int(inputs.firsts[row]), int(inputs.firsts[row + 1])
-        kernels.values_tile(
+        native.values_tile(
             inputs.raws,
             inputs.codes,
             count,
@@ -124,7 +124,7 @@ def operand_values(
             last,
             inputs.terms,
             inputs.signs,
-            kernels.HALF_VALUES,
+            native.HALF_VALUES,
             values[row],
         )
     return values
@@ -154,7 +154,7 @@ def _arrange(tensor: TensorPlan, operands: Sequence[Operand], with_target: bool)
             terms.append(places.setdefault(term.leaf, len(places)))
             signs.append(float(term.sign))
         firsts.append(len(terms))
-    codes = np.array([kernels.CODES[leaf.dtype] for leaf in places])
+    codes = np.array([native.CODES[leaf.dtype] for leaf in places])
     return tuple(places), codes, np.array(firsts), np.array(terms), np.array(signs)
 
 
@@ -175,7 +175,7 @@ _NO_THRESHOLDS = np.empty(0)
 
 def _plain(weights: np.ndarray) -> _Settings:
     """Return the settings of a weighted sum."""
-    return _Settings(weights, kernels.WEIGHTED_SUM, _NO_MASKS, 1.0, _NO_THRESHOLDS, False, 1.0, 1.0)
+    return _Settings(weights, native.WEIGHTED_SUM, _NO_MASKS, 1.0, _NO_THRESHOLDS, False, 1.0, 1.0)
 
 
 def _settings(plan: Plan, tensor: TensorPlan, operands: Sequence[Operand], tile: Tile, facts: Any) -> _Settings:
@@ -192,7 +192,7 @@ def _settings(plan: Plan, tensor: TensorPlan, operands: Sequence[Operand], tile:
     if name == "ties":
         kept = np.array([facts[tensor.operands.index(operand)] for operand in operands])
         return plain._replace(
-            method=kernels.ELECT, thresholds=kept, normalize=parameters.normalize, factor=parameters.scale
+            method=native.ELECT, thresholds=kept, normalize=parameters.normalize, factor=parameters.scale
         )
     if name in ("dare", "dare_ties"):
         tensor_name, count = tensor.spec.name, tile.stop - tile.start
@@ -201,6 +201,6 @@ def _settings(plan: Plan, tensor: TensorPlan, operands: Sequence[Operand], tile:
         )
         dropped = plain._replace(masks=masks, density=parameters.density)
         if name == "dare_ties":
-            return dropped._replace(method=kernels.ELECT, normalize=parameters.normalize)
+            return dropped._replace(method=native.ELECT, normalize=parameters.normalize)
         return dropped
     return plain

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from skillgraft.arithmetic import kernels
+from skillgraft.arithmetic import native
 from skillgraft.arithmetic.cpu_tiles import operand_values
 from skillgraft.arithmetic.key_search import KeySearch
 from skillgraft.arithmetic.methods.slerp import slerp_weights
@@ -66,7 +66,7 @@ def finite_values(tensor: TensorPlan, tile: Tile, scratch: Scratch, files: Files
     present = [operand for operand in tensor.operands if tile.stop <= operand.elements]
     values = operand_values(tensor, present, tile, scratch, files) if present else np.empty((0, 0))
     for row, operand in enumerate(present):
-        if not kernels.all_finite(values[row]):
+        if not native.all_finite(values[row]):
             raise not_finite(tensor, [operand], tile, (), scratch, files)
     return present, values
 
@@ -81,7 +81,7 @@ def _gram(tensors: Sequence[TensorPlan], machine: Machine) -> dict[str, list[lis
             if len(present) < len(tensor.operands):
                 return  # rows that not every operand has take no part
             products = scratch.empty("products", (len(present), len(present)))
-            kernels.gram_tile(values, products)
+            native.gram_tile(values, products)
             places = [tensor.operands.index(operand) for operand in present]
             for row, i in enumerate(places):
                 for column, j in enumerate(places[row:], start=row):
@@ -124,11 +124,11 @@ class Count(KeySearch):
             return
         if len(self.guesses):
             counted = np.zeros((2, len(self.guesses)), dtype=np.int64)
-            kernels.count_against(values, self.guesses, counted[0], counted[1])
+            native.count_against(values, self.guesses, counted[0], counted[1])
             with self.lock:
                 self.more, self.same = self.more + counted[0], self.same + counted[1]
             return
-        found, beyond = kernels.keys_between(values, self.low, self.high, room)
+        found, beyond = native.keys_between(values, self.low, self.high, room)
         self.take(room[:found].copy(), beyond)
 
     def close_round(self) -> None:

@@ -7,39 +7,13 @@ which serve reports and angles and give the same result on every run of one mach
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numba import njit
 
-BLOCK = 8192
-"""Elements that are worked on together: few enough for the cache, enough that a block's own cost does not show."""
-F64, F32, F16, BF16 = 0, 1, 2, 3
-CODES = {"F64": F64, "F32": F32, "F16": F16, "BF16": BF16}
-WEIGHTED_SUM, ELECT = 0, 1
-HALF_VALUES = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
-"""Every fp16 number by its bits: exact, and quicker than taking the bits apart."""
+from skillgraft.arithmetic.native import BF16, BLOCK, ELECT, F32, F64, WEIGHTED_SUM
 
-
-def _compiled(**options: Any) -> Any:
-    """Return the decorator that compiles, kept on the disk where some place for that can be written."""
-
-    def compile_one(function: Any) -> Any:
-        try:
-            return njit(cache=True, nogil=True, error_model="numpy", **options)(function)
-        except RuntimeError:  # neither the package's folder nor the user's cache can be written
-            return njit(nogil=True, error_model="numpy", **options)(function)
-
-    return compile_one
-
-
-def cache_folder() -> str | None:
-    """Return where compiled kernels are kept; None where no place for that can be written."""
-    return _sum.stats.cache_path
-
-
-_exact = _compiled()
-_loose = _compiled(fastmath={"reassoc", "nsz", "contract"})
+_exact = njit(nogil=True, error_model="numpy")
+_loose = njit(nogil=True, error_model="numpy", fastmath={"reassoc", "nsz", "contract"})
 
 
 @_loose
@@ -115,12 +89,15 @@ def _load(raw, code, start, count, halves, out):  # type: ignore[no-untyped-def]
 
 
 @_exact
-def _store(exact, code, start, count, raw, back):  # type: ignore[no-untyped-def]
-    """Round `exact` once, to nearest and ties to even, into `raw`; `back` gets what was stored, in fp64."""
+def _store(exact, code, start, count, raw, back, room):  # type: ignore[no-untyped-def]
+    """Round `exact` once, to nearest and ties to even, into `raw`; `back` gets what was stored, in fp64.
+
+    `room` is a block's fp64 numbers to work in.
+    """
     if code == BF16:
         short = raw[2 * start : 2 * (start + count)].view(np.uint16)
         if _store_brain(exact, count, short, back):
-            _store_brain_with_care(exact, count, short, back)
+            _store_brain_with_care(exact, count, short, back, room)
     elif code == F32:
         stored = raw[4 * start : 4 * (start + count)].view(np.float32)
         for k in range(count):
@@ -230,9 +207,9 @@ def _finish_brain_alone(made, count, short):  # type: ignore[no-untyped-def]
 
 
 @_exact
-def _store_brain_with_care(exact, count, short, back):  # type: ignore[no-untyped-def]
+def _store_brain_with_care(exact, count, short, back, room):  # type: ignore[no-untyped-def]
     """Round to bf16 by way of fp32, for subnormal and very large numbers, infinity and NaN."""
-    bits = np.empty(count, dtype=np.uint32)
+    bits = room.view(np.uint32)
     ties = np.uint32(0)
     for k in range(count):
         bits[k] = np.float32(exact[k]).view(np.uint32)
@@ -265,18 +242,16 @@ def _leave_ties(exact, count, bits):  # type: ignore[no-untyped-def]
 @_exact
 def _store_half(exact, start, count, raw, back):  # type: ignore[no-untyped-def]
     short = raw[2 * start : 2 * (start + count)].view(np.uint16)
-    double = np.empty(1, dtype=np.float64)
-    long = double.view(np.uint64)
     for k in range(count):
-        double[0] = abs(exact[k])
+        size = abs(exact[k])
         sign = np.uint16(0x8000) if (exact[k] < 0 or (exact[k] == 0 and 1.0 / exact[k] < 0)) else np.uint16(0)
-        exponent = max(np.int64(long[0] >> np.uint64(52)) - 1023, -14)
-        if not double[0] < 65520.0:  # NaN too
-            short[k] = sign | np.uint16(0x7C00 if double[0] == double[0] else 0x7E00)
-            back[k] = np.inf if double[0] == double[0] else np.nan
+        exponent = max(np.int64(np.float64(size).view(np.uint64) >> np.uint64(52)) - 1023, -14)
+        if not size < 65520.0:  # NaN too
+            short[k] = sign | np.uint16(0x7C00 if size == size else 0x7E00)
+            back[k] = np.inf if size == size else np.nan
             continue
         step = 2.0 ** (exponent - 10)
-        units = np.int64(np.rint(double[0] / step))  # exact but for the rounding: steps are powers of two
+        units = np.int64(np.rint(size / step))  # exact but for the rounding: steps are powers of two
         # Units of a normal number are 1024 to 2048; the leading bit, and a carry into it, move the exponent.
         short[k] = sign | np.uint16(((exponent + 14) << 10) + units)
         back[k] = units * step if sign == 0 else -units * step
@@ -285,7 +260,7 @@ def _store_half(exact, start, count, raw, back):  # type: ignore[no-untyped-def]
 @_exact
 def merge_tile(  # type: ignore[no-untyped-def]
     raws, codes, count, firsts, terms, signs, weights, masks, density, method, thresholds, normalize, divisor, factor,
-    target, scales, halves, outs, out_code, sums,
+    target, scales, halves, outs, out_code, sums, work,
 ):  # fmt: skip
     """Combine a tile of `count` elements and write it, rounded, for each λ in `scales`; return whether all is finite.
 
@@ -293,16 +268,16 @@ def merge_tile(  # type: ignore[no-untyped-def]
     masks[j] over `density` where masks are given (operands, count); `thresholds` are fp32 magnitudes, none if empty.
     WEIGHTED_SUM makes (Σ weights·operand) / divisor · factor, ELECT the disjoint mean. With `target` >= 0 the result
     is leaf `target` + λ·that. outs (λ, bytes); sums (1 + λ + 1): ‖made‖², each ‖stored − exact‖², the last ‖stored‖².
+    `work` (`WORK` + operands, `BLOCK`) is room to work in.
     """
-    operands = len(weights)
-    wide, exact, back = np.empty(BLOCK), np.empty(BLOCK), np.empty(BLOCK)
-    total, made, share = np.empty(BLOCK), np.empty(BLOCK), np.empty(BLOCK)
-    values = np.empty((operands, BLOCK))
+    wide, exact, back, total, made, share = work[0], work[1], work[2], work[3], work[4], work[5]
+    values = work[6:]
     summed = method == WEIGHTED_SUM and len(masks) == 0 and divisor == 1.0 and factor == 1.0
     in_brain = out_code == BF16 and (target < 0 or codes[target] == BF16)
     two = summed and in_brain and _two_from_target(codes, firsts, terms, signs, target)
     finite = True
-    sums[:] = 0.0
+    for place in range(len(sums)):
+        sums[place] = 0.0
     for start in range(0, count, BLOCK):
         size = min(BLOCK, count - start)
         left = True
@@ -332,12 +307,13 @@ def merge_tile(  # type: ignore[no-untyped-def]
                 plain = outside == 0 and np.isfinite(kept + lost)
             if not plain:
                 if target < 0:
-                    exact[:size] = made[:size]
+                    for k in range(size):
+                        exact[k] = made[k]
                 else:
                     _load(raws[target], codes[target], start, size, halves, wide)
                     for k in range(size):
                         exact[k] = made[k] * scales[number] + wide[k]
-                _store(exact, out_code, start, size, outs[number], back)
+                _store(exact, out_code, start, size, outs[number], back, wide)
                 change, lost, kept = _squares(made, exact, back, size)
                 # Both at once: what is stored may overflow, and rounding a NaN on its bits may make a number of it.
                 if not np.isfinite(kept + lost):
@@ -514,25 +490,26 @@ def _elect(values, weights, size, normalize, share, total, out):  # type: ignore
 
 
 @_exact
-def values_tile(raws, codes, count, first, last, terms, signs, halves, out):  # type: ignore[no-untyped-def]
-    """Write one operand's values, Σ signs·leaf over terms[first : last], into `out` (count,) fp64."""
-    wide = np.empty(BLOCK)
+def values_tile(raws, codes, count, first, last, terms, signs, halves, out, wide):  # type: ignore[no-untyped-def]
+    """Write one operand's values, Σ signs·leaf over terms[first : last], into `out` (count,) fp64.
+
+    `wide` (`BLOCK`,) is room to work in.
+    """
     for start in range(0, count, BLOCK):
         size = min(BLOCK, count - start)
         _value(raws, codes, first, last, terms, signs, start, size, halves, wide, out[start : start + size])
 
 
 @_exact
-def keys_between(values, low, high, out):  # type: ignore[no-untyped-def]
+def keys_between(values, low, high, out, single, inside):  # type: ignore[no-untyped-def]
     """Write the magnitude keys of `values` from `low` to `high` into `out`; return (how many, how many are beyond).
 
-    A key is the bits of |value| in fp32 as an integer: keys sort as magnitudes do.
+    A key is the bits of |value| in fp32 as an integer: keys sort as magnitudes do. `single` (`BLOCK`,) in fp32 and
+    `inside` (`BLOCK`,) in bytes are room to work in.
     """
-    single = np.empty(BLOCK, dtype=np.float32)
     bits = single.view(np.int32)
     found = beyond = 0
     width = np.uint32(high - low)
-    inside = np.empty(BLOCK, dtype=np.uint8)
     eight = inside.view(np.uint64)
     for start in range(0, len(values), BLOCK):
         size = min(BLOCK, len(values) - start)
@@ -543,7 +520,8 @@ def keys_between(values, low, high, out):  # type: ignore[no-untyped-def]
         for k in range(size):
             over += np.int32(bits[k] > high)
         beyond += over
-        inside[:] = 0
+        for group in range(BLOCK // 8):
+            eight[group] = 0
         for k in range(size):
             inside[k] = np.uint32(bits[k] - low) <= width
         for group in range((size + 7) // 8):
@@ -556,9 +534,11 @@ def keys_between(values, low, high, out):  # type: ignore[no-untyped-def]
 
 
 @_exact
-def count_against(values, keys, more, same):  # type: ignore[no-untyped-def]
-    """Add to `more` and `same` how many of `values` have a magnitude key above each of `keys`, and equal to it."""
-    single = np.empty(BLOCK, dtype=np.float32)
+def count_against(values, keys, more, same, single):  # type: ignore[no-untyped-def]
+    """Add to `more` and `same` how many of `values` have a magnitude key above each of `keys`, and equal to it.
+
+    `single` (`BLOCK`,) in fp32 is room to work in.
+    """
     bits = single.view(np.int32)
     for start in range(0, len(values), BLOCK):
         size = min(BLOCK, len(values) - start)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from skillgraft.arithmetic import kernels
+from skillgraft.arithmetic import native
 from skillgraft.arithmetic.methods.copa import copa
 from skillgraft.arithmetic.scratch import Files
 from skillgraft.checkpoint.header import DTYPE_BYTES, TensorInfo
@@ -83,7 +83,7 @@ class Product:
     def read(self, start: int, stop: int, files: Files, raw: np.ndarray) -> None:
         """Write the bytes of the flat elements from `start` to `stop` to the beginning of `raw` (uint8)."""
         a, b = files.kept(self, lambda: (_wide(self.a, files), _wide(self.b, files) * self.scaling))
-        kernels.product_tile(a, b, start, stop, raw[: (stop - start) * 8].view(np.float64))
+        native.product_tile(a, b, start, stop, raw[: (stop - start) * 8].view(np.float64))
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class MergedProduct:
     def read(self, start: int, stop: int, files: Files, raw: np.ndarray) -> None:
         """Write the bytes of the flat elements from `start` to `stop` to the beginning of `raw` (uint8)."""
         a, b = files.kept(self, lambda: self._merge(files))
-        kernels.product_tile(a, b, start, stop, raw[: (stop - start) * 8].view(np.float64))
+        native.product_tile(a, b, start, stop, raw[: (stop - start) * 8].view(np.float64))
 
     def _merge(self, files: Files) -> tuple[np.ndarray, np.ndarray]:
         factors = [(_wide(part.a, files), _wide(part.b, files) * part.scaling) for part in self.parts]
@@ -156,7 +156,7 @@ class Packed:
     def read(self, start: int, stop: int, files: Files, raw: np.ndarray) -> None:
         """Write the bytes of the flat elements from `start` to `stop` to the beginning of `raw` (uint8)."""
         a, b = files.kept(self, lambda: self._factors(files))
-        kernels.product_tile(a, b, start, stop, raw[: (stop - start) * 8].view(np.float64))
+        native.product_tile(a, b, start, stop, raw[: (stop - start) * 8].view(np.float64))
 
     def _factors(self, files: Files) -> tuple[np.ndarray, np.ndarray]:
         encoded = packed.Encoded(*(_part(info, 0, info.elements, files).reshape(info.shape) for info in self.files))
@@ -242,6 +242,6 @@ def _wide(info: TensorInfo, files: Files) -> np.ndarray:
     raw = np.empty((1, info.end - info.begin), dtype=np.uint8)
     files.read(info, 0, raw[0])
     out = np.empty(info.elements)
-    codes, places = np.array([kernels.CODES[info.dtype]]), np.zeros(1, dtype=np.int64)
-    kernels.values_tile(raw, codes, info.elements, 0, 1, places, np.ones(1), kernels.HALF_VALUES, out)
+    codes, places = np.array([native.CODES[info.dtype]]), np.zeros(1, dtype=np.int64)
+    native.values_tile(raw, codes, info.elements, 0, 1, places, np.ones(1), native.HALF_VALUES, out)
     return out.reshape(info.shape)

@@ -5,31 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numba import njit
 
 from skillgraft.arithmetic.methods import pcb
 from skillgraft.arithmetic.methods.arrays import Array
+from skillgraft.compiled import Compiled
 
-# Not cached on the disk: a cached caller would not notice a change of the definition in its other file.
-_exact = njit(nogil=True, error_model="numpy")
-_exponential = _exact(pcb.exponential)
-
-
-@_exact
-def _normalised(one, other, low, width, out):  # type: ignore[no-untyped-def]
-    for k in range(len(out)):
-        out[k] = _exponential((one[k] * other[k] - low) / width - 1.0)
-
-
-@_exact
-def _exact_sum(values):  # type: ignore[no-untyped-def]
-    whole = rest = 0.0
-    for k in range(len(values)):
-        scaled = values[k] * 1073741824.0
-        floor = np.floor(scaled)
-        whole += floor
-        rest += np.rint((scaled - floor) * 1073741824.0)
-    return whole, rest
+_SOURCES = ("skillgraft.arithmetic.methods.pcb",)
+_normalised = Compiled("skillgraft.arithmetic.softmax_kernels", "normalised", "f8[:] f8[:] f8 f8 =f8[:]", "", _SOURCES)
+_exact_sum = Compiled("skillgraft.arithmetic.softmax_kernels", "exact_sum", "f8[:]", "f8 f8", _SOURCES)
 
 
 def numerators(vectors: Sequence[Array], low: np.ndarray, high: np.ndarray) -> dict[tuple[int, int], Array]:

@@ -47,9 +47,10 @@ def look_at_numba() -> dict[str, Any]:
     """Return Numba's version and where it keeps compiled kernels (None: nowhere)."""
     import numba
 
-    from skillgraft.arithmetic import kernels
+    from skillgraft.compiled import folder
 
-    return {"version": numba.__version__, "cache": kernels.cache_folder()}
+    found = folder()
+    return {"version": numba.__version__, "cache": None if found is None else str(found)}
 
 
 PROBES: dict[str, Callable[[], dict[str, Any]]] = {"torch": look_at_torch, "numba": look_at_numba}

@@ -7,13 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from skillgraft.arithmetic.kernels import BF16, _brain, _dot, _exact, _load, _loose, _shorts, _value
-
-BLOCK = 4096
-"""Elements that are worked on together: the differences of a few vectors stay in a core's first caches."""
-
-DOT, FOURTH, SAME, OPPOSITE = 0, 1, 2, 3
-"""What is summed of each pair: a·b, a²·b², [a·b > 0], [a·b < 0]."""
+from skillgraft.arithmetic.kernels import _brain, _dot, _exact, _load, _loose, _shorts, _value
+from skillgraft.arithmetic.native import BF16
+from skillgraft.geometry.native import BLOCK, DOT, FOURTH, OPPOSITE, SAME
 
 _EXPONENT = np.uint64(0x7FF0000000000000)
 _HALF_SPACING = 2.0**-8  # of bf16 numbers in [1, 2): half of 2^-7
@@ -142,18 +138,21 @@ def _brain_two_upon_base(one, other, base, count, pairs):  # type: ignore[no-unt
 
 
 @_exact
-def compare_tile(raws, codes, count, firsts, terms, signs, base, halves, pairs, below):  # type: ignore[no-untyped-def]
+def compare_tile(raws, codes, count, firsts, terms, signs, base, halves, pairs, below, values, wide):  # type: ignore[no-untyped-def]
     """Sum a tile of `count` elements; return ‖base‖², 0 where `base` is negative.
 
     raws (leaves, bytes) with dtype `codes`, leaf `base` being the base; vector j is Σ signs·leaf over
     terms[firsts[j] : firsts[j + 1]]. pairs (vectors·(vectors + 1)/2, 4) gets DOT, FOURTH, SAME, OPPOSITE of each pair
     i <= j, row by row; below (vectors) counts elements that are not zero and smaller than half the spacing of bf16
-    numbers at the base. A product of two elements below 1e-308 counts as zero.
+    numbers at the base. A product of two elements below 1e-308 counts as zero. `values` (vectors, `BLOCK`) and `wide`
+    (`BLOCK`,) are room to work in.
     """
     vectors = len(firsts) - 1
-    values, wide = np.empty((vectors, BLOCK)), np.empty(BLOCK)
-    pairs[:] = 0.0
-    below[:] = 0.0
+    for row in range(len(pairs)):
+        for column in range(4):
+            pairs[row, column] = 0.0
+    for j in range(vectors):
+        below[j] = 0.0
     squares = 0.0
     if vectors == 2 and _two_differences(codes, firsts, terms, signs, base):
         for start in range(0, count, BLOCK):

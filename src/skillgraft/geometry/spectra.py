@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from skillgraft.arithmetic import kernels as arithmetic_kernels
+from skillgraft.arithmetic import native
 from skillgraft.arithmetic.plan import Operand
 from skillgraft.arithmetic.scratch import Files, Scratch
 from skillgraft.arithmetic.stream import Progress
@@ -137,7 +137,7 @@ def _blocks(tensor: ComparedTensor, operand: Operand, files: Files) -> Iterator[
             tile = Tile(first * columns, stop)
             count = tile.stop - tile.start
             raws = read_leaves(inputs, tile, scratch, files)
-            arithmetic_kernels.values_tile(
+            native.values_tile(
                 raws,
                 inputs.codes,
                 count,
@@ -145,7 +145,7 @@ def _blocks(tensor: ComparedTensor, operand: Operand, files: Files) -> Iterator[
                 len(inputs.terms),
                 inputs.terms,
                 inputs.signs,
-                arithmetic_kernels.HALF_VALUES,
+                native.HALF_VALUES,
                 block[:count],
             )
         yield block.reshape(-1, columns)

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from skillgraft.arithmetic import kernels as arithmetic_kernels
+from skillgraft.arithmetic import native
 from skillgraft.arithmetic.scratch import Files, Scratch
 from skillgraft.arithmetic.stream import Progress
 from skillgraft.arithmetic.tiles import Tile, cut, each_tile
 from skillgraft.checkpoint.header import DTYPE_BYTES
 from skillgraft.errors import CompatibilityError
-from skillgraft.geometry import kernels
+from skillgraft.geometry.native import DOT, FOURTH, OPPOSITE, SAME, compare_tile
 from skillgraft.geometry.plan import ComparedTensor, ComparePlan
 
 if TYPE_CHECKING:
@@ -109,18 +109,18 @@ class _Gathering:
         table = total[1 + vectors :].reshape(-1, 4)
         matrices = np.zeros((4, vectors, vectors))
         matrices[:, rows, columns] = matrices[:, columns, rows] = table.T
-        dot = matrices[kernels.DOT]
+        dot = matrices[DOT]
         squares = np.diag(dot)
         return Sums(
             elements=float(self.tensor.elements),
             base=float(total[0]),
             dot=dot,
-            fourth=matrices[kernels.FOURTH],
-            same=matrices[kernels.SAME],
-            opposite=matrices[kernels.OPPOSITE],
+            fourth=matrices[FOURTH],
+            same=matrices[SAME],
+            opposite=matrices[OPPOSITE],
             below=total[1 : 1 + vectors],
             isotropic=np.outer(squares, squares) / self.tensor.elements,
-            rotation=matrices[kernels.FOURTH],
+            rotation=matrices[FOURTH],
         )
 
 
@@ -140,7 +140,7 @@ def _sum_tile(tensor: ComparedTensor, vectors: int, tile: Tile, scratch: Scratch
     raws = read_leaves(inputs, tile, scratch, files)
     given = len(present)
     pairs, below = np.empty((given * (given + 1) // 2, 4)), np.empty(given)
-    base = kernels.compare_tile(
+    base = compare_tile(
         raws,
         inputs.codes,
         count,
@@ -148,7 +148,7 @@ def _sum_tile(tensor: ComparedTensor, vectors: int, tile: Tile, scratch: Scratch
         inputs.terms,
         inputs.signs,
         0 if tensor.base is not None else -1,
-        arithmetic_kernels.HALF_VALUES,
+        native.HALF_VALUES,
         pairs,
         below,
     )
@@ -185,7 +185,7 @@ def arrange(tensor: ComparedTensor, present: Sequence[Any]) -> Inputs:
             terms.append(leaves.setdefault(term.leaf, len(leaves)))
             signs.append(float(term.sign))
         firsts.append(len(terms))
-    codes = np.array([arithmetic_kernels.CODES[leaf.dtype] for leaf in leaves], dtype=np.int64)
+    codes = np.array([native.CODES[leaf.dtype] for leaf in leaves], dtype=np.int64)
     return Inputs(tuple(leaves), codes, np.array(firsts), np.array(terms, dtype=np.int64), np.array(signs))
 
 
@@ -203,9 +203,7 @@ def refuse_not_finite(tensor: ComparedTensor, inputs: Inputs, raws: np.ndarray, 
     values, one = np.empty(count), np.ones(1)
     for place, leaf in enumerate(inputs.leaves):
         term = np.array([place])
-        arithmetic_kernels.values_tile(
-            raws, inputs.codes, count, 0, 1, term, one, arithmetic_kernels.HALF_VALUES, values
-        )
+        native.values_tile(raws, inputs.codes, count, 0, 1, term, one, native.HALF_VALUES, values)
         wrong = int(np.count_nonzero(~np.isfinite(values)))
         if wrong:
             file = leaf.files[-1].file
