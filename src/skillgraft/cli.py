@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -91,6 +92,8 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
+_WITHOUT_BLAS = {"extract", "inject", "merge", "verify"}
+"""Verbs that multiply no matrices: the threads that NumPy's library would start for that only cost time."""
 _WITH_MODELS = {"run", "eval", "search", "chat", "pack"}
 """Verbs that work for long with objects that hold much memory."""
 
@@ -104,6 +107,8 @@ def main() -> None:
     verb = sys.argv[1] if len(sys.argv) > 1 else None
     if verb is not None and verb not in _WITH_MODELS:
         gc.set_threshold(50_000, 20, 20)
+    if verb in _WITHOUT_BLAS:
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         application(verb)()
     finally:

@@ -212,11 +212,10 @@ def _link(code: bytes) -> int:
     with _linking:
         engine = _engine()
         file = llvm.ObjectFileRef.from_data(code)
-        stub = ctypes.cast(_never, ctypes.c_void_p).value
-        for symbol in {
-            found.decode() for found in re.findall(rb"[\w.$]+", code) if _NEVER_CALLED.fullmatch(found.decode())
-        }:
-            llvm.add_symbol(symbol, stub)
+        for symbol in filter(_NEVER_CALLED.fullmatch, {word.decode() for word in re.findall(rb"[\w.$]+", code)}):
+            if llvm.address_of_symbol(symbol) is None:  # Numba, where it is imported later, puts its own in place
+                known = getattr(ctypes.pythonapi, symbol, _never)
+                llvm.add_symbol(symbol, ctypes.cast(known, ctypes.c_void_p).value)
         engine.add_object_file(file)
         engine.finalize_object()
         address = engine.get_function_address(name.decode())
