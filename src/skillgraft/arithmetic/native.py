@@ -1,6 +1,7 @@
 """The compiled kernels as they are called, and the numbers that name things in them. Loads no Numba.
 
-`kernels` defines them and says what they do. What they work in is kept here, one set of buffers for each thread.
+`leaf_kernels`, `rounding_kernels` and `kernels` define them and say what they do. What they work in is kept here, one
+set of buffers for each thread.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ WORK = 6
 HALF_VALUES = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
 """Every fp16 number by its bits: exact, and quicker than taking the bits apart."""
 
-_HERE = "skillgraft.arithmetic.kernels", "skillgraft.arithmetic.native"
+_SOURCES = tuple(f"skillgraft.arithmetic.{name}" for name in ("native", "leaf_kernels", "rounding_kernels"))
 
 
-def _kernel(name: str, arguments: str, result: str = "") -> Compiled:
-    return Compiled(_HERE[0], name, arguments, result, _HERE[1:])
+def _kernel(name: str, arguments: str, result: str = "", module: str = "kernels") -> Compiled:
+    return Compiled(f"skillgraft.arithmetic.{module}", name, arguments, result, _SOURCES)
 
 
 _merge_tile = _kernel(
@@ -34,12 +35,12 @@ _merge_tile = _kernel(
     "u1[:,:] i8[:] i8 i8[:] i8[:] f8[:] f8[:] b1[:,:] f8 i8 f8[:] b1 f8 f8 i8 f8[:] f4[:] =u1[:,:] i8 =f8[:] =f8[:,:]",
     "b1",
 )
-_values_tile = _kernel("values_tile", "u1[:,:] i8[:] i8 i8 i8 i8[:] f8[:] f4[:] =f8[:] =f8[:]")
+_values_tile = _kernel("values_tile", "u1[:,:] i8[:] i8 i8 i8 i8[:] f8[:] f4[:] =f8[:] =f8[:]", module="leaf_kernels")
 _keys_between = _kernel("keys_between", "f8[:] i8 i8 =i4[:] =f4[:] =u1[:]", "i8 i8")
 _count_against = _kernel("count_against", "f8[:] i8[:] =i8[:] =i8[:] =f4[:]")
-all_finite = _kernel("all_finite", "f8[:]", "b1")
-gram_tile = _kernel("gram_tile", "f8[:,:] =f8[:,:]")
-product_tile = _kernel("product_tile", "f8[:,:] f8[:,:] i8 i8 =f8[:]")
+all_finite = _kernel("all_finite", "f8[:]", "b1", module="leaf_kernels")
+gram_tile = _kernel("gram_tile", "f8[:,:] =f8[:,:]", module="leaf_kernels")
+product_tile = _kernel("product_tile", "f8[:,:] f8[:,:] i8 i8 =f8[:]", module="leaf_kernels")
 
 
 class _Rooms(threading.local):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from skillgraft.arithmetic.kernels import _brain, _dot, _exact, _load, _loose, _shorts, _value
+from skillgraft.arithmetic.leaf_kernels import brain, dot_product, load, load_operand, loose, shorts, strict
 from skillgraft.arithmetic.native import BF16
 from skillgraft.geometry.native import BLOCK, DOT, FOURTH, OPPOSITE, SAME
 
@@ -19,13 +19,13 @@ _LEAST_HALF_SPACING = 2.0**-134  # of bf16 numbers near zero
 _NONE, _ONE = np.float32(0), np.float32(1)
 
 
-@_loose
+@loose
 def _single(bits):  # type: ignore[no-untyped-def]
     """Return the bf16 number with these bits, in fp32."""
     return np.uint32(np.uint32(bits) << np.uint32(16)).view(np.float32)
 
 
-@_loose
+@loose
 def _pair(one, other, count, out):  # type: ignore[no-untyped-def]
     dot = fourth = same = opposite = 0.0
     for k in range(count):
@@ -40,7 +40,7 @@ def _pair(one, other, count, out):  # type: ignore[no-untyped-def]
     out[OPPOSITE] += opposite
 
 
-@_loose
+@loose
 def _alone(values, count, out):  # type: ignore[no-untyped-def]
     dot = fourth = nonzero = 0.0
     for k in range(count):
@@ -53,14 +53,14 @@ def _alone(values, count, out):  # type: ignore[no-untyped-def]
     out[SAME] += nonzero
 
 
-@_loose
+@loose
 def _half_spacing(base):  # type: ignore[no-untyped-def]
     """Return half the spacing of bf16 numbers at `base`, an fp64 number."""
     power = np.uint64(np.float64(base).view(np.uint64) & _EXPONENT).view(np.float64)
     return max(power * _HALF_SPACING, _LEAST_HALF_SPACING)
 
 
-@_loose
+@loose
 def _upon_base(values, base, count, out):  # type: ignore[no-untyped-def]
     """Sum as `_alone` does; return how many elements are below the spacing at the base but not zero, and ‖base‖²."""
     dot = fourth = nonzero = below = squares = 0.0
@@ -77,7 +77,7 @@ def _upon_base(values, base, count, out):  # type: ignore[no-untyped-def]
     return below - (count - nonzero), squares
 
 
-@_loose
+@loose
 def _brain_upon_base(leaf, base, count, values, out):  # type: ignore[no-untyped-def]
     """Write leaf − base, both bf16, into `values` and sum as `_alone` does in the same pass; return ‖base‖².
 
@@ -85,8 +85,8 @@ def _brain_upon_base(leaf, base, count, values, out):  # type: ignore[no-untyped
     """
     dot = fourth = nonzero = squares = 0.0
     for k in range(count):
-        wide = _brain(base[k])
-        value = _brain(leaf[k]) - wide
+        wide = brain(base[k])
+        value = brain(leaf[k]) - wide
         values[k] = value
         square = value * value
         dot += square
@@ -99,13 +99,13 @@ def _brain_upon_base(leaf, base, count, values, out):  # type: ignore[no-untyped
     return squares
 
 
-@_loose
+@loose
 def _brain_two_upon_base(one, other, base, count, pairs):  # type: ignore[no-untyped-def]
     """Sum one − base and other − base, all bf16, into the three rows of `pairs`, keeping nothing; return ‖base‖²."""
     dot = mixed = last = fourth = mixed_fourth = last_fourth = squares = 0.0
     for k in range(count):
-        wide = _brain(base[k])
-        a, b = _brain(one[k]) - wide, _brain(other[k]) - wide
+        wide = brain(base[k])
+        a, b = brain(one[k]) - wide, brain(other[k]) - wide
         aa, ab, bb = a * a, a * b, b * b
         dot += aa
         mixed += ab
@@ -137,7 +137,7 @@ def _brain_two_upon_base(one, other, base, count, pairs):  # type: ignore[no-unt
     return squares
 
 
-@_exact
+@strict
 def compare_tile(raws, codes, count, firsts, terms, signs, base, halves, pairs, below, values, wide):  # type: ignore[no-untyped-def]
     """Sum a tile of `count` elements; return ‖base‖², 0 where `base` is negative.
 
@@ -159,7 +159,7 @@ def compare_tile(raws, codes, count, firsts, terms, signs, base, halves, pairs, 
             size = min(BLOCK, count - start)
             one, other = raws[terms[firsts[0]]], raws[terms[firsts[1]]]
             squares += _brain_two_upon_base(
-                _shorts(one, start, size), _shorts(other, start, size), _shorts(raws[base], start, size), size, pairs
+                shorts(one, start, size), shorts(other, start, size), shorts(raws[base], start, size), size, pairs
             )
         return squares
     for start in range(0, count, BLOCK):
@@ -169,12 +169,12 @@ def compare_tile(raws, codes, count, firsts, terms, signs, base, halves, pairs, 
             first, last, found, norm = firsts[j], firsts[j + 1], 0.0, 0.0
             one = terms[first]
             if _plain_difference(codes, terms, signs, first, last, base):
-                short, under = _shorts(raws[one], start, size), _shorts(raws[base], start, size)
+                short, under = shorts(raws[one], start, size), shorts(raws[base], start, size)
                 norm = _brain_upon_base(short, under, size, values[j], pairs[place])
             else:
-                _value(raws, codes, first, last, terms, signs, start, size, halves, wide, values[j])
+                load_operand(raws, codes, first, last, terms, signs, start, size, halves, wide, values[j])
                 if base >= 0:
-                    _load(raws[base], codes[base], start, size, halves, wide)
+                    load(raws[base], codes[base], start, size, halves, wide)
                     found, norm = _upon_base(values[j], wide, size, pairs[place])
                 else:
                     _alone(values[j], size, pairs[place])
@@ -182,8 +182,8 @@ def compare_tile(raws, codes, count, firsts, terms, signs, base, halves, pairs, 
             squares += norm if j == 0 else 0.0
             place += vectors - j
         if vectors == 0 and base >= 0:
-            _load(raws[base], codes[base], start, size, halves, wide)
-            squares += _dot(wide, wide, size)
+            load(raws[base], codes[base], start, size, halves, wide)
+            squares += dot_product(wide, wide, size)
         place = 0
         for i in range(vectors):
             for j in range(i + 1, vectors):
@@ -192,7 +192,7 @@ def compare_tile(raws, codes, count, firsts, terms, signs, base, halves, pairs, 
     return squares
 
 
-@_exact
+@strict
 def _plain_difference(codes, terms, signs, first, last, base):  # type: ignore[no-untyped-def]
     """Return whether a vector is one bf16 leaf less the bf16 base."""
     if base < 0 or last - first != 2 or terms[first + 1] != base or signs[first] < 0 or signs[first + 1] > 0:
@@ -200,7 +200,7 @@ def _plain_difference(codes, terms, signs, first, last, base):  # type: ignore[n
     return codes[base] == BF16 and codes[terms[first]] == BF16
 
 
-@_exact
+@strict
 def _two_differences(codes, firsts, terms, signs, base):  # type: ignore[no-untyped-def]
     """Return whether both of two vectors are that."""
     one = _plain_difference(codes, terms, signs, firsts[0], firsts[1], base)

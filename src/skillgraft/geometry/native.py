@@ -20,7 +20,7 @@ _compare_tile = Compiled(
     "compare_tile",
     "u1[:,:] i8[:] i8 i8[:] i8[:] f8[:] i8 f4[:] =f8[:,:] =f8[:] =f8[:,:] =f8[:]",
     "f8",
-    ("skillgraft.geometry.native", "skillgraft.arithmetic.kernels", "skillgraft.arithmetic.native"),
+    ("skillgraft.geometry.native", "skillgraft.arithmetic.leaf_kernels", "skillgraft.arithmetic.native"),
 )
 _rooms = threading.local()
 
