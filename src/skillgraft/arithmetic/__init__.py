@@ -7,8 +7,9 @@ it is first used.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from skillgraft.lazy import names_of
 
 if TYPE_CHECKING:
     from skillgraft.arithmetic.extraction import extract
@@ -18,16 +19,13 @@ if TYPE_CHECKING:
 
 __all__ = ["extract", "inject", "inject_scales", "merge", "random_vector"]
 
-_HOME = {
-    "extract": "extraction",
-    "inject": "injection",
-    "inject_scales": "injection",
-    "merge": "merging",
-    "random_vector": "random_control",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__ = names_of(
+    __name__,
+    {
+        "extract": "extraction",
+        "inject": "injection",
+        "inject_scales": "injection",
+        "merge": "merging",
+        "random_vector": "random_control",
+    },
+)

@@ -6,16 +6,13 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from skillgraft.lazy import names_of
 
 if TYPE_CHECKING:
     from skillgraft.geometry.comparison import compare
 
 __all__ = ["compare"]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
-    return getattr(importlib.import_module(f"{__name__}.comparison"), name)
+__getattr__ = names_of(__name__, {"compare": "comparison"})

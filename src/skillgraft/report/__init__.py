@@ -12,8 +12,9 @@ the one place that turns text into HTML. Importing the package loads none of the
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from skillgraft.lazy import names_of
 
 if TYPE_CHECKING:
     from skillgraft.report.facts import Facts
@@ -23,10 +24,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Facts", "headline", "read_report", "render", "score_table", "write_report"]
 
-_MODULES = {"Facts": "facts", "headline": "wording", "score_table": "terminal"}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULES.get(name, 'page')}"), name)
+__getattr__ = names_of(
+    __name__,
+    {
+        "Facts": "facts",
+        "headline": "wording",
+        "read_report": "page",
+        "render": "page",
+        "score_table": "terminal",
+        "write_report": "page",
+    },
+)
