@@ -11,7 +11,8 @@ their title, so that no article stands in two of them: lambda, checkpoint and se
 and `report` is read once. `read` holds the passages that a first report has shown already: kept to make it again, and
 left out of `report`. Every tenth source question is held out of RL (`heldout.jsonl`), to see whether the skill or the
 answers were learnt. `--evaluation seal/eval_base_val.json` adds `seal`: those passages as they stand, which are SEAL's
-own 200, for its renderings; and `seal-report`, those of them on articles of `report`, which no skill has seen.
+own 200, for its renderings; and `seal-report`, those of them on articles of `report`, which no skill has seen, with the
+questions of each in two halves: one to learn from, one to be asked.
 """
 
 from __future__ import annotations
@@ -58,8 +59,11 @@ def deal(passages: list[dict], name: str, count: int, per_article: int) -> list[
     return chosen
 
 
-def write(passages: list[dict], folder: Path, holdout: bool = False) -> None:
-    """Write documents.jsonl and questions.jsonl, and with `holdout` every tenth question to heldout.jsonl instead."""
+def write(passages: list[dict], folder: Path, holdout: bool = False, halves: bool = False) -> None:
+    """Write documents.jsonl and questions.jsonl, and with `holdout` every tenth question to heldout.jsonl instead.
+
+    With `halves` each passage's first, third, fifth question, … stands in asked.jsonl too, the others in unasked.jsonl.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     documents, questions = [], []
     for number, passage in enumerate(passages):
@@ -71,6 +75,12 @@ def write(passages: list[dict], folder: Path, holdout: bool = False) -> None:
     held = [q for i, q in enumerate(questions) if holdout and i % 10 == 9]
     kept = [q for i, q in enumerate(questions) if not (holdout and i % 10 == 9)]
     files = {"documents": documents, "questions": kept, **({"heldout": held} if holdout else {})}
+    if halves:
+        order: Counter[str] = Counter()
+        files |= {"asked": [], "unasked": []}
+        for question in questions:
+            files["unasked" if order[question["document"]] % 2 else "asked"].append(question)
+            order[question["document"]] += 1
     for file, records in files.items():
         (folder / f"{file}.jsonl").write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
         print(f"{folder / file}.jsonl: {len(records)}")
@@ -94,7 +104,7 @@ def main() -> None:
     if given.evaluation:
         evaluation = load(given.evaluation)
         write(evaluation, given.out / "seal")
-        write([p for p in evaluation if part(p["title"]) == "report"], given.out / "seal-report")
+        write([p for p in evaluation if part(p["title"]) == "report"], given.out / "seal-report", halves=True)
 
 
 if __name__ == "__main__":
