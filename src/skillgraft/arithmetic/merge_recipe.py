@@ -268,6 +268,11 @@ def parse_merge_recipe(data: dict[str, Any], where: str = "merge recipe", folder
     given = recipe.parameters or {}
     if not isinstance(given, dict):
         raise RecipeError(f"{where}: parameters is {given!r}, expected a mapping")
+    if given and not PARAMETERS[method].model_fields:
+        key = next(iter(given))
+        having = [name for name, form in PARAMETERS.items() if key in form.model_fields]
+        hint = f"; {', '.join(having)} have it" if having else ""
+        raise RecipeError(f"{where}: unknown key 'parameters.{key}': {method} takes no parameters{hint}")
     try:
         parameters = PARAMETERS[method].model_validate(given)
     except ValidationError as error:
