@@ -225,7 +225,7 @@ def test_every_shipped_recipe_parses_and_says_how_it_is_run(file):
         ({"retention": "perhaps"}, "'stages.scores.retention': must be true or false; got 'perhaps'"),
         ({"retention": {"tasks": ["boolq", "boolq"]}}, "retention.tasks: 'boolq' stands there twice"),
         ({"retention": {"tasks": []}}, "neither tasks nor text are given"),
-        ({"retention": {"window": 10}}, "stride: 512 is more than the window of 10"),
+        ({"retention": {"text": "t.txt", "window": 10}}, "stride: 512 is more than the window of 10"),
         ({"rows": [{"model": "base"}]}, "rows: base: neither is given, context or shots"),
         ({"rows": [{"model": "base", "context": "gold"}]}, "context: gold needs the stage's documents"),
         ({"rows": [{"model": "base", "contxt": "gold"}]}, "'stages.scores.rows.0.contxt'; did you mean 'context'?"),

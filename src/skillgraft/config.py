@@ -207,6 +207,9 @@ MAKES: dict[str, str] = {
 }
 
 
+GROWS_FROM = {"sft": "from_", "rl": "from_", "distil": "from_", "self_edit": "from_", "inject": "target"}
+"""Kind of stage that changes a checkpoint's weights -> the field that names that checkpoint."""
+
 TRAINS = ("sft", "rl", "distil", "self_edit", "single_passage")
 """Kinds that train a model on documents or questions."""
 

@@ -14,7 +14,6 @@ dtype: bfloat16
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -216,11 +215,6 @@ class OperandSpec(_Strict):
     def all_weights(self) -> tuple[float, ...]:
         """Every weight that a tensor may get."""
         return (self.weight,) if self.weights is None else tuple(self.weights.values())
-
-    def unmatched(self, names: Collection[str]) -> list[str]:
-        """Return the patterns of `weights` that none of `names` matches."""
-        patterns = [pattern for pattern in self.weights or {} if pattern != DEFAULT]
-        return [pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in names)]
 
 
 class MergeRecipe(_Strict):
