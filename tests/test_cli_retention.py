@@ -71,7 +71,7 @@ def test_a_table_is_printed(place):
     ("more", "says"),
     [
         (["--task", "boolq", "--task", "boolq"], "stands there twice"),
-        (["--task", "../boolq"], "--task: "),
+        (["--task", "../boolq"], "--task: must match pattern"),
         (["--window", "16", "--stride", "32", "--text", "t.txt"], "more than the window of 16"),
         (["--stride", "32"], "retention.stride: says how held-out text is cut; it needs text"),
         (["--task", "mine", "--window", "1024", "--text", "TEXT"], "window: 1024 tokens are more than the 512 that"),

@@ -41,13 +41,15 @@ def retention(
     from skillgraft.errors import RecipeError
     from skillgraft.evals.before_after import compare_retention
     from skillgraft.evaluation_settings import RetentionSettings
+    from skillgraft.explain import wording
 
     given = {"tasks": task, "data": data, "limit": limit, "text": text}
     given |= {name: value for name, value in (("window", window), ("stride", stride)) if value is not None}
     try:
         settings = RetentionSettings.model_validate(given)
     except ValidationError as error:
-        raise RecipeError(f"--task: {error.errors()[0]['msg']}; got {error.errors()[0]['input']!r}") from error
+        first = error.errors()[0]
+        raise RecipeError(f"--task: {wording(first)}; got {first['input']!r}") from error
     result = compare_retention(models, settings, lm_eval=lm_eval, say=err_console.print)
     if as_json:
         print(json.dumps(result))

@@ -46,7 +46,7 @@ def explain_at(error: ValidationError, location: Sequence[str], model: type[Stri
     if first["type"] == "missing":
         return f"'{where}' is missing{_instead(error, location[-1])}"
     got = "nothing" if first["input"] is None else shown(first["input"])
-    return f"'{where}': {_wording(first)}; got {got}"
+    return f"'{where}': {wording(first)}; got {got}"
 
 
 def _instead(error: ValidationError, missing: str) -> str:
@@ -58,7 +58,8 @@ def _instead(error: ValidationError, missing: str) -> str:
     return f"; got '{unknown[0]}', which is no key there" if unknown else ""
 
 
-def _wording(first: Any) -> str:
+def wording(first: Any) -> str:
+    """Return what one of pydantic's errors says of a value: `must be …`."""
     if first["type"] in MUST:
         return f"must be {MUST[first['type']]}"
     if first["type"] == "too_short":

@@ -137,6 +137,8 @@ class Page:
         monkeypatch.chdir(self.folder)
         monkeypatch.setenv("SKILLGRAFT_CACHE", str(self.folder / "cache"))
         monkeypatch.setenv("SKILLGRAFT_LIBRARY", str(self.folder / "library"))
+        for variable in re.findall(r"key_variable: (\w+)", text):
+            monkeypatch.setenv(variable, "a key of nobody")
         monkeypatch.setattr(os, "sync", lambda: None)  # of the whole machine's disks, for every stage
         monkeypatch.setattr(shipped_skills, "__defaults__", (self.folder / "skills",))
 
