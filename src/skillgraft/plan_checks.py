@@ -23,9 +23,9 @@ from skillgraft.rl_settings import endpoint_of
 
 def check_plan(stages: Sequence[PlannedStage]) -> list[str]:
     """Return remarks on what is odd and no mistake; raise `SkillgraftError` for the first stage that cannot run."""
-    check_trainers(stages)
-    check_endpoints(stages)
     check_skills(stages)
+    check_endpoints(stages)
+    check_trainers(stages)
     check_contexts(stages)
     return remarks(stages)
 

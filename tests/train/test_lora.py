@@ -2,9 +2,11 @@ import pytest
 import torch
 from peft import get_peft_model
 
+from skillgraft.domains.knowledge import Document
 from skillgraft.errors import RecipeError
 from skillgraft.train.common import load_model, load_tokenizer
 from skillgraft.train.lora import empty_model, fitting_lora, lora_config, merged, roll_out_merged, save_trained
+from skillgraft.train.sft import train_sft
 from tests.tiny import edit_json, tiny_checkpoint, weights
 
 
@@ -99,6 +101,15 @@ def test_a_pattern_without_a_module_is_refused_and_nothing_random_is_drawn(start
     assert fitting_lora(model, {"r": 2}).target_modules == "all-linear"
     assert torch.equal(torch.get_rng_state(), state)
     assert not any("lora" in name for name, _ in model.named_parameters())
+
+
+def test_training_says_the_same_where_nothing_was_planned(start, tmp_path):
+    for name in ("out", "work"):
+        (tmp_path / name).mkdir()
+    document = Document("a", "Vell", "The harbour of Vell was built in 1901.")
+    with pytest.raises(RecipeError, match="lora: target_modules: 'foo' matches no module"):
+        train_sft(start, tmp_path / "out", tmp_path / "work", documents=[document], lora={"target_modules": ["foo"]})
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_a_model_that_transformers_does_not_know_is_not_asked(start):
