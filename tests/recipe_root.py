@@ -11,14 +11,18 @@ RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 
 
 def recipe_root(directory, documents=4):
-    """Make `directory` like the repository, with `documents` of the almanac wherever recipes read SQuAD passages."""
+    """Make `directory` like the repository, with `documents` of the almanac wherever recipes read SQuAD passages.
+
+    There are twice as many source passages, so that they are enough to be replayed.
+    """
     shutil.copytree(ROOT / "recipes", directory / "recipes")
     for name in ("examples", "skills"):
         (directory / name).symlink_to(ROOT / name)
     source = ROOT / "examples" / "almanac"
-    for folder, part, first in (("source", "source", 0), ("report", "target", 0), ("choice", "target", documents)):
+    parts = (("source", "source", 0, 2), ("report", "target", 0, 1), ("choice", "target", documents, 1))
+    for folder, part, first, times in parts:
         read = {name: _records(source / part / f"{name}.jsonl") for name in ("documents", "questions")}
-        kept = read["documents"][first : first + documents]
+        kept = read["documents"][first : first + times * documents]
         ids = [record["id"] for record in kept]
         asked = [record for record in read["questions"] if record["document"] in ids]
         out = directory / "data" / "squad" / folder

@@ -289,7 +289,7 @@ RECIPE = "method: linear\nbase: b\noperands: [{model: a}]\n"
     [
         ("method: [linear", "recipe.yaml is not YAML: while parsing a flow sequence"),
         ("\0", "is not YAML: unacceptable character"),
-        ("", "holds a NoneType, expected a mapping with method, base, operands"),
+        ("", "is empty, expected a mapping with method, base, operands"),
         ("just words", "holds a str, expected a mapping"),
         ("method: linear\nbase: b\noperands: a", "operands is 'a': input should be a valid list"),
         ("method: linear\nbase: b\noperands: [a]", "operands.0 is 'a': input should be a valid dictionary"),

@@ -103,6 +103,20 @@ def test_check_and_its_exit_codes(folder, tmp_path):
     invoke("check", tmp_path / "none", folder / "skill", code=2)
 
 
+def test_check_with_its_arguments_swapped(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    message = " ".join(invoke("check", "skill", "target", code=2).stderr.split())
+    assert "skill is a skill, expected the checkpoint that is to receive it, and then the skill" in message
+    assert "skillgraft check target skill" in message
+    assert "skillgraft check target squad-recall" in invoke("check", "squad-recall", "target", code=2).stderr
+    assert "no config.json" in invoke("check", "skill", "skill", code=2).stderr
+
+
+def test_a_misspelt_name_of_a_shipped_skill(folder):
+    message = " ".join(invoke("show", "squad-recal", code=2).stderr.split())
+    assert "did you mean 'squad-recall'? available: squad-answer-format, squad-recall" in message
+
+
 def test_check_looks_at_the_numbers(folder, tmp_path):
     skill = shutil.copytree(folder / "skill", tmp_path / "skill")
     tensors = load_file(skill / "skill.safetensors")

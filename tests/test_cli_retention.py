@@ -71,15 +71,24 @@ def test_a_table_is_printed(place):
     ("more", "says"),
     [
         (["--task", "boolq", "--task", "boolq"], "stands there twice"),
-        (["--task", "../boolq"], "--task: "),
-        (["--window", "16", "--stride", "32"], "more than the window of 16"),
+        (["--task", "../boolq"], "--task: must match pattern"),
+        (["--window", "16", "--stride", "32", "--text", "t.txt"], "more than the window of 16"),
+        (["--stride", "32"], "retention.stride: says how held-out text is cut; it needs text"),
+        (["--task", "mine", "--window", "1024", "--text", "TEXT"], "window: 1024 tokens are more than the 512 that"),
         (["--task", "arc_challenge"], "no questions of 'arc_challenge'"),
     ],
 )
 def test_mistakes_are_one_message(place, more, says):
+    more = [str(place / "text.txt") if each == "TEXT" else each for each in more]
     result = CliRunner().invoke(app, ["retention", str(place / "base"), "--data", str(place), *more])
     assert result.exit_code == 2
     assert says in " ".join(result.output.split())
+
+
+def test_a_misspelt_task_without_data(place):
+    result = CliRunner().invoke(app, ["retention", str(place / "base"), "--task", "genral"])
+    assert result.exit_code == 2
+    assert "did you mean 'general'? available: arc_challenge, arc_easy" in " ".join(result.output.split())
 
 
 def test_lm_eval_that_is_not_installed_is_said_before_a_model_is_loaded(place, monkeypatch):

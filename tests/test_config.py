@@ -72,20 +72,34 @@ def test_an_override_reaches_its_own_stage_alone(tmp_path):
     ("overrides", "message"),
     [
         (["stages.graftet.scale=1"], "no stage 'graftet'; did you mean 'grafted'"),
+        (["graftet.scale=1"], "no stage 'graftet'; did you mean 'grafted'. available: .*grafted.*rl.*sft"),
         (["stages.grafted.scael=1"], "unknown key 'stages.grafted.scael'; did you mean 'scale'"),
         (["seed"], "expected a.b=c"),
         (["name.x.y=1"], "goes into 'name'"),
         (["seed=[1"], "is not YAML"),
         (["stages.grafted.scale=.inf"], "must be a finite number"),
         (["sed=1"], "unknown key 'sed'; did you mean 'seed'"),
-        (["seed=-1"], "'seed': Input should be greater than or equal to 0"),
+        (["seed=-1"], "'seed': must be greater than or equal to 0"),
         (["sft.trainr=5"], "unknown key 'stages.sft.trainr'; did you mean 'trainer'"),
-        (["sft.trainer=5"], "'stages.sft.trainer': Input should be a valid dictionary; got 5"),
+        (["sft.trainer=5"], "'stages.sft.trainer': must be a mapping; got 5"),
     ],
 )
 def test_bad_overrides(tmp_path, overrides, message):
     with pytest.raises(RecipeError, match=message):
         load_recipe(recipe_file(tmp_path), overrides)
+
+
+def test_an_override_of_what_a_refinement_stands_for(tmp_path):
+    rounds = {"kind": "refine", "documents": "docs", "questions": "q.jsonl", "rounds": 2}
+    file = recipe_file(tmp_path, skill=rounds)
+    for key in ("stages.skill_rl_2.trainer.max_steps", "skill_rl_2.trainer.max_steps"):
+        with pytest.raises(RecipeError, match=r"'skill_rl_2' is one of the stages .* set stages.skill.rl, which"):
+            load_recipe(file, [f"{key}=1"])
+    with pytest.raises(RecipeError, match=r"no stage 'skil_rl_2'; did you mean 'skill_rl_2'. available: .*skill_v_1"):
+        load_recipe(file, ["stages.skil_rl_2.from=base"])
+    file.write_text(yaml.safe_dump({"name": "x", "base": "b", "stages": {}}))
+    with pytest.raises(RecipeError, match="--set: there is no stage 'sft'; there are none"):
+        load_recipe(file, ["sft.from=base"])
 
 
 INJECT = {"kind": "inject", "target": "sft", "skills": [{"skill": "skill"}]}
@@ -94,7 +108,16 @@ INJECT = {"kind": "inject", "target": "sft", "skills": [{"skill": "skill"}]}
 @pytest.mark.parametrize(
     ("stage", "message"),
     [
-        ({"kind": "sft", "form": "base"}, "stages.x.from. is missing|unknown key 'stages.x.form'; did you mean 'from'"),
+        ({"kind": "sft", "form": "base"}, "'stages.x.from' is missing; got 'form', did you mean 'from'"),
+        ({"kind": "sft", "start": "base"}, "'stages.x.from' is missing; got 'start', which is no key there"),
+        ({"kind": "sft"}, "'stages.x.from' is missing$"),
+        ({"knd": "sft", "from": "base"}, "stages.x: 'kind' is missing; got 'knd', did you mean 'kind'"),
+        ({**INJECT, "skills": [{"skil": "skill"}]}, "'stages.x.skills.0.skill' is missing; got 'skil', did you mean"),
+        ({"kind": "sft", "from": "base", "text": [1]}, r"'stages.x.text': must be a mapping; got \[1\]"),
+        ({"kind": "sft", "from": "base", "lora": None, "replay": 0.1}, "'stages.x.replay': must be a mapping; got 0.1"),
+        ({"kind": "sft", "from": "base", "trainer": None}, "'stages.x.trainer': must be a mapping; got nothing"),
+        ({"kind": "rl", "from": "sft", "questions": "q", "reward": ["f1"]}, "'stages.x.reward': must be a mapping"),
+        ({"kind": "eval", "models": "sft", "questions": "q"}, "'stages.x.models': must be a list; got 'sft'"),
         ({"kind": "stf", "from": "base"}, "stages.x.kind: 'stf' is not a kind of stage; did you mean 'sft'"),
         ({"from": "base"}, "stages.x: 'kind' is missing"),
         (["sft"], "stages.x: got .* expected a mapping"),
@@ -105,7 +128,7 @@ INJECT = {"kind": "inject", "target": "sft", "skills": [{"skill": "skill"}]}
         ({"kind": "sft", "from": "base", "answers": "maybe"}, "'stages.x.answers'"),
         ({"kind": "eval", "models": ["base", "base"], "questions": "q"}, "'base' stands there twice"),
         ({"kind": "eval", "models": ["base"], "questions": "q", "baseline": "sft"}, "'sft' is no model of it"),
-        ({"kind": "eval", "models": [], "questions": "q"}, "'stages.x.models'"),
+        ({"kind": "eval", "models": [], "questions": "q"}, "'stages.x.models': must have at least 1 entry"),
         ({"kind": "sft", "from": "base"}, "neither documents nor questions"),
         ({"kind": "sft", "from": "base", "documents": "d", "questions": "q"}, "are both given"),
         ({"kind": "sft", "from": "base", "documents": "d", "answers": "shuffled"}, "shuffled needs questions"),
@@ -126,9 +149,14 @@ INJECT = {"kind": "inject", "target": "sft", "skills": [{"skill": "skill"}]}
         ({**INJECT, "method": "tise"}, "stages.x: method 'tise' can't combine skills; did you mean 'ties'"),
         ({**INJECT, "method": "linear"}, "stages.x: method 'linear' can't combine skills"),
         ({**INJECT, "method": "ties", "parameters": {"densty": 1}}, "stages.x: unknown key 'parameters.densty'"),
+        (
+            {"kind": "inject", "target": "sft", "skill": "skill", "parameters": {"density": 0.2}},
+            "stages.x: unknown key 'parameters.density': task_arithmetic takes no parameters; ties, dare, .* have it",
+        ),
         ({**INJECT, "method": "model_stock"}, "model_stock got 1, expected at least 2"),
         ({"kind": "eval", "models": ["skill"], "questions": "q"}, "'skill' makes a skill, expected a checkpoint"),
         ({"kind": ["sft"]}, "is not a kind of stage"),
+        ({"kind": "eval", "models": ["mixed"], "questions": "q"}, "'mixed' makes a set of questions, expected a check"),
         (
             {"kind": "rl", "from": "sft", "questions": "q", "rounds": [3], "trainer": {"max_steps": 3}},
             "both rounds and",
@@ -137,7 +165,7 @@ INJECT = {"kind": "inject", "target": "sft", "skills": [{"skill": "skill"}]}
 )
 def test_bad_stages(tmp_path, stage, message):
     with pytest.raises(RecipeError, match=message):
-        load_recipe(recipe_file(tmp_path, x=stage))
+        load_recipe(recipe_file(tmp_path, x=stage, mixed={"kind": "mix", "questions": "q"}))
 
 
 def test_longer_cycle_is_named(tmp_path):
@@ -157,6 +185,9 @@ def test_bad_files(tmp_path):
     for text, message in [
         ("a: [", "is not YAML"),
         ("- 1", "holds a list"),
+        ("", "r.yaml is empty, expected a mapping with name, base, stages"),
+        ("name: x\nbase: y\nstages: {}", "'stages': must have at least 1 entry; got {}"),
+        ("name: x\nbase: y\nstages:", "'stages': must be a mapping; got nothing"),
         ("name: x\nbase: y\n", "'stages' is missing"),
         ("name: x\nbase: y\nstages: {a: {kind: sft, kind: rl}}", "the key 'kind' stands twice, in lines 3 and 3"),
     ]:
@@ -190,11 +221,11 @@ def test_every_shipped_recipe_parses_and_says_how_it_is_run(file):
     ("settings", "message"),
     [
         ({"retention": {"task": ["boolq"]}}, "unknown key 'stages.scores.retention.task'; did you mean 'tasks'?"),
-        ({"retention": {"limit": 0}}, "'stages.scores.retention.limit': Input should be greater than or equal to 1"),
-        ({"retention": "perhaps"}, "'stages.scores.retention': Input should be a valid boolean"),
+        ({"retention": {"limit": 0}}, "'stages.scores.retention.limit': must be greater than or equal to 1"),
+        ({"retention": "perhaps"}, "'stages.scores.retention': must be true or false; got 'perhaps'"),
         ({"retention": {"tasks": ["boolq", "boolq"]}}, "retention.tasks: 'boolq' stands there twice"),
         ({"retention": {"tasks": []}}, "neither tasks nor text are given"),
-        ({"retention": {"window": 10}}, "stride: 512 is more than the window of 10"),
+        ({"retention": {"text": "t.txt", "window": 10}}, "stride: 512 is more than the window of 10"),
         ({"rows": [{"model": "base"}]}, "rows: base: neither is given, context or shots"),
         ({"rows": [{"model": "base", "context": "gold"}]}, "context: gold needs the stage's documents"),
         ({"rows": [{"model": "base", "contxt": "gold"}]}, "'stages.scores.rows.0.contxt'; did you mean 'context'?"),

@@ -21,7 +21,7 @@ EDIT = {"kind": "self_edit", "from": "base", "documents": "data", "questions": "
         ({**DISTIL, "teacher_sees": "answer"}, "stages.x.teacher_sees: an answer needs questions"),
         ({**DISTIL, "teacher": "start", "teacher_rate": 0.1}, "stages.x.teacher_rate: teacher: start never moves"),
         ({**DISTIL, "skip_tokens": 9, "trainer": {"max_completion_length": 8}}, "9 of at most 8 tokens leaves none"),
-        ({**DISTIL, "teacher_rate": 1.5}, "'stages.x.teacher_rate': Input should be less than or equal to 1"),
+        ({**DISTIL, "teacher_rate": 1.5}, "'stages.x.teacher_rate': must be less than or equal to 1"),
         ({**DISTIL, "documents": "mixed"}, "stages.x.documents: 'mixed' makes questions, no documents"),
         ({**MIX, "teacher_sees": "both"}, "stages.x: teacher_sees: both needs documents"),
         ({**MIX, "limit_documents": 2}, "stages.x: limit_documents needs documents"),
@@ -38,6 +38,11 @@ def test_what_is_refused_before_anything_runs(tmp_path, stage, message):
     with pytest.raises(RecipeError, match=message):
         run(file, runs=tmp_path / "runs")
     assert not list((tmp_path / "runs").glob("stages/*"))
+
+
+def test_a_teacher_that_never_moves_needs_no_rate(tmp_path):
+    recipe = load_recipe(tiny_recipe(tmp_path, x={**DISTIL, "teacher": "start"}))
+    assert recipe.stages["x"].teacher == "start"
 
 
 def test_addresses_follow_prompts_and_data(tmp_path):

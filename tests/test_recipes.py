@@ -6,7 +6,8 @@ import re
 import pytest
 
 from skillgraft.estimate import estimate
-from skillgraft.run import check_trainers, prepare
+from skillgraft.plan_checks import check_trainers
+from skillgraft.run import prepare
 from tests.recipe_root import RECIPES, ROOT, recipe_root
 from tests.tiny import tiny_checkpoint
 

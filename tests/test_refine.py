@@ -162,13 +162,13 @@ def test_settings_of_the_rounds_are_set_and_checked(tmp_path):
     ("changes", "message"),
     [
         ({"sft": {"trainr": {}}}, r"unknown key 'stages\.skill\.sft\.trainr'; did you mean 'trainer'"),
-        ({"rl": {"algorithm": "ppo"}}, r"'stages\.skill\.rl\.algorithm': Input should be 'grpo', 'rloo' or 'remax'"),
+        ({"rl": {"algorithm": "ppo"}}, r"'stages\.skill\.rl\.algorithm': must be 'grpo', 'rloo' or 'remax'"),
         (
             {"rl": {"questions": "q"}},
             r"stages\.skill\.rl\.questions: the refine stage decides it; set stages\.skill\.q",
         ),
         ({"sft": {"part": "1/2"}}, r"stages\.skill\.sft\.part: the refine stage decides it"),
-        ({"rounds": 0}, r"'stages\.skill\.rounds': Input should be greater than or equal to 1"),
+        ({"rounds": 0}, r"'stages\.skill\.rounds': must be greater than or equal to 1"),
         ({"scale": float("nan")}, r"'stages\.skill\.scale': must be a finite number"),
         ({"round": 2}, r"unknown key 'stages\.skill\.round'; did you mean 'rounds'"),
         ({"from": "nothing"}, r"skill_sft_1\.from: there is no stage 'nothing'"),

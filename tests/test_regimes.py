@@ -203,7 +203,7 @@ def test_an_answer_that_the_trainer_would_cut_off(tmp_path):
         ),
         ({"documents": "data", "questions": "data"}, "make two sft stages of it, the second one `from` the first"),
         ({"documents": "data", "replay": {"ratio": 0.1}}, "'stages.sft.replay.text' is missing"),
-        ({"documents": "data", "replay": {"text": "x", "ratio": 0}}, "replay.ratio': Input should be greater than 0"),
+        ({"documents": "data", "replay": {"text": "x", "ratio": 0}}, "replay.ratio': must be greater than 0"),
         ({"documents": "data", "replay": {"text": "x", "ratio": float("nan")}}, "'stages.sft.replay.ratio'"),
         ({"documents": "data", "text": {"chunk_tokens": 4}}, "greater than or equal to 8"),
         ({"documents": "data", "text": {"overlap_tokens": 1024}}, "leaves rows of 1024 tokens nothing new"),

@@ -61,9 +61,9 @@ def test_what_decides_an_address(tmp_path, one, two, same):
         ({**RL, "part": "1/2"}, "part needs documents"),
         ({**RL, "limit_documents": 3}, "limit_documents needs documents"),
         ({**SFT, "part": "3/2"}, "'stages.x.part': must name a part such as 1/2"),
-        ({**RL, "algorithm": "ppo"}, "'stages.x.algorithm': Input should be 'grpo', 'rloo' or 'remax'; got 'ppo'"),
+        ({**RL, "algorithm": "ppo"}, "'stages.x.algorithm': must be 'grpo', 'rloo' or 'remax'; got 'ppo'"),
         ({**INJECT, "scales": {"a": float("inf")}}, "must be a finite number"),
-        ({**INJECT, "scales": {}}, "at least 1 item"),
+        ({**INJECT, "scales": {}}, "'stages.x.scales': must have at least 1 entry; got {}"),
         (
             {"kind": "inject", "target": "sft", "skills": [{"skill": "skill"}], "scales": {"*": 1}},
             "scales: λ by pattern is for one skill",

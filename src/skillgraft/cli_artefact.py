@@ -83,6 +83,11 @@ def check(
     from skillgraft.skills.compatibility import adapter_findings, skill_findings, verdict
     from skillgraft.skills.skill import Skill
 
+    if _is_skill(target) and Path(skill).is_dir() and not _is_skill(skill):
+        raise RecipeError(
+            f"{target} is a skill, expected the checkpoint that is to receive it, and then the skill: "
+            f"skillgraft check {skill} {target}"
+        )
     layout = read_layout(target)
     found = open_skill(skill)
     if isinstance(found, Skill):
@@ -173,6 +178,16 @@ def open_skill(text: str) -> Skill | Adapter:
     if remark:
         err_console.print(f"remark: {remark}", soft_wrap=True, highlight=False, markup=False)
     return read_adapter(path) if is_adapter(path) else load_skill(path)
+
+
+def _is_skill(text: str | Path) -> bool:
+    """Return whether `text` names a skill or an adapter: a directory with its files, or a name."""
+    from skillgraft.skills.library import find_skill
+    from skillgraft.skills.manifest import MANIFEST_FILE
+    from skillgraft.skills.peft_adapter import is_adapter
+
+    found = find_skill(text)
+    return found is not None and ((found.path / MANIFEST_FILE).is_file() or is_adapter(found.path))
 
 
 VERBS: list[tuple[str, Callable[..., None], str]] = [

@@ -21,8 +21,12 @@ def retention(
     data: Annotated[Path | None, typer.Option(help="Folder with TASK.jsonl, TASK.parquet or the public sets.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="The first so many questions of each task.")] = None,
     text: Annotated[Path | None, typer.Option(help="Held-out text: .txt, .md, a folder, or JSONL.")] = None,
-    window: Annotated[int, typer.Option(min=2, help="Tokens of text that the model sees at once.")] = 1024,
-    stride: Annotated[int, typer.Option(min=1, help="Tokens of text that are scored in each next window.")] = 512,
+    window: Annotated[
+        int | None, typer.Option(min=2, help="Tokens of text that the model sees at once; default: 1024.")
+    ] = None,
+    stride: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of text that are scored in each next window; default: 512.")
+    ] = None,
     lm_eval: Annotated[
         bool, typer.Option("--lm-eval", help="Let lm-evaluation-harness score the same questions too.")
     ] = False,
@@ -37,12 +41,15 @@ def retention(
     from skillgraft.errors import RecipeError
     from skillgraft.evals.before_after import compare_retention
     from skillgraft.evaluation_settings import RetentionSettings
+    from skillgraft.explain import wording
 
-    given = {"tasks": task, "data": data, "limit": limit, "text": text, "window": window, "stride": stride}
+    given = {"tasks": task, "data": data, "limit": limit, "text": text}
+    given |= {name: value for name, value in (("window", window), ("stride", stride)) if value is not None}
     try:
         settings = RetentionSettings.model_validate(given)
     except ValidationError as error:
-        raise RecipeError(f"--task: {error.errors()[0]['msg']}; got {error.errors()[0]['input']!r}") from error
+        first = error.errors()[0]
+        raise RecipeError(f"--task: {wording(first)}; got {first['input']!r}") from error
     result = compare_retention(models, settings, lm_eval=lm_eval, say=err_console.print)
     if as_json:
         print(json.dumps(result))

@@ -73,15 +73,15 @@ def _show_evaluations(evaluations: list[Any]) -> None:
 
 def _show_plan(recipe_file: Path, overrides: list[str], runs: Path, as_json: bool) -> None:
     from skillgraft.estimate import estimate
-    from skillgraft.run import check_skills, check_trainers, prepare
+    from skillgraft.plan_checks import check_plan
+    from skillgraft.run import prepare
 
     recipe, base, stages = prepare(recipe_file, overrides, runs, err_console.print)
-    check_trainers(stages)
-    check_skills(recipe, base, stages)
+    remarks = check_plan(stages)
     rows = estimate(stages, base)
     resolved = json.loads(recipe.model_dump_json(by_alias=True, exclude_defaults=True))
     if as_json:
-        print(json.dumps({"recipe": resolved, "base": str(base), "stages": rows}))
+        print(json.dumps({"recipe": resolved, "base": str(base), "stages": rows, "remarks": remarks}))
         return
     import yaml
 
@@ -93,6 +93,8 @@ def _show_plan(recipe_file: Path, overrides: list[str], runs: Path, as_json: boo
         cells = ["" if row["state"] == "cached" else row[key] for key in ("time", "memory", "disk")]
         table.add_row(row["name"], row["kind"], row["state"], *cells, Path(row["directory"]).name)
     out_console.print(table)
+    for remark in remarks:
+        err_console.print(f"remark: {remark}", soft_wrap=True, highlight=False, markup=False)
     out_console.print(f"Base: {base}. The costs are rough estimates; nothing was run.", soft_wrap=True)
 
 

@@ -15,25 +15,27 @@ planned.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import AfterValidator, Field, ValidationError
 
 from skillgraft.arithmetic.merge_recipe import check_vector_method, parse_merge_recipe
 from skillgraft.distil_settings import DistilStage, MixStage, check_distil
-from skillgraft.errors import RecipeError, did_you_mean
+from skillgraft.errors import RecipeError, closest, did_you_mean
 from skillgraft.evaluation_settings import EvalRow, RetentionField, RetentionSettings, check_eval
+from skillgraft.explain import explain, explain_at, holder
 from skillgraft.refine_settings import RefineStage, rounds_of
 from skillgraft.regime_settings import WHOLE, ReplaySettings, TextSettings, check_sft
 from skillgraft.rl_settings import Part, RlChoices, check_rl
 from skillgraft.self_edit_settings import SelfEditStage, check_self_edit
 from skillgraft.single_passage_settings import RowSkill, SinglePassageStage, check_single_passage
-from skillgraft.strict import BASE
+from skillgraft.strict import BASE, changed
 from skillgraft.strict import Strict as _Strict
 from skillgraft.synthesis_settings import SynthesizeStage, check_synthesize
 from skillgraft.yaml_file import read_yaml
@@ -200,10 +202,13 @@ MAKES: dict[str, str] = {
     "synthesize": "folder of documents",
     "single_passage": "table",
     "distil": "checkpoint",
-    "mix": "folder of documents",
+    "mix": "set of questions",
     "self_edit": "checkpoint",
 }
 
+
+GROWS_FROM = {"sft": "from_", "rl": "from_", "distil": "from_", "self_edit": "from_", "inject": "target"}
+"""Kind of stage that changes a checkpoint's weights -> the field that names that checkpoint."""
 
 TRAINS = ("sft", "rl", "distil", "self_edit", "single_passage")
 """Kinds that train a model on documents or questions."""
@@ -247,7 +252,7 @@ def parse_recipe(data: Mapping[str, Any], where: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        raise RecipeError(f"{where}: {_explain(error, data)}") from error
+        raise RecipeError(f"{where}: {explain(error, data, Recipe, KINDS)}") from error
 
 
 KINDS: dict[str, type[_Strict]] = {
@@ -278,7 +283,8 @@ def _check_kinds(data: Mapping[str, Any]) -> None:
             raise RecipeError(f"stages.{name}: got {stage!r}, expected a mapping with kind and its settings")
         kind = stage.get("kind")
         if kind is None:
-            raise RecipeError(f"stages.{name}: 'kind' is missing; expected one of {', '.join(KINDS)}")
+            got = f"; got '{close}', did you mean 'kind'?" if (close := closest("kind", map(str, stage))) else ""
+            raise RecipeError(f"stages.{name}: 'kind' is missing{got or '; expected one of ' + ', '.join(KINDS)}")
         if not isinstance(kind, str) or kind not in KINDS:
             raise RecipeError(f"stages.{name}.kind: '{kind}' is not a kind of stage{did_you_mean(str(kind), KINDS)}")
 
@@ -297,59 +303,10 @@ def _with_rounds(recipe: Recipe, where: str) -> Recipe:
             try:
                 stages[made] = model.model_validate(settings)
             except ValidationError as error:
-                first = error.errors()[0]
-                location = [*place.split("."), *map(str, first["loc"])]
-                raise RecipeError(f"{where}: {_explain_first(first, location, _keys(model))}") from error
+                keys = [str(part) for part in error.errors()[0]["loc"]]
+                said = explain_at(error, [*place.split("."), *keys], holder(model, keys[:-1]))
+                raise RecipeError(f"{where}: {said}") from error
     return recipe.model_copy(update={"stages": stages})
-
-
-def _explain(error: ValidationError, data: Mapping[str, Any]) -> str:
-    first = error.errors()[0]
-    path = first["loc"]
-    location = _written(path, data)
-    return _explain_first(first, location, _known_keys(location, data))
-
-
-def _explain_first(first: Any, location: list[str], known: list[str]) -> str:
-    where = ".".join(location)
-    if first["type"] == "extra_forbidden":
-        return f"unknown key '{where}'{did_you_mean(location[-1], known)}"
-    if first["type"] == "missing":
-        return f"'{where}' is missing"
-    return f"'{where}': {first['msg'].removeprefix('Value error, ')}; got {first['input']!r}"
-
-
-def _written(path: Sequence[int | str], data: Any) -> list[str]:
-    """Return an error's path as a user wrote it: without the tags of unions, which are no keys of the data."""
-    found = []
-    for part in path:
-        known = isinstance(data, dict) and part in data
-        if known or (isinstance(data, list) and isinstance(part, int)):
-            data = data[part]
-        elif part != path[-1] or not isinstance(data, dict):
-            continue
-        found.append(str(part))
-    return found
-
-
-def _known_keys(location: list[str], data: Mapping[str, Any]) -> list[str]:
-    model: type[_Strict] = Recipe
-    if location[0] == "stages" and len(location) > 2:
-        model = KINDS[data["stages"][location[1]]["kind"]]
-        for name in location[2:-1]:
-            model = _mapping_of(model.model_fields[name].annotation) if name in model.model_fields else model
-    return _keys(model)
-
-
-def _keys(model: type[_Strict]) -> list[str]:
-    return [field.alias or name for name, field in model.model_fields.items()]
-
-
-def _mapping_of(annotation: Any) -> type[_Strict]:
-    """Return the class of the mapping that a field may hold: the first in its annotation."""
-    if isinstance(annotation, type) and issubclass(annotation, _Strict):
-        return annotation
-    return next((found for each in get_args(annotation) if (found := _mapping_of(each)) is not _Strict), _Strict)
 
 
 def _apply_override(data: dict[str, Any], override: str) -> None:
@@ -357,12 +314,11 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
     keys = path.strip().split(".")
     if not equals or not all(keys):
         raise RecipeError(f"--set: got '{override}', expected a.b=c, such as stages.grafted.scale=0.5")
-    named = data.get("stages")
-    stages: dict[str, Any] = named if isinstance(named, dict) else {}
-    if keys[0] not in Recipe.model_fields and keys[0] in stages:
-        keys = ["stages", *keys]
-    if keys[0] == "stages" and len(keys) > 1 and keys[1] not in stages:
-        raise RecipeError(f"--set: there is no stage '{keys[1]}'{did_you_mean(keys[1], stages)}")
+    if isinstance(stages := data.get("stages"), dict):
+        if keys[0] not in Recipe.model_fields and (len(keys) > 1 or keys[0] in stages):
+            keys = ["stages", *keys]
+        if keys[0] == "stages" and len(keys) > 1:
+            _check_stage_named(keys[1], stages)
     here = data
     for key in keys[:-1]:
         inner = here.get(key, {})
@@ -374,6 +330,24 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
         here[keys[-1]] = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise RecipeError(f"--set: the value of '{path}' is not YAML: {text!r}") from error
+
+
+def _check_stage_named(name: str, stages: Mapping[str, Any]) -> None:
+    """Raise for an override of a stage that is not there, or is one of those that a `refine` entry stands for."""
+    if name in stages:
+        return
+    made: dict[str, str] = {}
+    for entry, settings in stages.items():
+        if isinstance(settings, dict) and settings.get("kind") == "refine":
+            with contextlib.suppress(ValidationError, RecipeError):  # an entry that is wrong is reported later
+                rounds = rounds_of(entry, RefineStage.model_validate(settings))
+                made |= {stage: place for stage, (place, _) in rounds.items()}
+    if name in made:
+        raise RecipeError(
+            f"--set: '{name}' is one of the stages that a refine stage stands for; set {made[name]}, which decides it "
+            "in every round"
+        )
+    raise RecipeError(f"--set: there is no stage '{name}'{did_you_mean(name, {*stages, *made})}")
 
 
 def references(stage: _Strict) -> list[tuple[str, str]]:
@@ -454,8 +428,8 @@ def _check_inject(name: str, stage: InjectStage) -> None:
 def _check_makers(recipe: Recipe, name: str, stage: _Strict) -> None:
     """Raise for a reference to a stage that makes something else than what is needed there."""
     for field, reference in references(stage):
-        if reference in recipe.stages:
-            wanted = "skill" if field in ("skill", "skills") else MAKES["synthesize"] if field in DATA else "checkpoint"
+        if reference in recipe.stages and field not in DATA:
+            wanted = "skill" if field in ("skill", "skills") else "checkpoint"
             made = MAKES[recipe.stages[reference].kind]
             if made != wanted:
                 raise RecipeError(f"stages.{name}.{field}: '{reference}' makes a {made}, expected a {wanted}")
@@ -520,8 +494,7 @@ def _absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
         if isinstance(value, ReplaySettings):
             return value.model_copy(update={"text": absolute(value.text, "replay")})
         if isinstance(value, EvalRow | RetentionSettings):
-            own = type(value).model_fields
-            return value.model_copy(update={name: absolute(getattr(value, name), name) for name in own})
+            return changed(value, {name: absolute(getattr(value, name), name) for name in type(value).model_fields})
         if not isinstance(value, Path):
             return value
         if field in DATA and isinstance(recipe.stages.get(str(value)), WRITES_DATA):
@@ -550,5 +523,5 @@ def _absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
         if isinstance(stage, EvalStage):
             changes["labels"] = {resolve_reference(model): label for model, label in stage.labels.items()}
             changes["baseline"] = resolve_reference(stage.baseline)
-        stages[name] = stage.model_copy(update=changes)
+        stages[name] = changed(stage, changes)
     return recipe.model_copy(update={"stages": stages, "base": resolve_reference(recipe.base, is_base=True)})

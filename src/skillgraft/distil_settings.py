@@ -13,6 +13,9 @@ from skillgraft.strict import BASE, Strict
 TeacherSees = Literal["document", "answer", "both"]
 SEES = "what is put before the teacher: the question's document, its gold answer as an example, or both"
 
+LONGEST_ANSWER = 64
+"""Default of `trainer.max_completion_length`, in tokens."""
+
 
 class DistilStage(Strict):
     """On-policy self-distillation: the model learns, without a document, what it says with the document in context."""
@@ -61,8 +64,8 @@ def check_distil(name: str, stage: DistilStage | MixStage) -> None:
             raise RecipeError(f"stages.{name}.teacher_sees: an answer needs questions; document is what is left")
         if stage.teacher == "start" and "teacher_rate" in stage.model_fields_set:
             raise RecipeError(f"stages.{name}.teacher_rate: teacher: start never moves; leave it out")
-        longest = stage.trainer.get("max_completion_length")
-        if isinstance(longest, int) and stage.skip_tokens >= longest:
+        longest = stage.trainer.get("max_completion_length", LONGEST_ANSWER)
+        if isinstance(longest, int) and 0 < longest <= stage.skip_tokens:
             raise RecipeError(
                 f"stages.{name}.skip_tokens: {stage.skip_tokens} of at most {longest} tokens leaves none to learn from"
             )

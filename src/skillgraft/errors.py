@@ -8,7 +8,8 @@ standard exception that a caller of the Python API would catch. Anything else th
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 
@@ -78,9 +79,25 @@ class EndpointError(SkillgraftError, OSError):
     section = "endpoint"
 
 
+@contextmanager
+def naming(where: str) -> Iterator[None]:
+    """Put what an error is about, such as `stages.sft`, before its message."""
+    try:
+        yield
+    except SkillgraftError as error:
+        raise type(error)(f"{where}: {error}") from error
+
+
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that `name` is most likely meant to be, None where none is near."""
+    return next(iter(difflib.get_close_matches(name, list(known), n=1)), None)
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return `; did you mean 'x'? available: a, b` for an unknown `name`, the closest known name first."""
     known = sorted(map(str, known))
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean '{close[0]}'?" if close else ";"
+    if not known:
+        return "; there are none"
+    close = closest(name, known)
+    hint = f"; did you mean '{close}'?" if close else ";"
     return f"{hint} available: {', '.join(known)}"

@@ -17,7 +17,7 @@ from skillgraft.domains.styles import read_styles
 from skillgraft.evals.tasks import read_retention
 from skillgraft.evaluation_settings import EvalRow, RetentionSettings
 from skillgraft.machine import cores
-from skillgraft.planning import PlannedStage
+from skillgraft.planning import PlannedStage, made, sft_data
 from skillgraft.watch import clock
 
 FLOPS_PER_CORE = 1.3e11
@@ -66,7 +66,7 @@ def training_needs(parameters: int, lora: bool, tokens: float = 0.0) -> Needs:
 def _row(planned: PlannedStage, parameters: int) -> dict[str, Any]:
     flops, memory, disk = stage_needs(planned.stage, parameters, planned.inputs)
     data = [named for name in config.DATA if (named := getattr(planned.stage, name, None)) is not None]
-    waits = any(_made(named, planned.inputs) is None for named in data)
+    waits = any(made(named, planned.inputs) is None for named in data)
     state = "cached" if planned.cached else "goes on" if planned.work.exists() else "to run"
     return {
         "name": planned.name,
@@ -84,12 +84,11 @@ def stage_needs(stage: Any, parameters: int, inputs: Mapping[str, Path] | None =
 
     `inputs` maps the stages that it refers to, to their directories; renderings that are still to come count nothing.
     """
-    documents_path, questions_path = (_made(getattr(stage, name, None), inputs or {}) for name in config.DATA)
+    documents_path, questions_path = (made(getattr(stage, name, None), inputs or {}) for name in config.DATA)
     if stage.kind == "sft":
-        documents = choose(read_documents(documents_path), stage.limit_documents, stage.part) if documents_path else []
+        documents, questions = sft_data(stage, inputs or {})
         tokens = sum(len(document.rendered().encode()) for document in documents) / BYTES_PER_TOKEN
-        subjects = read_documents(stage.about, stage.limit_documents) if stage.about else None
-        tokens += QUESTION_TOKENS * len(read_questions(questions_path, subjects)) if questions_path else 0
+        tokens += QUESTION_TOKENS * len(questions)
         tokens *= 1 + (stage.replay.ratio if stage.replay else 0)
         epochs = stage.trainer.get("num_train_epochs", 8)
         return training_needs(parameters, stage.lora is not None, tokens * epochs)
@@ -189,11 +188,3 @@ class Outlook:
             return estimated_seconds(flops), False
         seconds, done = (sum(column) for column in zip(*seen, strict=True))
         return (seconds * flops / done if done else seconds / len(seen)), True
-
-
-def _made(data: Path | None, inputs: Mapping[str, Path]) -> Path | None:
-    """Return where a data field's documents or questions lie; None for none, or where a stage has yet to write them."""
-    stage = None if data is None else config.synthesis_named(data)
-    if stage is None:
-        return data
-    return inputs[stage] if stage in inputs and inputs[stage].exists() else None

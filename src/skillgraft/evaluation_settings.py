@@ -64,22 +64,37 @@ class EvalRow(Strict):
 
 
 def check_eval(name: str, stage: Any) -> None:
-    """Raise for rows that put nothing or twice something into the prompt, and for retention that has no data."""
+    """Raise for rows that put nothing or twice something into the prompt, one label twice, retention without data."""
     if isinstance(stage.retention, RetentionSettings):
         check_retention(f"stages.{name}.retention", stage.retention)
     _check_rows(f"stages.{name}.rows", stage.rows, stage.documents)
+    labels = [*stage.labels.values(), *(row.label for row in stage.rows if row.label is not None)]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise RecipeError(f"stages.{name}: two rows are labelled '{label}'; give each a label of its own")
 
 
 def check_retention(where: str, settings: RetentionSettings) -> None:
-    """Raise for tasks that stand there twice, nothing to score, and a stride that would leave text out."""
+    """Raise for tasks that stand there twice, nothing to score, and windows without text or that leave text out."""
     for task in settings.tasks:
         if settings.tasks.count(task) > 1:
             raise RecipeError(f"{where}.tasks: '{task}' stands there twice; name each task once")
     if not settings.tasks and settings.text is None:
         raise RecipeError(f"{where}: neither tasks nor text are given; retention: false scores none")
+    for field in ("window", "stride"):
+        if settings.text is None and field in settings.model_fields_set:
+            raise RecipeError(f"{where}.{field}: says how held-out text is cut; it needs text, or leave it out")
     if settings.stride > settings.window:
         raise RecipeError(
             f"{where}.stride: {settings.stride} is more than the window of {settings.window} tokens; lower it"
+        )
+
+
+def check_window(where: str, settings: RetentionSettings, model: str, context: int | None) -> None:
+    """Raise for a window that was asked for and is more than `model` can see; the default is cut to what it can."""
+    if context is not None and "window" in settings.model_fields_set and settings.window > context:
+        raise RecipeError(
+            f"{where}.window: {settings.window} tokens are more than the {context} that '{model}' can see; lower it"
         )
 
 
@@ -93,6 +108,9 @@ def _check_rows(where: str, rows: Sequence[EvalRow], documents: Path | None) -> 
             raise RecipeError(f"{where}: {row.model}: shots and shots_from belong together")
         if row.context and documents is None:
             raise RecipeError(f"{where}: {row.model}: context: {row.context} needs the stage's documents")
+        for field in ("top_k", "chunk_tokens", "overlap_tokens"):
+            if row.context != "bm25" and field in row.model_fields_set:
+                raise RecipeError(f"{where}: {row.model}: {field} is for context: bm25; leave it out")
         if row.context == "bm25" and row.overlap_tokens >= row.chunk_tokens:
             raise RecipeError(
                 f"{where}: {row.model}: overlap_tokens: {row.overlap_tokens} leaves chunks of {row.chunk_tokens} "

@@ -13,14 +13,15 @@ from blake3 import blake3
 
 from skillgraft import config
 from skillgraft.checkpoint.fingerprint import fingerprint_checkpoint, fingerprint_file
-from skillgraft.domains.knowledge import check_questions, read_documents, read_questions
+from skillgraft.domains.knowledge import Document, Question, check_questions, read_documents, read_questions
 from skillgraft.domains.parts import choose
 from skillgraft.domains.passages import passages
 from skillgraft.domains.replay import read_replay
 from skillgraft.domains.styles import read_styles
-from skillgraft.errors import MissingPathError, RecipeError
+from skillgraft.errors import MissingPathError, RecipeError, naming
 from skillgraft.evaluation_data import evaluation_data, evaluation_hashed
 from skillgraft.regime_chain import check_chain
+from skillgraft.self_edit_settings import asked_documents
 
 VERSIONS: dict[str, int] = {
     "sft": 3,
@@ -109,7 +110,8 @@ def plan(recipe: config.Recipe, base: Path, store: Path) -> list[PlannedStage]:
                 keys[reference] = _identity(inputs[reference])
         _check_renderings(recipe, name)
         check_chain(recipe, name)
-        data = data_of(stage)
+        with naming(f"stages.{name}"):
+            data = data_of(stage)
         key = _hash(recipe.seed, stage, keys, data)
         planned[name] = PlannedStage(name, stage, key, store / f"{stage.kind}-{key[:16]}", inputs, data)
     return list(planned.values())
@@ -168,6 +170,9 @@ def data_of(stage: Any) -> dict[str, str]:
     if stage.kind == "sft" and stage.about is not None:
         documents = read_documents(stage.about, stage.limit_documents)
     if questions_path:
+        if questions_path.is_dir():
+            inside = "questions.jsonl" if (questions_path / "questions.jsonl").is_file() else "a JSONL file"
+            raise RecipeError(f"questions: {questions_path} is a folder; name the file itself: {inside} in it")
         questions = read_questions(questions_path)
         if all_documents:
             check_questions(questions_path, questions, all_documents)
@@ -184,6 +189,8 @@ def data_of(stage: Any) -> dict[str, str]:
     if stage.kind == "eval":
         found |= evaluation_data(stage, questions if questions_path else [], all_documents)
     if stage.kind == "self_edit":
+        if documents and questions_path:
+            asked_documents(documents, questions, stage.rounds)
         found["prompts"] = _prompts([stage.style], stage.prompts)
         if read_styles([stage.style], stage.prompts)[0].makes_questions:
             raise RecipeError(f"style: '{stage.style}' makes questions; a self-edit is a text")
@@ -194,6 +201,22 @@ def _path_of(stage: Any, field_name: str) -> Path | None:
     """Return the path in a data field; None for none, or for a stage, whose own hash stands for what it will make."""
     value = getattr(stage, field_name, None)
     return None if value is None or config.synthesis_named(value) is not None else value
+
+
+def made(data: Path | None, inputs: Mapping[str, Path]) -> Path | None:
+    """Return where a data field's documents or questions lie; None for none, or where a stage has yet to write them."""
+    stage = None if data is None else config.synthesis_named(data)
+    if stage is None:
+        return data
+    return inputs[stage] if stage in inputs and inputs[stage].exists() else None
+
+
+def sft_data(stage: config.SftStage, inputs: Mapping[str, Path]) -> tuple[list[Document], list[Question]]:
+    """Return what an sft stage trains on; nothing where a stage has yet to write it."""
+    documents_path, questions_path = (made(path, inputs) for path in (stage.documents, stage.questions))
+    documents = choose(read_documents(documents_path), stage.limit_documents, stage.part) if documents_path else []
+    about = read_documents(stage.about, stage.limit_documents) if stage.about else None
+    return documents, read_questions(questions_path, about) if questions_path else []
 
 
 def _synthesis_data(stage: config.SynthesizeStage) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -45,7 +46,9 @@ class RlChoices(Strict):
 
 
 def check_rl(name: str, stage: Any) -> None:
-    """Raise for settings of an `rl` stage that contradict each other."""
+    """Raise for settings of an `rl` stage that contradict each other, and for a reward that pays for nothing."""
+    if stage.reward is not None:
+        _check_weights(f"stages.{name}.reward", stage.reward)
     if stage.rounds and "max_steps" in stage.trainer:
         raise RecipeError(f"stages.{name}: both rounds and trainer.max_steps are given; rounds holds the steps")
     if stage.order != "shuffled" and not stage.pass_rate_samples:
@@ -64,6 +67,24 @@ def check_rl(name: str, stage: Any) -> None:
         raise RecipeError(f"stages.{name}.reward: '{JUDGE}' needs judge: CHECKPOINT or judge_endpoint: {{url, model}}")
     if named and not asked:
         raise RecipeError(f"stages.{name}: a judge is given that no reward asks; add reward: {{{JUDGE}: 1.0}}")
+
+
+def _check_weights(where: str, reward: Mapping[str, float]) -> None:
+    """Raise for weights with which nothing is paid for.
+
+    A negative weight takes away for what is measured. Alone it is refused for the rewards of Skillgraft, since the best
+    answer would then be a wrong one, and allowed for a function of one's own, which may measure what is not wanted.
+    """
+    if not reward:
+        raise RecipeError(f"{where}: is empty; name rewards, such as {{containment: 1.0}}, or leave it out")
+    said = ", ".join(f"{each}: {weight:g}" for each, weight in reward.items())
+    if not all(map(math.isfinite, reward.values())):
+        raise RecipeError(f"{where}: {said}: weights must be finite numbers")
+    if not any(weight > 0 or (weight < 0 and "." in each) for each, weight in reward.items()):
+        raise RecipeError(
+            f"{where}: {said}: no weight is above 0, so that nothing is paid for; give what is wanted a positive one "
+            "(alone, only a function of your own may have a negative weight)"
+        )
 
 
 def endpoint_of(stage: Any) -> EndpointSettings | None:

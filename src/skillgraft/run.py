@@ -2,7 +2,7 @@
 
     1. read and check the recipe            config.load_recipe
     2. find the base model                  checkpoint.default_model.resolve_base
-    3. plan: hash every stage               planning.plan
+    3. plan: hash every stage, check it     planning.plan, plan_checks.check_plan
     4. run what is not finished, in order   stages.STAGES
     5. write run.json, report.json and report.html
 
@@ -31,12 +31,11 @@ from skillgraft.checkpoint.default_model import resolve_base
 from skillgraft.checkpoint.layout import read_layout
 from skillgraft.checkpoint.tokenizer import tokenizer_identity
 from skillgraft.checkpoint.writer import storage_error
-from skillgraft.domains.endpoint_key import read_key
-from skillgraft.errors import DataError, SkillgraftError, StorageError
+from skillgraft.errors import DataError, SkillgraftError, StorageError, naming
 from skillgraft.labels import DESCRIBE
 from skillgraft.leaks import check_leaks
+from skillgraft.plan_checks import check_plan
 from skillgraft.planning import RECORD, PlannedStage, data_of, plan
-from skillgraft.rl_settings import endpoint_of
 
 
 class Watcher(Protocol):
@@ -77,9 +76,10 @@ def prepare(
 ) -> tuple[config.Recipe, Path, list[PlannedStage]]:
     """Return the checked recipe, the base's directory and the plan: steps 1 to 3, which run nothing."""
     recipe = config.load_recipe(recipe_file, overrides)
-    base = resolve_base(recipe.base, say)
-    read_layout(base)
-    tokenizer_identity(base)
+    with naming("base"):
+        base = resolve_base(recipe.base, say)
+        read_layout(base)
+        tokenizer_identity(base)
     return recipe, base, plan(recipe, base, runs.resolve() / "stages")
 
 
@@ -102,9 +102,8 @@ def run(
     watcher, overrides = watcher or Silent(), tuple(overrides)
     check_alone()
     recipe, base, stages = prepare(Path(recipe_file), overrides, Path(runs), watcher.say)
-    check_trainers(stages)
-    check_endpoints(stages)
-    check_skills(recipe, base, stages)
+    for remark in check_plan(stages):
+        watcher.say(f"remark: {remark}")
     watcher.planned(recipe, base, stages)
     reused = {stage.name for stage in stages if stage.cached}
     for stage in stages:
@@ -202,54 +201,6 @@ def _seconds_so_far(clock: Path) -> float:
         return 0.0
 
 
-def check_skills(recipe: config.Recipe, base: Path, stages: list[PlannedStage]) -> None:
-    """Raise for a checkpoint or skill from elsewhere that is broken, or a skill that does not fit its target."""
-    from skillgraft.skills import check_compatibility, load_skill
-
-    for planned in stages:
-        for field, reference in config.references(planned.stage):
-            if planned.cached or reference in recipe.stages or reference == config.BASE or field == "rl":
-                continue
-            with _named(planned):
-                if field in ("skill", "skills"):
-                    load_skill(planned.inputs[reference])
-                else:
-                    read_layout(planned.inputs[reference])
-                    tokenizer_identity(planned.inputs[reference])
-        if planned.cached or planned.stage.kind not in {"inject", "single_passage"}:
-            continue
-        root = _root(recipe, planned.stage.target)
-        if root is None:
-            continue
-        with _named(planned):
-            for skill in [skill for skill, _ in planned.stage.injected if skill not in recipe.stages]:
-                check_compatibility(
-                    read_layout(base if root == config.BASE else root), load_skill(planned.inputs[skill])
-                )
-
-
-@contextlib.contextmanager
-def _named(planned: PlannedStage) -> Iterator[None]:
-    """Put the stage's name before the message of an error."""
-    try:
-        yield
-    except SkillgraftError as error:
-        raise type(error)(f"stages.{planned.name}: {error}") from error
-
-
-def _root(recipe: config.Recipe, reference: str) -> str | None:
-    """Return what a chain of training and injection starts from: the base, a directory, or None where it is neither."""
-    while reference in recipe.stages:
-        stage = recipe.stages[reference]
-        if isinstance(stage, config.SftStage | config.RlStage | config.DistilStage | config.SelfEditStage):
-            reference = stage.from_
-        elif isinstance(stage, config.InjectStage):
-            reference = stage.target
-        else:
-            return None
-    return reference
-
-
 def check_alone() -> None:
     """Raise where a launcher (accelerate, torchrun) started several of this process: each would run it all."""
     processes = os.environ.get("WORLD_SIZE", "1")
@@ -258,26 +209,6 @@ def check_alone() -> None:
             f"this is one of {processes} processes of a launcher (WORLD_SIZE), and a run is one process on one device; "
             "start it without accelerate launch or torchrun, and several recipes on several GPUs side by side"
         )
-
-
-def check_trainers(stages: list[PlannedStage]) -> None:
-    """Raise for an unknown key in any `trainer:`, `lora:` or `reward:` before the first stage runs."""
-    waiting = [stage for stage in stages if not stage.cached and stage.stage.kind in config.TRAINS]
-    if not waiting:
-        return
-    from skillgraft.train.check import check_stage
-
-    for planned in waiting:
-        with _named(planned):
-            check_stage(planned.stage)
-
-
-def check_endpoints(stages: list[PlannedStage]) -> None:
-    """Raise for a key that the environment does not have before the first stage runs."""
-    for planned in stages:
-        if (endpoint := endpoint_of(planned.stage)) is not None and not planned.cached:
-            with _named(planned):
-                read_key(endpoint.key_variable)
 
 
 @contextlib.contextmanager

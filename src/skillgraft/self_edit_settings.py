@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
+from skillgraft.domains.knowledge import Document, Question
 from skillgraft.errors import RecipeError
 from skillgraft.strict import Strict
 
@@ -58,3 +60,14 @@ def check_self_edit(name: str, stage: SelfEditStage) -> None:
         raise RecipeError(
             f"stages.{name}.keep: {stage.keep} of {stage.samples} samples is no choice; raise samples or lower keep"
         )
+
+
+def asked_documents(documents: Sequence[Document], questions: Sequence[Question], rounds: int) -> list[Document]:
+    """Return the documents that questions are about; `RecipeError` for fewer of them than rounds."""
+    asked = {question.document for question in questions}
+    used = [document for document in documents if document.id in asked]
+    if len(used) < rounds:
+        raise RecipeError(
+            f"rounds: {len(used)} documents have questions, fewer than {rounds} rounds; give more, or lower it"
+        )
+    return used

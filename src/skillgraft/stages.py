@@ -22,6 +22,7 @@ from skillgraft.domains.knowledge import Document, read_documents, read_question
 from skillgraft.domains.parts import choose
 from skillgraft.domains.passages import passages
 from skillgraft.domains.replay import read_replay
+from skillgraft.planning import sft_data
 
 Progress = Callable[[int, int, Mapping[str, float]], None]
 Stage = Callable[[Any, "Context"], dict[str, Any]]
@@ -88,9 +89,7 @@ def run_sft(stage: config.SftStage, context: Context) -> dict[str, Any]:
 
     context.out.mkdir()
     start = context.inputs[stage.from_]
-    documents = _chosen(stage, context)
-    about = read_documents(stage.about, stage.limit_documents) if stage.about else None
-    questions = read_questions(context.data(stage.questions), about) if stage.questions else []
+    documents, questions = sft_data(stage, context.inputs)
     with _tracked(stage, context) as trainer:
         trained = train_sft(
             start,
@@ -122,7 +121,7 @@ def run_sft(stage: config.SftStage, context: Context) -> dict[str, Any]:
     }
 
 
-def _chosen(stage: config.SftStage | config.RlStage | config.EvalStage, context: Context) -> list[Document]:
+def _chosen(stage: config.RlStage, context: Context) -> list[Document]:
     if stage.documents is None:
         return []
     return choose(read_documents(context.data(stage.documents)), stage.limit_documents, stage.part)

@@ -76,7 +76,7 @@ class SynthesizeStage(Strict):
 
 
 def check_synthesize(name: str, stage: SynthesizeStage) -> None:
-    """Raise for a synthesize stage with nothing to write or two writers, or chunks that do not move on."""
+    """Raise for a synthesize stage with nothing to write or to keep, two writers, or chunks that do not move on."""
     if (stage.given is None) != bool(stage.styles):
         got = "both are given" if stage.styles else "neither is given"
         raise RecipeError(f"stages.{name}: {got}, styles or given; synthesize needs one of them")
@@ -87,6 +87,11 @@ def check_synthesize(name: str, stage: SynthesizeStage) -> None:
     for style in stage.styles:
         if stage.styles.count(style) > 1:
             raise RecipeError(f"stages.{name}.styles: '{style}' stands there twice; samples asks for more of each")
+    if stage.filters.min_words > stage.filters.max_words:
+        raise RecipeError(
+            f"stages.{name}.filters: min_words: {stage.filters.min_words} is more than max_words: "
+            f"{stage.filters.max_words}, which drops everything; lower it"
+        )
     if min(stage.chunk_tokens) <= stage.overlap_tokens:
         raise RecipeError(
             f"stages.{name}.overlap_tokens: {stage.overlap_tokens} leaves chunks of {min(stage.chunk_tokens)} tokens "

@@ -46,5 +46,6 @@ def read_yaml(file: Path, what: str, keys: str) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise RecipeError(f"{what}: {file} is not YAML: {error}") from error
     if not isinstance(data, dict):
-        raise RecipeError(f"{what}: {file} holds a {type(data).__name__}, expected a mapping with {keys}")
+        got = "is empty" if data is None else f"holds a {type(data).__name__}"
+        raise RecipeError(f"{what}: {file} {got}, expected a mapping with {keys}")
     return data

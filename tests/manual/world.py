@@ -28,7 +28,8 @@ from skillgraft.checkpoint.fingerprint import fingerprint_checkpoint
 from skillgraft.checkpoint.provenance import write_provenance
 from skillgraft.cli import app
 from skillgraft.errors import MissingPathError
-from skillgraft.run import check_trainers, prepare
+from skillgraft.plan_checks import check_plan
+from skillgraft.run import prepare
 from skillgraft.shipped import shipped_skills
 from skillgraft.skills.library import add_skill
 from tests.manual.blocks import ROOT, Block, commands
@@ -136,6 +137,8 @@ class Page:
         monkeypatch.chdir(self.folder)
         monkeypatch.setenv("SKILLGRAFT_CACHE", str(self.folder / "cache"))
         monkeypatch.setenv("SKILLGRAFT_LIBRARY", str(self.folder / "library"))
+        for variable in re.findall(r"key_variable: (\w+)", text):
+            monkeypatch.setenv(variable, "a key of nobody")
         monkeypatch.setattr(os, "sync", lambda: None)  # of the whole machine's disks, for every stage
         monkeypatch.setattr(shipped_skills, "__defaults__", (self.folder / "skills",))
 
@@ -211,7 +214,7 @@ class Page:
 def _plan(file: Path, folder: Path) -> None:
     """Do what `run --dry-run` does before it prints."""
     _, _, stages = prepare(file, (), folder / "runs", print)
-    check_trainers(stages)
+    check_plan(stages)
 
 
 def shrink(recipe: Path) -> None:

@@ -18,8 +18,8 @@ from skillgraft.domains.knowledge import read_documents
 from skillgraft.errors import DataError, MissingPathError, OutputExistsError, SkillgraftError
 from skillgraft.estimate import BYTES_PER_TOKEN
 from skillgraft.machine import Memory
+from skillgraft.plan_checks import check_trainers
 from skillgraft.planning import plan
-from skillgraft.run import check_trainers
 from skillgraft.shipped import RECALL
 from skillgraft.starter import look, write_recipe
 from skillgraft.starter.write import recipe_name

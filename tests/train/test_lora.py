@@ -2,10 +2,12 @@ import pytest
 import torch
 from peft import get_peft_model
 
+from skillgraft.domains.knowledge import Document
 from skillgraft.errors import RecipeError
 from skillgraft.train.common import load_model, load_tokenizer
-from skillgraft.train.lora import lora_config, merged, roll_out_merged, save_trained
-from tests.tiny import tiny_checkpoint, weights
+from skillgraft.train.lora import empty_model, fitting_lora, lora_config, merged, roll_out_merged, save_trained
+from skillgraft.train.sft import train_sft
+from tests.tiny import edit_json, tiny_checkpoint, weights
 
 
 @pytest.fixture
@@ -87,3 +89,29 @@ def test_saved_weights_are_start_plus_factors_in_fp32(start, tmp_path):
 def test_bad_lora(start, given, message):
     with pytest.raises(RecipeError, match=message):
         get_peft_model(load_model(start), lora_config(given))
+
+
+def test_a_pattern_without_a_module_is_refused_and_nothing_random_is_drawn(start):
+    model = load_model(start)
+    state = torch.get_rng_state()
+    with pytest.raises(RecipeError, match="target_modules: 'foo' matches no module; available: down_proj, embed_token"):
+        fitting_lora(model, {"target_modules": ["q_proj", "foo"]})
+    with pytest.raises(RecipeError, match=r"PEFT refuses this: Target module LlamaRMSNorm.* matrices: embed_tokens, q"):
+        fitting_lora(model, {"target_modules": ["input_layernorm"]})
+    assert fitting_lora(model, {"r": 2}).target_modules == "all-linear"
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not any("lora" in name for name, _ in model.named_parameters())
+
+
+def test_training_says_the_same_where_nothing_was_planned(start, tmp_path):
+    for name in ("out", "work"):
+        (tmp_path / name).mkdir()
+    document = Document("a", "Vell", "The harbour of Vell was built in 1901.")
+    with pytest.raises(RecipeError, match="lora: target_modules: 'foo' matches no module"):
+        train_sft(start, tmp_path / "out", tmp_path / "work", documents=[document], lora={"target_modules": ["foo"]})
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_model_that_transformers_does_not_know_is_not_asked(start):
+    edit_json(start / "config.json", model_type="nobodys")
+    assert empty_model(start) is None

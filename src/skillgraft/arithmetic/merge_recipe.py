@@ -14,7 +14,6 @@ dtype: bfloat16
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -217,11 +216,6 @@ class OperandSpec(_Strict):
         """Every weight that a tensor may get."""
         return (self.weight,) if self.weights is None else tuple(self.weights.values())
 
-    def unmatched(self, names: Collection[str]) -> list[str]:
-        """Return the patterns of `weights` that none of `names` matches."""
-        patterns = [pattern for pattern in self.weights or {} if pattern != DEFAULT]
-        return [pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in names)]
-
 
 class MergeRecipe(_Strict):
     """A whole merge; paths are relative to the recipe's folder when it is read from a file."""
@@ -268,6 +262,11 @@ def parse_merge_recipe(data: dict[str, Any], where: str = "merge recipe", folder
     given = recipe.parameters or {}
     if not isinstance(given, dict):
         raise RecipeError(f"{where}: parameters is {given!r}, expected a mapping")
+    if given and not PARAMETERS[method].model_fields:
+        key = next(iter(given))
+        having = [name for name, form in PARAMETERS.items() if key in form.model_fields]
+        hint = f"; {', '.join(having)} have it" if having else ""
+        raise RecipeError(f"{where}: unknown key 'parameters.{key}': {method} takes no parameters{hint}")
     try:
         parameters = PARAMETERS[method].model_validate(given)
     except ValidationError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from blake3 import blake3
 
 from skillgraft.arithmetic.leaves import Leaf, Product, Stored, leaf_of
 from skillgraft.arithmetic.matching import check_adapter_fits, check_models, rows_of_vocabulary
-from skillgraft.arithmetic.merge_recipe import MergeRecipe, OperandSpec
+from skillgraft.arithmetic.merge_recipe import DEFAULT, MergeRecipe, OperandSpec
 from skillgraft.arithmetic.method_plan import (
     check_blocks,
     check_distinct,
@@ -148,7 +149,8 @@ def plan_merge(recipe: MergeRecipe) -> Plan:
                 inputs[f"operand{number}.minus"] = fingerprint_checkpoint(operand.minus)
         elif operand.model is None and method.of == "models":
             terms.insert(0, (1, _of_model(target)))  # an adapter or skill as a model is the base with it
-        _check_patterns(number, operand, [name for name in target.tensors if any(find(name) for _, find in terms)])
+        changed = [name for name in target.tensors if any(find(name) for _, find in terms)]
+        check_patterns(f"operands.{number}.weights", operand.weights or {}, changed)
         lookups.append(terms)
     dtypes = planned_dtypes(target, OUTPUT_DTYPES[recipe.dtype] if recipe.dtype else None)
     block = recipe.parameters.m if recipe.method == "cabs" else 1
@@ -247,13 +249,14 @@ def _operands(
     return () if method.first_pass == "gram" and len(found) < len(given) else tuple(found)
 
 
-def _check_patterns(number: int, operand: OperandSpec, names: Sequence[str]) -> None:
-    """Raise `RecipeError` for a pattern of `weights` that matches none of the tensors that the operand changes."""
-    for pattern in operand.unmatched(names):
-        raise RecipeError(
-            f"operands.{number}.weights: {pattern!r} matches none of the operand's {len(names)} tensors "
-            f"({', '.join(names[:1])} …); expected a pattern such as 'model.layers.0.*'"
-        )
+def check_patterns(where: str, patterns: Iterable[str], names: Sequence[str]) -> None:
+    """Raise `RecipeError` for a pattern of weights that matches none of the tensors that an operand changes."""
+    for pattern in patterns:
+        if pattern != DEFAULT and not any(fnmatchcase(name, pattern) for name in names):
+            raise RecipeError(
+                f"{where}: {pattern!r} matches none of the operand's {len(names)} tensors "
+                f"({', '.join(names[:1])} …); expected a pattern such as 'model.layers.0.*'"
+            )
 
 
 def _check_divisor(weights: Sequence[float], method: Method, parameters: Any, where: str = "") -> None:

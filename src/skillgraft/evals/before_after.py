@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from skillgraft.checkpoint.default_model import resolve_base
-from skillgraft.checkpoint.layout import read_layout
+from skillgraft.checkpoint.layout import context_of, read_layout
 from skillgraft.checkpoint.tokenizer import tokenizer_identity
 from skillgraft.evals import table
 from skillgraft.evals.harness import require_harness, run_harness
 from skillgraft.evals.tasks import read_settings
-from skillgraft.evaluation_settings import RetentionSettings, check_retention
+from skillgraft.evaluation_settings import RetentionSettings, check_retention, check_window
 
 
 def compare_retention(
@@ -34,8 +34,8 @@ def compare_retention(
     if lm_eval:
         require_harness()
     directories = {model: resolve_base(model, say) for model in models}
-    for directory in directories.values():
-        read_layout(directory)
+    for model, directory in directories.items():
+        check_window("retention", settings, model, context_of(read_layout(directory).config))
         tokenizer_identity(directory)
     from skillgraft.evals.answers import load
     from skillgraft.evals.retention import measure

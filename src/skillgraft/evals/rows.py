@@ -100,13 +100,7 @@ def _answered(
     start = time.monotonic()
     model, tokenizer = loaded()
     prompts, facts = row_prompts(asked, row, tokenizer)
-    sizes = [len(ids) for ids in encode_prompts(tokenizer, prompts, padding=False)["input_ids"]]
-    if row is not None and max(sizes) + asked.stage.max_new_tokens > context_length(model):
-        raise RecipeError(
-            f"rows: {row.id}: a prompt of {max(sizes)} tokens and max_new_tokens: {asked.stage.max_new_tokens} do not "
-            f"fit into the model's context of {context_length(model)}; lower top_k, chunk_tokens or shots, or let bm25 "
-            "find parts of long documents"
-        )
+    sizes = prompt_sizes(asked, row, prompts, tokenizer, context_length(model))
     raw = answer_and_score(
         model,
         tokenizer,
@@ -117,6 +111,20 @@ def _answered(
         prompts=prompts,
     )
     return raw | facts | {"prompt_tokens": sum(sizes) / len(sizes), "seconds": time.monotonic() - start}
+
+
+def prompt_sizes(
+    asked: Asked, row: EvalRow | None, prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, context: int
+) -> list[int]:
+    """Return the tokens of each prompt of a row; `RecipeError` for one that does not fit with its answer."""
+    sizes = [len(ids) for ids in encode_prompts(tokenizer, prompts, padding=False)["input_ids"]]
+    if row is not None and max(sizes) + asked.stage.max_new_tokens > context:
+        raise RecipeError(
+            f"rows: {row.id}: a prompt of {max(sizes)} tokens and max_new_tokens: {asked.stage.max_new_tokens} do not "
+            f"fit into the model's context of {context}; lower top_k, chunk_tokens or shots, or let bm25 "
+            "find parts of long documents"
+        )
+    return sizes
 
 
 def row_prompts(

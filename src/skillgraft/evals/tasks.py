@@ -168,7 +168,8 @@ def _files(name: str, data: Path | None) -> list[Path]:
     if name == GENERAL:
         return [Path(str(resources.files("skillgraft.evals").joinpath("retention.jsonl")))]
     if data is None:
-        raise MissingPathError(f"retention: the task '{name}' needs data, the folder in which its questions lie")
+        hint = "" if name in TASKS else did_you_mean(name, TASKS)
+        raise MissingPathError(f"retention: the task '{name}' needs data, the folder in which its questions lie{hint}")
     if not data.is_dir():
         raise MissingPathError(f"retention: {data} is not a directory; expected the folder with {name}.jsonl")
     for suffix in (".jsonl", ".parquet"):

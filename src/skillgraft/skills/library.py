@@ -195,7 +195,7 @@ def resolve_skill(text: str | os.PathLike[str]) -> Resolved:
     name = str(text)
     named = _NAME.fullmatch(name) is not None
     where = f", and no skill of that name in the library {library_home()}" if named else ""
-    hint = did_you_mean(name, library_names()) if named and library_names() else ""
+    hint = did_you_mean(name, skill_names()) if named else ""
     raise MissingPathError(
         f"{name}: no such directory{where}; expected a skill ({MANIFEST_FILE}, {WEIGHTS_FILE}), a PEFT adapter, or a "
         f"name that `skillgraft ls` shows{hint}"

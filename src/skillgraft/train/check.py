@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from skillgraft import config
+from skillgraft.domains.replay import read_replay
 from skillgraft.domains.rewards import DEFAULT_MIX, get_reward
+from skillgraft.planning import PlannedStage, sft_data
 from skillgraft.regime_settings import check_text
 from skillgraft.rl_settings import JUDGE
+from skillgraft.train.common import load_tokenizer
 from skillgraft.train.distil import distil_arguments
-from skillgraft.train.lora import lora_config
+from skillgraft.train.lora import check_fit, empty_model, lora_config
 from skillgraft.train.rl import rl_arguments
-from skillgraft.train.sft import sft_arguments
+from skillgraft.train.sft import sft_arguments, sft_rows
 from skillgraft.train.tracking import check_trackers
 
-Trains = config.SftStage | config.RlStage | config.SinglePassageStage | config.DistilStage | config.SelfEditStage
 
+def check_stage(planned: PlannedStage, start: Path | None) -> None:
+    """Raise for what is refused of a stage's `trainer:`, `lora:`, `text:`, `reward:`, and for too little replay text.
 
-def check_stage(stage: Trains) -> None:
-    """Raise `RecipeError` for a key or value of `trainer:`, `lora:`, `text:` or `reward:` that is refused."""
+    `start` is the checkpoint that the stage's models descend from, None where it is not known.
+
+    Raises:
+        RecipeError: a key or value that is refused, or a module that the model has not.
+        DataError: less replay text than is asked for.
+        TrainingError: beside replay, rows that do not fit into `trainer.max_length`.
+    """
+    stage = planned.stage
     check_trackers(stage.trainer)
-    if stage.lora is not None:
-        lora_config(stage.lora)
+    for given in (stage.lora, stage.learn.lora if isinstance(stage, config.SelfEditStage) else None):
+        if given is not None:
+            settings = lora_config(given)
+            if start is not None and (shape := empty_model(start)) is not None:
+                check_fit(shape, settings)
     if isinstance(stage, config.RlStage):
         mix = stage.reward or DEFAULT_MIX
         for name in mix:
@@ -31,8 +45,20 @@ def check_stage(stage: Trains) -> None:
     elif isinstance(stage, config.DistilStage):
         distil_arguments(stage.trainer, stage.lora is not None, Path("unused"), 0)
     elif isinstance(stage, config.SelfEditStage):
-        lora_config(stage.learn.lora)
         sft_arguments(stage.learn.trainer, Path("unused"), 0)
         sft_arguments(stage.trainer, Path("unused"), 0)
     else:
-        check_text(stage.text, sft_arguments(stage.trainer, Path("unused"), 0).max_length)
+        longest = sft_arguments(stage.trainer, Path("unused"), 0).max_length
+        check_text(stage.text, longest)
+        if isinstance(stage, config.SftStage) and start is not None:
+            _check_replay(stage, planned.inputs, start, longest)
+
+
+def _check_replay(stage: config.SftStage, inputs: Mapping[str, Path], start: Path, longest: int | None) -> None:
+    """Raise where there is less replay text than the stage asks for, if all that it trains on is there already."""
+    if stage.replay is None:
+        return
+    documents, questions = sft_data(stage, inputs)
+    if documents or questions:
+        replay = (read_replay(stage.replay.text), stage.replay.ratio)
+        sft_rows(load_tokenizer(start), documents, questions, longest, text=stage.text, replay=replay)

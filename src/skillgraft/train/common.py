@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import dataclasses
 import logging
+import math
 import os
 import warnings
 from collections.abc import Mapping
@@ -94,19 +95,33 @@ def trainer_arguments(
     return made
 
 
+def check_at_least(least: int, made: TrainingArguments, name: str) -> None:
+    """Raise `RecipeError` for a number of tokens below `least`; null is no limit."""
+    value = getattr(made, name)
+    if value is not None and (not isinstance(value, int) or value < least):
+        raise RecipeError(f"trainer: {name} is {value!r}, expected at least {least} tokens")
+
+
 def check_trainer_keys(config: type[TrainingArguments], given: Mapping[str, Any]) -> None:
     """Raise `RecipeError` for a key of `trainer:` that `config` does not know or that may not be set there."""
     known = {field.name for field in dataclasses.fields(config) if field.init}
     for key, value in given.items():
         default = getattr(config, key, None)
         if isinstance(value, str) and isinstance(default, int | float) and not isinstance(default, bool):
-            raise RecipeError(
-                f"trainer: {key} is the text '{value}', expected a number; YAML reads 1e-4 as text: 1.0e-4"
-            )
+            raise RecipeError(f"trainer: {key} is the text '{value}', expected a number{_as_number(value)}")
         if key in RESERVED:
             raise RecipeError(f"trainer: '{key}' cannot be set there; the recipe and the machine decide it")
         if key not in known:
             raise RecipeError(f"trainer: '{key}' is not an argument of {config.__name__}{_closest(key, known)}")
+
+
+def _as_number(text: str) -> str:
+    """Return what YAML would read as the number that `text` is meant to be, as a hint; nothing where it is none."""
+    with contextlib.suppress(ValueError):
+        if math.isfinite(number := float(text)):
+            written = repr(number)
+            return f"; YAML reads {text} as text: {written if '.' in written else written.replace('e', '.0e')}"
+    return ""
 
 
 def _closest(key: str, known: set[str]) -> str:

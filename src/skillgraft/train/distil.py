@@ -38,13 +38,20 @@ from transformers import (
 from trl import DistillationConfig, DistillationTrainer
 from trl.trainer.utils import pad
 
+from skillgraft.distil_settings import LONGEST_ANSWER
 from skillgraft.domains.contexts import by_document, tell_about, with_context
 from skillgraft.domains.knowledge import INSTRUCTION, Document, Question
 from skillgraft.errors import DataError, RecipeError, TrainingError
 from skillgraft.train.callbacks import KeepAlive, Progress, newest_checkpoint, read_log, stop_on_interrupt
-from skillgraft.train.common import count_parameters, load_model, load_tokenizer, trainer_arguments
+from skillgraft.train.common import (
+    check_at_least,
+    count_parameters,
+    load_model,
+    load_tokenizer,
+    trainer_arguments,
+)
 from skillgraft.train.epochs import EpochSampler
-from skillgraft.train.lora import lora_config, roll_out_merged, save_trained
+from skillgraft.train.lora import fitting_lora, roll_out_merged, save_trained
 from skillgraft.train.prompts import Prompt, as_prompt
 from skillgraft.train.sft import Trained
 
@@ -54,7 +61,7 @@ if TYPE_CHECKING:
 DEFAULTS: dict[str, Any] = {
     "num_train_epochs": 2,
     "per_device_train_batch_size": 16,
-    "max_completion_length": 64,
+    "max_completion_length": LONGEST_ANSWER,
     "lr_scheduler_type": "cosine",
     "warmup_steps": 10,
     "beta": 0.0,
@@ -119,7 +126,7 @@ def train_distil(
             args=args,
             train_dataset=Dataset.from_list(rows),
             processing_class=tokenizer,
-            peft_config=lora_config(lora) if lora is not None else None,
+            peft_config=fitting_lora(model, lora) if lora is not None else None,
             callbacks=[*average, keeper],  # the average is in the checkpoint before it is marked as whole
         )
     except ValueError as error:
@@ -148,7 +155,9 @@ def train_distil(
 def distil_arguments(trainer: Mapping[str, Any] | None, lora: bool, workdir: Path, seed: int) -> DistillationConfig:
     """Return TRL's config from a recipe's `trainer:` mapping over our defaults; `RecipeError` for what it refuses."""
     rate = {"learning_rate": LEARNING_RATE["lora" if lora else "full"]}
-    return trainer_arguments(DistillationConfig, {**DEFAULTS, **rate}, trainer or {}, workdir, seed)
+    args = trainer_arguments(DistillationConfig, {**DEFAULTS, **rate}, trainer or {}, workdir, seed)
+    check_at_least(1, args, "max_completion_length")
+    return args
 
 
 COUNTS = ("trained_tokens", "student_tokens", "teacher_tokens")

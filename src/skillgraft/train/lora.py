@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from peft.tuners.tuners_utils import check_target_module_exists
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from skillgraft.errors import RecipeError, did_you_mean
 from skillgraft.train.common import load_model
 
-DEFAULTS: dict[str, Any] = {"r": 8, "lora_alpha": 16, "target_modules": "all-linear", "bias": "none"}
+ALL = "all-linear"
+"""What PEFT calls all linear layers but the output head."""
+DEFAULTS: dict[str, Any] = {"r": 8, "lora_alpha": 16, "target_modules": ALL, "bias": "none"}
 ADAPTER = "adapter"
 """Folder of a trained checkpoint that holds its LoRA factors, from which `extract` takes the skill exactly."""
 
@@ -38,10 +49,70 @@ def lora_config(given: Mapping[str, Any]) -> LoraConfig:
         raise RecipeError("lora: init_lora_weights must leave the start as it is: true or gaussian")
     if not isinstance(given.get("r", 1), int) or given.get("r", 1) < 1:
         raise RecipeError(f"lora: r is {given['r']!r}, expected a rank of at least 1")
+    targets = given.get("target_modules") or ALL
+    if not isinstance(targets, str) and not (isinstance(targets, list) and all(isinstance(t, str) for t in targets)):
+        raise RecipeError(f"lora: target_modules is {targets!r}, expected names such as [q_proj, v_proj]")
     try:
         return LoraConfig(task_type="CAUSAL_LM", **{**DEFAULTS, **given})
     except (TypeError, ValueError) as error:
         raise RecipeError(f"lora: LoraConfig refuses these arguments: {error}") from error
+
+
+def fitting_lora(model: PreTrainedModel, given: Mapping[str, Any]) -> LoraConfig:
+    """Return `lora_config` of a mapping after `check_fit` on `model`, which stays as it is."""
+    config = lora_config(given)
+    check_fit(_without_weights(model.config), config)
+    return config
+
+
+def empty_model(directory: Path) -> PreTrainedModel | None:
+    """Return the model at `directory` without its weights, None where Transformers does not know the architecture."""
+    try:
+        return _without_weights(AutoConfig.from_pretrained(str(directory), local_files_only=True))
+    except (ValueError, OSError):  # loading the model says why
+        return None
+
+
+def _without_weights(config: PretrainedConfig) -> PreTrainedModel:
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        return AutoModelForCausalLM.from_config(deepcopy(config))
+
+
+def check_fit(model: PreTrainedModel, config: LoraConfig) -> None:
+    """Raise `RecipeError` for a pattern of `target_modules` that no module of `model` has, and what PEFT refuses.
+
+    PEFT itself passes over a pattern without a module where another one has some. `model` gets the adapter: give one
+    without weights. The random state stays as it is.
+    """
+    weights = {name.rpartition(".")[2]: name for name, module in model.named_modules() if _is_matrix(module)}
+    targets = config.target_modules or []
+    for target in [targets] if isinstance(targets, str) else sorted(targets):
+        if target != ALL and not _matches(target, isinstance(targets, str), model):
+            hint = did_you_mean(target, weights)
+            if isinstance(targets, str):
+                hint = (
+                    f", as a regular expression of whole names such as {next(iter(weights.values()))}; or give a list"
+                )
+            raise RecipeError(f"lora: target_modules: '{target}' matches no module{hint}")
+    try:
+        with torch.random.fork_rng(devices=[]):
+            get_peft_model(model, deepcopy(config))  # which it fills in
+    except (TypeError, ValueError) as error:
+        said = str(error).rstrip(".")
+        raise RecipeError(f"lora: PEFT refuses this: {said}; the model's matrices: {', '.join(weights)}") from error
+
+
+def _matches(target: str, expression: bool, model: PreTrainedModel) -> bool:
+    alone = LoraConfig(target_modules=target if expression else [target])
+    try:
+        return any(check_target_module_exists(alone, name) for name, _ in model.named_modules() if name)
+    except re.error as error:
+        raise RecipeError(f"lora: target_modules: '{target}' is no regular expression: {error}") from error
+
+
+def _is_matrix(module: torch.nn.Module) -> bool:
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, torch.Tensor) and weight.ndim == 2
 
 
 @contextmanager

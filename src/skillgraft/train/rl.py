@@ -31,10 +31,10 @@ from skillgraft.errors import RecipeError, TrainingError
 from skillgraft.rl_settings import JUDGE
 from skillgraft.train.algorithms import ALGORITHMS, check_remax
 from skillgraft.train.callbacks import KeepAlive, Progress, newest_checkpoint, read_log, stop_on_interrupt
-from skillgraft.train.common import count_parameters, load_model, load_tokenizer, trainer_arguments
+from skillgraft.train.common import check_at_least, count_parameters, load_model, load_tokenizer, trainer_arguments
 from skillgraft.train.difficulty import answered_sometimes, in_order
 from skillgraft.train.head import fast_head
-from skillgraft.train.lora import ADAPTER, load_merged, lora_config, roll_out_merged
+from skillgraft.train.lora import ADAPTER, fitting_lora, load_merged, roll_out_merged
 from skillgraft.train.precision import bf16_pays
 from skillgraft.train.prompts import as_prompt
 from skillgraft.train.sft import Trained
@@ -149,7 +149,7 @@ def train_rl(
                     ]
                 ),
                 processing_class=tokenizer,
-                peft_config=lora_config(lora) if lora is not None else None,
+                peft_config=fitting_lora(model, lora) if lora is not None else None,
                 callbacks=[keeper],
             )
             grpo.skip_without_variance = skip_without_variance
@@ -217,6 +217,7 @@ def rl_arguments(
         check_remax(trainer or {})
     if args.max_steps <= 0:
         raise RecipeError(f"trainer: max_steps is {args.max_steps}, expected a positive number: RL has no natural end")
+    check_at_least(1, args, "max_completion_length")
     return args
 
 

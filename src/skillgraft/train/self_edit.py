@@ -30,12 +30,12 @@ from skillgraft.domains.passages import Passage
 from skillgraft.domains.styles import read_styles
 from skillgraft.domains.synthesis import Request, lines, plan_requests, without_cut_end
 from skillgraft.domains.writing import Kept, write_locally
-from skillgraft.errors import RecipeError, TrainingError
+from skillgraft.errors import TrainingError
 from skillgraft.estimate import parameters_of
 from skillgraft.evals.answers import answer
 from skillgraft.evals.metrics import METRICS
 from skillgraft.regime_settings import WHOLE
-from skillgraft.self_edit_settings import SelfEditStage
+from skillgraft.self_edit_settings import SelfEditStage, asked_documents
 from skillgraft.train.common import load_model, load_tokenizer
 from skillgraft.train.lora import ADAPTER, save_trained
 from skillgraft.train.rows import UNLEARNT, Row
@@ -81,9 +81,7 @@ def train_writer(
     asked: dict[str, list[Question]] = {}
     for question in questions:
         asked.setdefault(question.document, []).append(question)
-    used = [document for document in documents if document.id in asked]
-    if len(used) < stage.rounds:
-        raise RecipeError(f"{len(used)} documents have questions, fewer than {stage.rounds} rounds; give more of them")
+    used = asked_documents(documents, questions, stage.rounds)
     writer, rounds, done = start, [], 0
     parameters = parameters_of(read_layout(start))
     for number, documents_of_round in enumerate(slices(used, stage.rounds)):

@@ -21,9 +21,9 @@ from skillgraft.domains.knowledge import Document, Question
 from skillgraft.errors import TrainingError
 from skillgraft.regime_settings import WHOLE, TextSettings
 from skillgraft.train.callbacks import KeepAlive, Progress, newest_checkpoint, read_log, stop_on_interrupt
-from skillgraft.train.common import count_parameters, load_model, load_tokenizer, trainer_arguments
+from skillgraft.train.common import check_at_least, count_parameters, load_model, load_tokenizer, trainer_arguments
 from skillgraft.train.head import fast_head
-from skillgraft.train.lora import lora_config, save_trained
+from skillgraft.train.lora import fitting_lora, save_trained
 from skillgraft.train.packing import ragged_batches
 from skillgraft.train.rows import Row, document_rows, learnt_tokens, question_rows, replay_rows
 
@@ -80,10 +80,9 @@ def train_sft(
     tokenizer = load_tokenizer(model_dir)
     args = sft_arguments(trainer, workdir, seed)
     _refuse_nothing(tokenizer, documents, questions)
-    rows = document_rows(tokenizer, documents, args.max_length, text)
-    rows += question_rows(tokenizer, questions, args.max_length, shuffle_answers, seed)
-    own = sum(len(row["input_ids"]) for row in rows)
-    replayed = replay_rows(tokenizer, replay[0], round(replay[1] * own), args.max_length, seed)
+    rows, replayed = sft_rows(
+        tokenizer, documents, questions, args.max_length, shuffle=shuffle_answers, text=text, replay=replay, seed=seed
+    )
     model, trained = fit(
         load_model(model_dir),
         tokenizer,
@@ -95,6 +94,27 @@ def train_sft(
     )
     save_trained(model, model_dir, out, tokenizer, lora is not None)
     return replace(trained, replayed_tokens=sum(len(row["input_ids"]) for row in replayed))
+
+
+def sft_rows(
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Sequence[Document],
+    questions: Sequence[Question],
+    max_length: int | None,
+    *,
+    shuffle: bool = False,
+    text: TextSettings = WHOLE,
+    replay: tuple[Sequence[str], float] = ((), 0.0),
+    seed: int = 0,
+) -> tuple[list[Row], list[Row]]:
+    """Return the rows of documents and questions, and those of replay.
+
+    Raises `TrainingError` for what does not fit into `max_length`, and `DataError` for too little replay text.
+    """
+    rows = document_rows(tokenizer, documents, max_length, text)
+    rows += question_rows(tokenizer, questions, max_length, shuffle, seed)
+    own = sum(len(row["input_ids"]) for row in rows)
+    return rows, replay_rows(tokenizer, replay[0], round(replay[1] * own), max_length, seed)
 
 
 def fit(
@@ -122,7 +142,7 @@ def fit(
             "text.chunk_tokens or trainer.max_length, which cut documents into chunks"
         )
     keeper = KeepAlive(workdir, checkpoint_seconds, progress)
-    peft_config: LoraConfig | None = lora_config(lora) if lora is not None else None
+    peft_config: LoraConfig | None = fitting_lora(model, lora) if lora is not None else None
     sft = SFTTrainer(
         model=model,
         args=args,
@@ -144,7 +164,9 @@ def fit(
 
 def sft_arguments(trainer: Mapping[str, Any] | None, workdir: Path, seed: int) -> SFTConfig:
     """Return TRL's config from a recipe's `trainer:` mapping over our defaults; `RecipeError` for what it refuses."""
-    return trainer_arguments(SFTConfig, DEFAULTS, trainer or {}, workdir, seed)
+    args = trainer_arguments(SFTConfig, DEFAULTS, trainer or {}, workdir, seed)
+    check_at_least(2, args, "max_length")  # one token predicts nothing
+    return args
 
 
 def _refuse_nothing(
