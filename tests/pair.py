@@ -21,8 +21,7 @@ def start_pair(folder, module, *scenarios):
     """Run the scenarios in two new processes; raise with their output where one fails."""
     folder.mkdir(parents=True, exist_ok=True)
     ports = ",".join(map(str, free_ports(len(scenarios))))
-    paths = [str(ROOT / "src"), str(ROOT)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "SKILLGRAFT_CACHE": str(folder / "cache")}
+    environment = on_the_cpu(folder)
     logs = [folder / f"process-{rank}.log" for rank in (0, 1)]
     started = []
     for rank, log in enumerate(logs):
@@ -37,6 +36,13 @@ def start_pair(folder, module, *scenarios):
             process.wait()
     assert codes == [0, 0], "\n".join(log.read_text()[-3000:] for log in logs)
     return {name: [torch.load(folder / f"{name}-{rank}.pt") for rank in (0, 1)] for name in scenarios}
+
+
+def on_the_cpu(folder):
+    """Return the environment of a process that finds the code and the tests, and no accelerator."""
+    paths = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
+    hidden = {"CUDA_VISIBLE_DEVICES": "", "HF_HOME": str(folder / "hub"), "SKILLGRAFT_CACHE": str(folder / "cache")}
+    return os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **hidden}
 
 
 def free_ports(count):

@@ -61,11 +61,12 @@ class KeepAlive(TrainerCallback):
             self.interrupted = False
             return control
         due = is_first() and time.monotonic() - self.last_save >= self.checkpoint_seconds
-        self.interrupted, due = agree(self.interrupted, due)
-        if self.interrupted or due:
+        stop, due = agree(self.interrupted, due)
+        self.interrupted |= stop  # a signal may have come since this process was asked: then it is asked next time
+        if stop or due:
             control.should_save = True
             self.last_save = time.monotonic()
-        control.should_training_stop = self.interrupted
+        control.should_training_stop = stop
         return control
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
