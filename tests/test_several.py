@@ -82,6 +82,12 @@ def test_what_fails_elsewhere_is_told_as_it_is():
     assert '{}["nothing"]' in str(team._told())
 
 
+def test_a_connection_that_breaks_is_a_process_that_was_killed():
+    broken = RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:400")
+    assert "another process of this run ended without a word" in str(several._lost(broken))
+    assert several._lost(RuntimeError("shapes differ")) is None
+
+
 def test_a_failure_in_the_second_process_of_a_launcher_is_one_message_and_what_was_finished_stays(tmp_path):
     """`accelerate launch` itself, on two CPU processes: SFT succeeds, then a reward fails in the second alone."""
     recipe = tiny_recipe(tmp_path, sft_steps=2)

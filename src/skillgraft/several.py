@@ -78,7 +78,8 @@ class Team:
         except (SkillgraftError, KeyboardInterrupt):
             raise
         except Exception as error:
-            if (told := self._told()) is not None:
+            told = self._told() or _lost(error)
+            if told is not None:
                 raise told from error
             raise
 
@@ -131,7 +132,6 @@ class Team:
         from skillgraft.train.precision import device
         from skillgraft.train.together import agree
 
-        os.environ.update(self.variables)
         if device().type != "cpu":
             torch.accelerator.set_device_index(int(self.variables.get("LOCAL_RANK", "0")))
         backend = distributed.get_default_backend_for_device(device())
@@ -142,17 +142,18 @@ class Team:
             world_size=self.size,
             timeout=TIMEOUT,
         )
+        os.environ.update(self.variables)
         well = False
         try:
             yield
             agree()  # the others wait for the first to write what was trained
             well = True
         finally:
-            if well or backend == "gloo":  # after a failure NCCL would wait for what never comes
-                distributed.destroy_process_group()
-            AcceleratorState._reset_state(reset_partial_state=True)
             for name in self.variables:
                 os.environ.pop(name, None)
+            AcceleratorState._reset_state(reset_partial_state=True)
+            if well or backend == "gloo":  # after a failure NCCL would wait for what never comes
+                distributed.destroy_process_group()
 
     def _told(self) -> BaseException | None:
         """Return the first failure that another process has told."""
@@ -187,6 +188,18 @@ def _as_told(error: BaseException, rank: int, size: int) -> tuple[str, str]:
         return type(error).__name__, str(error)
     lines = "".join(traceback.format_exception(error))
     return "RuntimeError", f"process {rank} of {size} failed:\n{lines}"
+
+
+def _lost(error: Exception) -> SkillgraftError | None:
+    """Return what a broken connection to another process means; None for any other error."""
+    from torch.distributed import DistError
+
+    if not isinstance(error, DistError) and "gloo" not in str(error):
+        return None
+    return SkillgraftError(
+        "another process of this run ended without a word, as by a kill for want of memory; see the system's log, then "
+        "start the same command again, which goes on from the last checkpoint"
+    )
 
 
 @contextlib.contextmanager

@@ -73,6 +73,14 @@ def test_a_signal_to_one_process_stops_both_with_a_checkpoint_from_which_they_go
             assert torch.equal(found["stopped"]["weights"][key], value), key
 
 
+def test_what_two_processes_began_one_can_end(pair):
+    ended = scenarios.stop_and_go_on(pair[1] / "fine_tunings" / "left", stop=False)
+    for key, value in pair[0]["fine_tunings"][0]["rest"]["weights"].items():
+        torch.testing.assert_close(ended["weights"][key], value, rtol=0, atol=2e-6, msg=key)
+    resumed = (pair[1] / "fine_tunings" / "left" / "work" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in resumed] == [1, 2, 3, 4, 4, 5, 6, 6]  # and what it all cost
+
+
 def test_rl_asks_in_two_processes_what_one_asks_and_ends_with_the_same_weights_in_both(pair, tmp_path):
     """Each process answers half of a step's questions, whole ones; also after a stop in the second epoch."""
     wanted = scenarios.reinforce(scenarios.prepared(tmp_path), stop=3)

@@ -6,6 +6,7 @@ import signal
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 import torch
 from trl import GRPOConfig, RLOOConfig
 
@@ -124,18 +125,20 @@ def fine_tune(folder, name):
 def fine_tunings(folder, rank):
     """Each of `FINE_TUNINGS`, then one that a signal to one process stops and that goes on."""
     own = {name: prepared(folder / f"{name}-{rank}") for name in FINE_TUNINGS}
-    shared = folder / "stopped"
-    if rank == 0:
-        prepared(shared)
+    names = ("stopped", "left")
+    for name in names if rank == 0 else ():
+        prepared(folder / name)
     with group():
         found = {name: fine_tune(own[name], name) for name in FINE_TUNINGS}
         with stopped_in(rank == 1, step=4):
-            found["stopped"] = stop_and_go_on(shared)
+            found["stopped"] = stop_and_go_on(folder / "stopped")
+        with stopped_in(rank == 0, step=4):
+            found["left"] = stop_and_go_on(folder / "left", on=False)
     return found
 
 
-def stop_and_go_on(folder):
-    """Train until a signal, then again to the end: at which step it stopped, and the weights."""
+def stop_and_go_on(folder, stop=True, on=True):
+    """Train until a signal, then again to the end: what the checkpoint held, and the weights."""
     tokenizer = load_tokenizer(folder / "start")
     rows = document_rows(tokenizer, FIVE, 64)
     args = sft_arguments({**SLOW, **FINE_TUNINGS["rest"]}, folder / "work", 3)
@@ -144,12 +147,13 @@ def stop_and_go_on(folder):
         model = load_model(folder / "start")
         return fit(model, tokenizer, rows, args, lora=None, checkpoint_seconds=999, progress=None)[0]
 
-    try:
-        train()
-    except KeyboardInterrupt:
-        kept = [path.name for path in (folder / "work").glob("checkpoint-*/rng_state_*")]
-    together.agree()
-    return {"weights": train().state_dict(), "kept": sorted(kept)}
+    kept = []
+    if stop:
+        with pytest.raises(KeyboardInterrupt):
+            train()
+        kept = sorted(path.name for path in (folder / "work").glob("checkpoint-*/rng_state_*"))
+        together.agree()
+    return {"weights": train().state_dict() if on else {}, "kept": kept}
 
 
 @contextmanager
