@@ -73,7 +73,8 @@ class Team:
         with one_precision(context.work):  # decided before the others look
             self._order((stage, {f.name: getattr(context, f.name) for f in fields(context) if f.name not in silent}))
         try:
-            with self._watching(), self._group():
+            # A launcher that sees another process die ends this one, which has still to say why.
+            with _handling(signal.SIGTERM, signal.SIG_IGN), self._watching(), self._group():
                 return STAGES[stage.kind](stage, context)
         except (SkillgraftError, KeyboardInterrupt):
             raise
@@ -113,14 +114,11 @@ class Team:
 
         key = f"order-{self.orders}"
         self.orders += 1
-        before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's own would not be called while it waits
-        try:
+        with _handling(signal.SIGINT, signal.SIG_DFL):  # Python's own would not be called while it waits
             while True:
                 with contextlib.suppress(DistStoreError):  # nothing yet
                     self.store.wait([key], timedelta(minutes=5))
                     return pickle.loads(self.store.get(key))
-        finally:
-            signal.signal(signal.SIGINT, before)
 
     @contextlib.contextmanager
     def _group(self) -> Iterator[None]:
@@ -180,6 +178,17 @@ class Team:
             yield
         finally:
             done.set()
+
+
+@contextlib.contextmanager
+def _handling(number: signal.Signals, handler: signal.Handlers) -> Iterator[None]:
+    """Handle a signal by `handler` meanwhile; where an error ends the block, from then on."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(number, handler)
+    yield
+    signal.signal(number, before)
 
 
 def _as_told(error: BaseException, rank: int, size: int) -> tuple[str, str]:
