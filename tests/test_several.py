@@ -2,6 +2,7 @@ import json
 import pickle
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -61,6 +62,9 @@ class Store(dict):
     def check(self, keys):
         return all(key in self for key in keys)
 
+    def clone(self):
+        return self
+
     set = dict.__setitem__
     get = dict.__getitem__
 
@@ -80,6 +84,16 @@ def test_what_fails_elsewhere_is_told_as_it_is():
     assert not isinstance(team._told(), errors.SkillgraftError)
     assert "process 1 of 3 failed" in str(team._told())
     assert '{}["nothing"]' in str(team._told())
+
+
+def test_the_first_process_does_not_wait_for_ever_in_what_another_has_left(monkeypatch, capsys):
+    team, ended = several.Team(size=2, store=Store()), threading.Event()
+    monkeypatch.setattr(several, "GRACE_SECONDS", 0.01)
+    monkeypatch.setattr(several.os, "_exit", lambda code: ended.set())
+    with team._watching():
+        team.store.set("failed-1", pickle.dumps(several._as_told(DataError("no such thing"), 1, 2)))
+        assert ended.wait(60)
+    assert capsys.readouterr().err.startswith("error no such thing\n")
 
 
 def test_a_connection_that_breaks_is_a_process_that_was_killed():

@@ -168,10 +168,11 @@ class Team:
         mine = replace(self, store=self.store.clone())
 
         def watch() -> None:
-            while not done.wait(1.0):
-                if (told := mine._told()) is not None and not done.wait(GRACE_SECONDS):
-                    print(f"error {told}", file=sys.stderr, flush=True)
-                    os._exit(2)
+            with contextlib.suppress(Exception):  # the launcher is gone, and its store
+                while not done.wait(1.0):
+                    if (told := mine._told()) is not None and not done.wait(GRACE_SECONDS):
+                        print(f"error {told}", file=sys.stderr, flush=True)
+                        os._exit(2)
 
         threading.Thread(target=watch, daemon=True).start()
         try:
