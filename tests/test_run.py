@@ -281,10 +281,3 @@ def test_a_cut_off_trainer_checkpoint_is_not_resumed(tmp_path):
             (folder / "skillgraft-whole").touch()
     assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
     assert not (tmp_path / "checkpoint-15").exists()
-
-
-def test_a_launcher_of_several_processes_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(SkillgraftError, match="one of 2 processes of a launcher"):
-        run(tiny_recipe(tmp_path), runs=tmp_path / "runs")
-    assert not (tmp_path / "runs").exists()

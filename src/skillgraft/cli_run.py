@@ -34,11 +34,16 @@ def run(
     """Run a recipe: finished stages are reused, a killed run goes on where it stopped.
 
     Ctrl-C stops after the current step with a checkpoint, a second one at once. On a terminal the stages are drawn as
-    a tree while they run; elsewhere lines go to standard error. Results go to standard output.
+    a tree while they run; elsewhere lines go to standard error. Results go to standard output. Several processes of
+    accelerate launch train together: skillgraft docs how-to/several-gpus
     """
     from skillgraft import run as run_recipe
-    from skillgraft import watch
+    from skillgraft import several, watch
 
+    if not several.is_first():  # it helps the first, which shows how the run goes
+        if not dry_run:
+            run_recipe(recipe)
+        return
     if dry_run:
         _show_plan(recipe, overrides, runs, as_json)
         return

@@ -21,16 +21,19 @@ from skillgraft.planning import PlannedStage, made
 from skillgraft.rl_settings import endpoint_of
 
 
-def check_plan(stages: Sequence[PlannedStage]) -> list[str]:
-    """Return remarks on what is odd and no mistake; raise `SkillgraftError` for the first stage that cannot run."""
+def check_plan(stages: Sequence[PlannedStage], processes: int = 1) -> list[str]:
+    """Return remarks on what is odd and no mistake; raise `SkillgraftError` for the first stage that cannot run.
+
+    `processes` train together, as far as a kind of stage allows.
+    """
     check_skills(stages)
     check_endpoints(stages)
-    check_trainers(stages)
+    check_trainers(stages, processes)
     check_contexts(stages)
     return remarks(stages)
 
 
-def check_trainers(stages: Sequence[PlannedStage]) -> None:
+def check_trainers(stages: Sequence[PlannedStage], processes: int = 1) -> None:
     """Raise for what TRL, PEFT or the rewards refuse of a stage's settings, and for too little replay text."""
     waiting = [stage for stage in stages if not stage.cached and stage.stage.kind in config.TRAINS]
     if not waiting:
@@ -39,7 +42,7 @@ def check_trainers(stages: Sequence[PlannedStage]) -> None:
 
     for planned in waiting:
         with naming(f"stages.{planned.name}"):
-            check_stage(planned, _root(stages, planned, planned.stage.from_))
+            check_stage(planned, _root(stages, planned, planned.stage.from_), processes)
 
 
 def check_endpoints(stages: Sequence[PlannedStage]) -> None:

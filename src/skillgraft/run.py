@@ -36,6 +36,7 @@ from skillgraft.labels import DESCRIBE
 from skillgraft.leaks import check_leaks
 from skillgraft.plan_checks import check_plan
 from skillgraft.planning import RECORD, PlannedStage, data_of, plan
+from skillgraft.several import Team, joined
 
 
 class Watcher(Protocol):
@@ -96,13 +97,26 @@ def run(
     `overrides` are strings such as `stages.grafted.scale=0.5`. Trainer checkpoints are written every
     `checkpoint_seconds`, so that a killed run loses at most about so much.
 
+    Of several processes that a launcher started, the first does this with the others' help; the others end here, by
+    `SystemExit` (see `several`).
+
     Raises:
         SkillgraftError: something in the recipe, the data or the machine; finished stages are kept.
     """
-    watcher, overrides = watcher or Silent(), tuple(overrides)
-    check_alone()
-    recipe, base, stages = prepare(Path(recipe_file), overrides, Path(runs), watcher.say)
-    for remark in check_plan(stages):
+    with joined() as team:
+        return _run(Path(recipe_file), tuple(overrides), Path(runs), watcher or Silent(), checkpoint_seconds, team)
+
+
+def _run(
+    recipe_file: Path,
+    overrides: tuple[str, ...],
+    runs: Path,
+    watcher: Watcher,
+    checkpoint_seconds: float,
+    team: Team,
+) -> Run:
+    recipe, base, stages = prepare(recipe_file, overrides, runs, watcher.say)
+    for remark in check_plan(stages, team.size):
         watcher.say(f"remark: {remark}")
     watcher.planned(recipe, base, stages)
     reused = {stage.name for stage in stages if stage.cached}
@@ -115,12 +129,12 @@ def run(
             continue
         watcher.started(stage)
         try:
-            record = run_stage(recipe, stages, stage, watcher, checkpoint_seconds)
+            record = run_stage(recipe, stages, stage, watcher, checkpoint_seconds, team)
         except BaseException as error:
             watcher.failed(stage, error)
             raise
         watcher.finished(stage, record["seconds"], cached=False)
-    return _close(recipe, Path(recipe_file), overrides, Path(runs), stages, reused, watcher)
+    return _close(recipe, recipe_file, overrides, runs, stages, reused, watcher)
 
 
 def run_stage(
@@ -129,9 +143,10 @@ def run_stage(
     planned: PlannedStage,
     watcher: Watcher,
     checkpoint_seconds: float,
+    team: Team,
 ) -> dict[str, Any]:
     """Run one stage in its working folder, then move the result to its address in one rename; return its record."""
-    from skillgraft.stages import STAGES, Context
+    from skillgraft.stages import Context
 
     with _locked(planned):
         if planned.cached:  # another run finished it while this one waited for the plan
@@ -166,7 +181,7 @@ def run_stage(
             say=watcher.say,
         )
         try:
-            facts = STAGES[planned.stage.kind](planned.stage, context)
+            facts = team.run(planned.stage, context)
         except BaseException as error:
             shutil.rmtree(out, ignore_errors=True)
             if full := storage_error(error, planned.work):
@@ -199,16 +214,6 @@ def _seconds_so_far(clock: Path) -> float:
         return float(clock.read_text())
     except (OSError, ValueError):
         return 0.0
-
-
-def check_alone() -> None:
-    """Raise where a launcher (accelerate, torchrun) started several of this process: each would run it all."""
-    processes = os.environ.get("WORLD_SIZE", "1")
-    if processes != "1":
-        raise SkillgraftError(
-            f"this is one of {processes} processes of a launcher (WORLD_SIZE), and a run is one process on one device; "
-            "start it without accelerate launch or torchrun, and several recipes on several GPUs side by side"
-        )
 
 
 @contextlib.contextmanager

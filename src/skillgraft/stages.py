@@ -86,8 +86,9 @@ def run_sft(stage: config.SftStage, context: Context) -> dict[str, Any]:
     """Fine-tune on documents and, if given, on questions with their answers."""
     from skillgraft.train.precision import describe
     from skillgraft.train.sft import train_sft
+    from skillgraft.train.together import is_first, processes
 
-    context.out.mkdir()
+    context.out.mkdir(exist_ok=processes() > 1)
     start = context.inputs[stage.from_]
     documents, questions = sft_data(stage, context.inputs)
     with _tracked(stage, context) as trainer:
@@ -106,7 +107,8 @@ def run_sft(stage: config.SftStage, context: Context) -> dict[str, Any]:
             checkpoint_seconds=context.checkpoint_seconds,
             progress=context.progress,
         )
-    _record_origin(stage.kind, start, context, stage)
+    if is_first():
+        _record_origin(stage.kind, start, context, stage)
     keep = ("step", "loss", "learning_rate", "mean_token_accuracy")
     curve = [{key: point[key] for key in keep if key in point} for point in trained.curve if "loss" in point]
     return {
@@ -116,6 +118,7 @@ def run_sft(stage: config.SftStage, context: Context) -> dict[str, Any]:
         "replayed_tokens": trained.replayed_tokens,
         "flops": trained.flops,
         "precision": describe(),
+        "processes": processes(),
         "curve": curve,
         "headline": ["loss"],
     }
@@ -133,11 +136,12 @@ def run_rl(stage: config.RlStage, context: Context) -> dict[str, Any]:
     from skillgraft.domains.judge import judge_of
     from skillgraft.train.precision import describe
     from skillgraft.train.rl import train_rl
+    from skillgraft.train.together import is_first, own_folder, processes
 
-    context.out.mkdir()
+    context.out.mkdir(exist_ok=processes() > 1)
     start = context.inputs[stage.from_]
     questions = read_questions(context.data(stage.questions), _chosen(stage, context) or None)
-    with _tracked(stage, context) as trainer, judge_of(stage, context.inputs, context.work) as judge:
+    with _tracked(stage, context) as trainer, judge_of(stage, context.inputs, own_folder(context.work)) as judge:
         trained = train_rl(
             start,
             context.out,
@@ -156,13 +160,15 @@ def run_rl(stage: config.RlStage, context: Context) -> dict[str, Any]:
             checkpoint_seconds=context.checkpoint_seconds,
             progress=context.progress,
         )
-    _record_origin(stage.kind, start, context, stage)
+    if is_first():
+        _record_origin(stage.kind, start, context, stage)
     return {
         "questions": len(questions),
         "trained_questions": trained.questions,
         "tokens": trained.tokens,
         "flops": trained.flops,
         "precision": describe(),
+        "processes": processes(),
         "curve": trained.curve,
         "headline": ["reward", "share_without_variance", "completion_tokens"],
     }

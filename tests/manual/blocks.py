@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import typer
+from accelerate.commands.launch import launch_command_parser
 
 from skillgraft.cli import app
 
@@ -87,7 +88,7 @@ def commands(text: str) -> list[list[list[str]]]:
 
 def check_command(words: list[str]) -> None:
     """Raise for a `skillgraft` command line that the command line would not take; run nothing."""
-    words = words[next(i for i, word in enumerate(words) if "=" not in word) :]
+    words = unlaunched(words[next(i for i, word in enumerate(words) if "=" not in word) :])
     if words[0] != "skillgraft":
         return
     if words[1].startswith("-"):
@@ -95,6 +96,15 @@ def check_command(words: list[str]) -> None:
         return
     assert words[1] in GROUP.commands, f"no verb {words[1]}"
     GROUP.commands[words[1]].make_context(words[1], words[2:])
+
+
+def unlaunched(words: list[str]) -> list[str]:
+    """Return what a launcher of several processes starts, after holding its own options against it; else `words`."""
+    if words[:2] != ["accelerate", "launch"]:
+        return words
+    asked = launch_command_parser().parse_args(words[2:])
+    assert asked.module, f"{words}: no -m"
+    return [asked.training_script, *asked.training_script_args]
 
 
 def check_mention(words: list[str]) -> None:

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from skillgraft.run import prepare
 from skillgraft.shipped import shipped_skills
 from skillgraft.skills.library import add_skill
 from tests.manual.blocks import ROOT, Block, commands
+from tests.pair import free_ports, on_the_cpu
 from tests.recipe_root import retention_tasks
 from tests.recipes import PLACES, tiny_recipe, write_jsonl
 from tests.tiny import tiny_checkpoint, tiny_finetune
@@ -155,6 +157,8 @@ class Page:
             for words in pipe:
                 if words[0] == "skillgraft":
                     given = self.skillgraft(words[1:], given)
+                elif words[:2] == ["accelerate", "launch"]:
+                    self.launch(words)
                 elif words[0] == "printf" or (words[0] == "jq" and shutil.which("jq")):
                     done = subprocess.run(words, input=given, capture_output=True, text=True, check=True)
                     given = done.stdout
@@ -174,6 +178,23 @@ class Page:
         expected = MAY_FAIL.get(words[0], {0})
         assert result.exit_code in expected, f"skillgraft {' '.join(words)}\n{result.output}\n{result.exception!r}"
         return result.stdout
+
+    def launch(self, words: list[str]) -> None:
+        """Start several processes of a run, on the CPU."""
+        recipe, count = self.folder / words[words.index("run") + 1], int(words[words.index("--num_processes") + 1])
+        shrink(recipe, count)
+        name = yaml.safe_load(recipe.read_text())["name"]
+        shutil.rmtree(self.folder / "runs" / name, ignore_errors=True)
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", str(free_ports(1)[0])]
+        environment = os.environ | on_the_cpu(self.folder)
+        done = subprocess.run([*command, *words[2:]], env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
+        counts = [json.loads(file.read_text())["facts"].get("processes") for file in self.made(name)]
+        assert max(count or 0 for count in counts) == count, counts
+
+    def made(self, name: str) -> list[Path]:
+        """The records of a run's stages."""
+        return sorted((self.folder / "runs" / name).glob("*/stage.json"))
 
     def python(self, block: Block) -> None:
         """Run it as a script."""
@@ -217,7 +238,7 @@ def _plan(file: Path, folder: Path) -> None:
     check_plan(stages)
 
 
-def shrink(recipe: Path) -> None:
+def shrink(recipe: Path, processes: int = 1) -> None:
     """Write a recipe anew with as little work in each stage as shows that it runs."""
     data = yaml.safe_load(recipe.read_text())
     for stage in data["stages"].values():
@@ -227,7 +248,8 @@ def shrink(recipe: Path) -> None:
             stage["trainer"] = {"max_steps": 1, "per_device_train_batch_size": 2}
         elif stage["kind"] == "rl":
             stage |= {"pass_rate_samples": 0, "rounds": []}
-            stage["trainer"] = {"max_steps": 1, "per_device_train_batch_size": 8, "max_completion_length": 4}
+            batch = {"per_device_train_batch_size": 8 * processes}
+            stage["trainer"] = {"max_steps": 1, "max_completion_length": 4, **batch}
         elif stage["kind"] == "synthesize":
             stage |= {"limit_documents": 1, "styles": []}  # what a random model writes is all dropped
             stage |= {"given": str(ROOT / "examples/almanac/target/implications.jsonl"), "split_lines": True}

@@ -15,13 +15,13 @@ QUESTIONS = [Question("d", f"question {i}?", (str(i),)) for i in range(4)]
 def test_keeps_what_is_answered_sometimes_and_remembers_it(tmp_path, monkeypatch):
     monkeypatch.setattr(difficulty, "pass_rates", lambda *_: [0.0, 0.5, 1.0, 0.25])
     args = rl_arguments({"f1": 1.0}, {}, True, tmp_path, 0)
-    kept = difficulty.answered_sometimes(None, None, QUESTIONS, 4, args, tmp_path)
+    kept = difficulty.answered_sometimes(lambda: None, None, QUESTIONS, 4, args, tmp_path)
     assert [q.answers[0] for q in kept] == ["1", "3"]
     monkeypatch.setattr(difficulty, "pass_rates", lambda *_: pytest.fail("sampled again"))
-    assert difficulty.answered_sometimes(None, None, QUESTIONS, 4, args, tmp_path) == kept
+    assert difficulty.answered_sometimes(lambda: None, None, QUESTIONS, 4, args, tmp_path) == kept
     (tmp_path / "pass_rates.json").write_text(json.dumps([0.0, 1.0, 1.0, 0.0]))
     with pytest.raises(TrainingError, match="of 4 questions none was answered sometimes in 4 samples"):
-        difficulty.answered_sometimes(None, None, QUESTIONS, 4, args, tmp_path)
+        difficulty.answered_sometimes(lambda: None, None, QUESTIONS, 4, args, tmp_path)
 
 
 def test_rates_count_the_answers_of_each_question(tmp_path, monkeypatch):

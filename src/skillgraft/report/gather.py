@@ -123,12 +123,13 @@ def machine(records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Return what this machine is; the precision is the one that a stage recorded when it ran."""
     precision = next((r["facts"]["precision"] for r in records.values() if "precision" in r["facts"]), "")
     device, _, arithmetic = precision.partition(", ")
+    most = max((r["facts"].get("processes", 1) for r in records.values()), default=1)
     return {
         "cpu": _cpu_name(),
         "cores": os.cpu_count() or 1,
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "device": device or "cpu",
-        "precision": arithmetic,
+        "precision": arithmetic + (f", {most} processes" if most > 1 else ""),
     }
 
 

@@ -1,4 +1,7 @@
-"""Trainer callbacks: a log that survives a kill, checkpoints that are known to be whole, a clean stop on Ctrl-C."""
+"""Trainer callbacks: a log that survives a kill, checkpoints that are known to be whole, a clean stop on Ctrl-C.
+
+Of processes that train together the first logs; all save and stop at the same step.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,8 @@ from types import FrameType
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from skillgraft.train.together import agree, is_first, processes
 
 Progress = Callable[[int, int, dict[str, float]], None]
 """Called with (step, all steps, latest metrics) after each logged step."""
@@ -38,6 +43,8 @@ class KeepAlive(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any
     ) -> None:
         """Append one line of metrics; a resumed run overwrites nothing, and `read_log` keeps the last line per step."""
+        if not is_first():
+            return
         record = {"step": state.global_step, "time": time.time(), **{k: v for k, v in logs.items() if _is_number(v)}}
         with self.log_file.open("a") as out:
             out.write(json.dumps(record) + "\n")
@@ -53,14 +60,20 @@ class KeepAlive(TrainerCallback):
                 _tell("that was the last step, and the run goes on; Ctrl-C again stops it")
             self.interrupted = False
             return control
-        if self.interrupted or time.monotonic() - self.last_save >= self.checkpoint_seconds:
+        due = is_first() and time.monotonic() - self.last_save >= self.checkpoint_seconds
+        stop, due = agree(self.interrupted, due)
+        self.interrupted |= stop  # a signal may have come since this process was asked: then it is asked next time
+        if stop or due:
             control.should_save = True
             self.last_save = time.monotonic()
-        control.should_training_stop = self.interrupted
+        control.should_training_stop = stop
         return control
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Mark the checkpoint as whole, and only then drop the older ones."""
+        agree()  # each process writes where its random numbers stand
+        if not is_first():
+            return
         newest = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         os.sync()
         (newest / _WHOLE).touch()
@@ -99,7 +112,10 @@ def read_log(workdir: Path) -> list[dict[str, float]]:
 
 @contextlib.contextmanager
 def stop_on_interrupt(keeper: KeepAlive) -> Iterator[None]:
-    """Turn the first Ctrl-C into a checkpoint and a stop after the current step; a second one stops at once."""
+    """Turn the first Ctrl-C into a checkpoint and a stop after the current step; a second one stops at once.
+
+    So does SIGTERM for processes that train together: it is what their launcher sends.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -108,13 +124,17 @@ def stop_on_interrupt(keeper: KeepAlive) -> Iterator[None]:
         if keeper.interrupted:
             raise KeyboardInterrupt
         keeper.interrupted = True
-        _tell("stopping after this step with a checkpoint; Ctrl-C again stops at once")
+        if is_first():
+            again = "the launcher waits 30 s" if processes() > 1 else "Ctrl-C again stops at once"
+            _tell(f"stopping after this step with a checkpoint; {again}")
 
-    before = signal.signal(signal.SIGINT, handler)
+    asking = [signal.SIGINT, *([signal.SIGTERM] if processes() > 1 else [])]
+    before = {number: signal.signal(number, handler) for number in asking}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handled in before.items():
+            signal.signal(number, handled)
     if keeper.interrupted:
         raise KeyboardInterrupt
 

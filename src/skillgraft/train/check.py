@@ -8,6 +8,7 @@ from pathlib import Path
 from skillgraft import config
 from skillgraft.domains.replay import read_replay
 from skillgraft.domains.rewards import DEFAULT_MIX, get_reward
+from skillgraft.errors import RecipeError
 from skillgraft.planning import PlannedStage, sft_data
 from skillgraft.regime_settings import check_text
 from skillgraft.rl_settings import JUDGE
@@ -16,13 +17,15 @@ from skillgraft.train.distil import distil_arguments
 from skillgraft.train.lora import check_fit, empty_model, lora_config
 from skillgraft.train.rl import rl_arguments
 from skillgraft.train.sft import sft_arguments, sft_rows
+from skillgraft.train.together import check_shares
 from skillgraft.train.tracking import check_trackers
 
 
-def check_stage(planned: PlannedStage, start: Path | None) -> None:
+def check_stage(planned: PlannedStage, start: Path | None, count: int = 1) -> None:
     """Raise for what is refused of a stage's `trainer:`, `lora:`, `text:`, `reward:`, and for too little replay text.
 
-    `start` is the checkpoint that the stage's models descend from, None where it is not known.
+    `start` is the checkpoint that the stage's models descend from, None where it is not known; `count` processes are
+    going to train it together.
 
     Raises:
         RecipeError: a key or value that is refused, or a module that the model has not.
@@ -41,17 +44,25 @@ def check_stage(planned: PlannedStage, start: Path | None) -> None:
         for name in mix:
             if name != JUDGE:
                 get_reward(name)
-        rl_arguments(mix, stage.trainer, stage.lora is not None, Path("unused"), 0, stage.algorithm)
+        args = rl_arguments(mix, stage.trainer, stage.lora is not None, Path("unused"), 0, stage.algorithm)
+        check_shares(args, count)
+        if count > 1 and stage.skip_without_variance:
+            raise RecipeError(
+                f"skip_without_variance: {count} processes would keep different numbers of answers; leave it out, or "
+                "start the run without a launcher"
+            )
     elif isinstance(stage, config.DistilStage):
         distil_arguments(stage.trainer, stage.lora is not None, Path("unused"), 0)
     elif isinstance(stage, config.SelfEditStage):
         sft_arguments(stage.learn.trainer, Path("unused"), 0)
         sft_arguments(stage.trainer, Path("unused"), 0)
     else:
-        longest = sft_arguments(stage.trainer, Path("unused"), 0).max_length
-        check_text(stage.text, longest)
-        if isinstance(stage, config.SftStage) and start is not None:
-            _check_replay(stage, planned.inputs, start, longest)
+        arguments = sft_arguments(stage.trainer, Path("unused"), 0)
+        check_text(stage.text, arguments.max_length)
+        if isinstance(stage, config.SftStage):
+            check_shares(arguments, count)
+            if start is not None:
+                _check_replay(stage, planned.inputs, start, arguments.max_length)
 
 
 def _check_replay(stage: config.SftStage, inputs: Mapping[str, Path], start: Path, longest: int | None) -> None:

@@ -27,6 +27,7 @@ from transformers.utils import logging as transformers_logging
 
 from skillgraft.errors import RecipeError, did_you_mean
 from skillgraft.train.precision import bf16_pays, device
+from skillgraft.train.together import processes
 
 RESERVED = {
     *("output_dir", "seed", "use_cpu", "bf16", "fp16", "reward_weights", "push_to_hub"),
@@ -67,6 +68,8 @@ def trainer_arguments(
 ) -> TrainingArguments:
     """Return `config` with our `defaults`, over them the recipe's `trainer:` mapping.
 
+    Of processes that train together each gets its part of the batch (see `train.together`).
+
     Raises:
         RecipeError: a key that the trainer does not have, one that is `RESERVED`, or a value it refuses.
     """
@@ -80,10 +83,14 @@ def trainer_arguments(
         **{"output_dir": str(workdir), "seed": seed, "save_strategy": "no"},
         **{"use_cpu": device().type == "cpu", "bf16": bf16_pays(), "fp16": False},
     }
+    if (count := processes()) > 1:
+        merged["per_device_train_batch_size"] //= count
+        merged = {"ddp_find_unused_parameters": False, **merged}
     try:
         made = config(**merged)
     except (TypeError, ValueError, ArithmeticError) as error:
         raise RecipeError(f"trainer: {config.__name__} refuses these arguments: {error}") from error
+    made._n_gpu = min(made.n_gpu, 1)  # of several GPUs in sight the trainers would take all, in one process
     if made.per_device_train_batch_size < 1:
         raise RecipeError(
             f"trainer: per_device_train_batch_size is {made.per_device_train_batch_size}, expected at least 1"

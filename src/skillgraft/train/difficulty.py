@@ -8,7 +8,7 @@ here it is done once, before it, so that no rollout is thrown away later).
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -30,7 +30,7 @@ ROWS = 64
 
 
 def answered_sometimes(
-    model: PreTrainedModel,
+    load: Callable[[], PreTrainedModel],
     tokenizer: PreTrainedTokenizerBase,
     questions: Sequence[Question],
     samples: int,
@@ -40,14 +40,15 @@ def answered_sometimes(
 ) -> list[Question]:
     """Return the questions whose pass rate over `samples` answers, by containment, is neither 0 nor 1.
 
-    The rates are kept in `workdir / RATES`, so that a resumed run trains on the same questions.
+    The rates are kept in `workdir / RATES`, so that a resumed run trains on the same questions; `load` returns the
+    model where they are not there yet.
 
     Raises:
         TrainingError: no question is left.
     """
     file = workdir / RATES
     if not file.exists():
-        rates = pass_rates(model, tokenizer, questions, samples, args, progress)
+        rates = pass_rates(load(), tokenizer, questions, samples, args, progress)
         part = file.with_suffix(".part")
         part.write_text(json.dumps(rates))
         part.rename(file)

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from skillgraft.train.lora import ADAPTER, fitting_lora, load_merged, roll_out_m
 from skillgraft.train.precision import bf16_pays
 from skillgraft.train.prompts import as_prompt
 from skillgraft.train.sft import Trained
+from skillgraft.train.together import agree, first_before_others, is_first, shared_batches
 
 DEFAULTS: dict[str, Any] = {
     "max_steps": 150,
@@ -120,8 +122,16 @@ def train_rl(
         before = sum(steps[:number])
         chosen = list(questions)
         if pass_rate_samples:
-            model = _load(model_dir, start, half, lora is not None)
-            chosen = answered_sometimes(model, tokenizer, questions, pass_rate_samples, args, here, progress)
+            with first_before_others():
+                chosen = answered_sometimes(
+                    partial(_load, model_dir, start, half, lora is not None),
+                    tokenizer,
+                    questions,
+                    pass_rate_samples,
+                    args,
+                    here,
+                    progress,
+                )
             chosen = in_order(questions, chosen, order, here)
         needed = args.generation_batch_size // args.num_generations
         if len(chosen) < needed:
@@ -158,12 +168,13 @@ def train_rl(
                 roll_out_merged(grpo.model)
                 if start:
                     set_peft_model_state_dict(grpo.model, load_file(start / "adapter_model.safetensors"))
-            with stop_on_interrupt(keeper), _no_casts(grpo.model, half), fast_head():
-                grpo.train(resume_from_checkpoint=newest_checkpoint(here))
-            part = finished.with_suffix(".part")
-            shutil.rmtree(part, ignore_errors=True)
-            grpo.model.save_pretrained(str(part))
-            part.rename(finished)
+            with first_before_others():
+                checkpoint = newest_checkpoint(here)
+            with stop_on_interrupt(keeper), _no_casts(grpo.model, half), fast_head(), shared_batches(grpo):
+                grpo.train(resume_from_checkpoint=checkpoint)
+            if is_first():
+                _keep(grpo.model, finished)
+            agree()
             del grpo
         start = finished
         logged = read_log(here)
@@ -171,10 +182,11 @@ def train_rl(
         log += [{**record, "step": record["step"] + before} for record in logged]
     model = _load(model_dir, start, half=False, lora=lora is not None)
     parameters = count_parameters(model)
-    if lora is not None and start:
-        shutil.copytree(start, out / ADAPTER)
-    model.save_pretrained(str(out))
-    tokenizer.save_pretrained(str(out))
+    if is_first():
+        if lora is not None and start:
+            shutil.copytree(start, out / ADAPTER)
+        model.save_pretrained(str(out))
+        tokenizer.save_pretrained(str(out))
     # Every token goes through forwards when it is made, and forwards and backwards again when it is trained on.
     shares = [record["trained_share"] for record in log if "trained_share" in record]
     flops = (2.0 + 6.0 * (sum(shares) / len(shares) if shares else 1.0)) * parameters * tokens
@@ -187,6 +199,14 @@ def _load(model_dir: Path, trained: Path | None, half: bool, lora: bool) -> PreT
     if trained is None or not lora:
         return load_model(trained or model_dir, dtype)
     return load_merged(model_dir, trained, dtype)
+
+
+def _keep(model: PreTrainedModel | PeftModel, finished: Path) -> None:
+    """Write a round's weights into `finished` in one rename."""
+    part = finished.with_suffix(".part")
+    shutil.rmtree(part, ignore_errors=True)
+    model.save_pretrained(str(part))
+    part.rename(finished)
 
 
 def _for_round(args: GRPOConfig, steps: int, folder: Path) -> GRPOConfig:

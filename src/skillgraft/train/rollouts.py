@@ -41,7 +41,6 @@ class SharedPrompts:
         self._packed = (
             trl.__version__.startswith(f"{CHECKED}.")
             and all(packs(model) for model in models)
-            and self.accelerator.num_processes == 1
             and not self.aux_loss_enabled
         )
         self._learning: Tensor | None = None
@@ -107,8 +106,9 @@ class SharedPrompts:
         found = []
         for rows in chunks:
             idle = self._learning is not None and not self._learning[rows[0]]
+            asked = self.accelerator.unwrap_model(model) if idle else model  # DDP counts on one forward pass a step
             with torch.no_grad() if idle else nullcontext(), self.accelerator.autocast():
-                found.append(score(model, input_ids[rows], attention_mask[rows], logits_to_keep, compute_entropy))
+                found.append(score(asked, input_ids[rows], attention_mask[rows], logits_to_keep, compute_entropy))
         order = torch.cat(chunks).argsort()
         log_p, entropy = (torch.cat(each)[order] if each[0] is not None else None for each in zip(*found, strict=True))
         return log_p, entropy, None

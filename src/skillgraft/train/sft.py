@@ -26,6 +26,7 @@ from skillgraft.train.head import fast_head
 from skillgraft.train.lora import fitting_lora, save_trained
 from skillgraft.train.packing import ragged_batches
 from skillgraft.train.rows import Row, document_rows, learnt_tokens, question_rows, replay_rows
+from skillgraft.train.together import first_before_others, is_first, shared_batches
 
 DEFAULTS: dict[str, Any] = {
     "num_train_epochs": 8,
@@ -92,7 +93,8 @@ def train_sft(
         checkpoint_seconds=checkpoint_seconds,
         progress=progress,
     )
-    save_trained(model, model_dir, out, tokenizer, lora is not None)
+    if is_first():
+        save_trained(model, model_dir, out, tokenizer, lora is not None)
     return replace(trained, replayed_tokens=sum(len(row["input_ids"]) for row in replayed))
 
 
@@ -152,8 +154,10 @@ def fit(
         callbacks=[keeper],
     )
     sft.remove_callback(PrinterCallback)
-    with stop_on_interrupt(keeper), fast_head(), ragged_batches(sft):
-        result = sft.train(resume_from_checkpoint=newest_checkpoint(workdir))
+    with first_before_others():
+        checkpoint = newest_checkpoint(workdir)
+    with stop_on_interrupt(keeper), fast_head(), ragged_batches(sft), shared_batches(sft):
+        result = sft.train(resume_from_checkpoint=checkpoint)
     if not result.training_loss == result.training_loss:
         raise TrainingError("sft: the loss is not a number; lower trainer.learning_rate")
     epochs = sft.state.epoch or 0.0
