@@ -30,13 +30,20 @@ def recipe_root(directory, documents=4):
         write_jsonl(out / "documents.jsonl", kept)
         write_jsonl(out / "questions.jsonl", asked[::2])
         write_jsonl(out / "heldout.jsonl", asked[1::2])
-    shutil.copytree(directory / "data" / "squad" / "report", directory / "data" / "squad" / "seal")
+    for name in ("seal", "seal-report"):
+        shutil.copytree(directory / "data" / "squad" / "report", directory / "data" / "squad" / name)
+    asked = _records(directory / "data" / "squad" / "report" / "questions.jsonl")
+    for name, kept in (("asked", asked[::2]), ("unasked", asked[1::2])):
+        write_jsonl(directory / "data" / "squad" / "seal-report" / f"{name}.jsonl", kept)
     passages = _records(directory / "data" / "squad" / "seal" / "documents.jsonl")
     implications = {r["document"]: r["text"] for r in _records(source / "target" / "implications.jsonl")}
     given = [{"context": p["text"], "completions": [implications.get(p["id"], p["title"])]} for p in passages]
     (directory / "data" / "seal").mkdir()
     for name in ("base_val", "iter2_val", "gpt4_1_val", "base_val_prompt-rewrite"):
         (directory / "data" / "seal" / f"eval_{name}.json").write_text(json.dumps(given))
+    read = _records(directory / "data" / "squad" / "source" / "documents.jsonl")
+    given = [{"context": p["text"], "completions": [p["title"]]} for p in read]
+    (directory / "data" / "seal" / "train_iter0_train.json").write_text(json.dumps(given))
     retention_tasks(directory / "data" / "retention")
     return directory
 
