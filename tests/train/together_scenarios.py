@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import Trainer
 from trl import GRPOConfig, RLOOConfig
 
 from skillgraft import run
@@ -195,7 +196,7 @@ def recorded(completion, answers):
 def reinforce(folder, algorithm="grpo", lora=None, stop=None, **settings):
     """The questions asked in order, the weights after each round, and how often pass rates were measured."""
     measured, weights = [], []
-    train, rates = Grpo.train, difficulty.pass_rates
+    train, rates = Trainer.train, difficulty.pass_rates
 
     def spied(self, *args, **kwargs):
         done = train(self, *args, **kwargs)
@@ -206,7 +207,7 @@ def reinforce(folder, algorithm="grpo", lora=None, stop=None, **settings):
         measured.append(len(questions))
         return [0.5] * len(questions)
 
-    Grpo.train, difficulty.pass_rates = spied, half
+    Trainer.train, difficulty.pass_rates = spied, half
     RECORDED.clear()
     try:
         with stopped_in(stop is not None, stop):
@@ -230,20 +231,20 @@ def reinforce(folder, algorithm="grpo", lora=None, stop=None, **settings):
                 except KeyboardInterrupt:
                     together.agree()
     finally:
-        Grpo.train, difficulty.pass_rates = train, rates
+        Trainer.train, difficulty.pass_rates = train, rates
     return {"asked": list(RECORDED), "weights": weights, "measured": len(measured), "curve": trained.curve}
 
 
 def reinforcements(folder, rank):
-    """GRPO on all weights, stopped once; ReMax and RLOO by LoRA."""
+    """GRPO on all weights, stopped once; ReMax and RLOO by LoRA, the latter in two parts a step."""
     names = ("grpo", "remax", "rloo")
     if rank == 0:
         for name in names:
             prepared(folder / name)
     with group():
         found = {"grpo": reinforce(folder / "grpo", stop=3 if rank == 0 else None)}
-        for name in names[1:]:
-            found[name] = reinforce(folder / name, name, lora={"r": 2})
+        found["remax"] = reinforce(folder / "remax", "remax", lora={"r": 2})
+        found["rloo"] = reinforce(folder / "rloo", "rloo", lora={"r": 2}, gradient_accumulation_steps=2)
     return found
 
 

@@ -24,7 +24,7 @@ from skillgraft.train.precision import device
 
 def processes() -> int:
     """Return how many processes train this stage."""
-    return distributed.get_world_size() if distributed.is_initialized() else 1
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
 def is_first() -> bool:
