@@ -1,4 +1,6 @@
+import gc
 import os
+import weakref
 
 import pytest
 
@@ -91,3 +93,20 @@ def test_memory_of_this_process(tmp_path):
     assert machine.resident(tree(tmp_path, status)) == (2**20, 2**21)
     assert machine.resident(tmp_path / "elsewhere") is None
     assert machine.resident(tree(tmp_path, {"proc/self/status": "VmRSS: \nVmHWM: 1 kB\n"})) is None
+
+
+def test_what_a_finished_stage_held_is_given_back():
+    class Model:
+        pass
+
+    gc.disable()  # nothing but the function itself collects
+    try:
+        model = Model()
+        model.itself = model
+        gone = weakref.ref(model)
+        del model
+        assert gone() is not None
+        machine.release_memory()
+        assert gone() is None
+    finally:
+        gc.enable()

@@ -34,6 +34,7 @@ from skillgraft.checkpoint.writer import storage_error
 from skillgraft.errors import DataError, SkillgraftError, StorageError, naming
 from skillgraft.labels import DESCRIBE
 from skillgraft.leaks import check_leaks
+from skillgraft.machine import release_memory
 from skillgraft.plan_checks import check_plan
 from skillgraft.planning import RECORD, PlannedStage, data_of, plan
 from skillgraft.several import Team, joined
@@ -134,6 +135,7 @@ def _run(
             watcher.failed(stage, error)
             raise
         watcher.finished(stage, record["seconds"], cached=False)
+        release_memory()
     return _close(recipe, recipe_file, overrides, runs, stages, reused, watcher)
 
 
