@@ -102,3 +102,16 @@ def test_a_question_among_mixed_answers_is_a_leak_too(tmp_path, monkeypatch):
     file = recipe_with(tmp_path, mixed=mixed, sft=sft, scores=SCORES)
     with pytest.raises(DataError, match="4 of the 4 questions that 'scores' asks stand in the renderings of 'mixed'"):
         run(file, runs=tmp_path / "runs")
+
+
+def test_only_what_an_evaluated_model_comes_of_counts(tmp_path):
+    """One recipe may ask a model that learnt from half of the questions the other half, and other models all."""
+    clean = {"kind": "sft", "from": "base", "documents": "data", "trainer": TRAINER}
+    file = planted(tmp_path, clean=clean, scores={**SCORES, "models": ["base", "clean"]})
+    run(file, runs=tmp_path / "runs")
+    skill = {"kind": "extract", "rl": "sft", "sft": "clean"}
+    grafted = {"kind": "inject", "target": "clean", "skill": "skill"}
+    stages = {"clean": clean, "skill": skill, "grafted": grafted}
+    file = planted(tmp_path, **stages, scores={**SCORES, "models": ["base", "grafted"]})
+    with pytest.raises(DataError, match=r"stages.sft: 1 of the 4 questions that 'scores' asks"):
+        run(file, runs=tmp_path / "runs")

@@ -2,7 +2,8 @@
 
 A `synthesize` stage removes renderings that come near to the questions named in its `held_out`. Here the recipe's own
 evaluations decide what is held out, so that a forgotten `held_out` is found: the whole text of no evaluated question,
-up to case, punctuation and articles, may stand in a rendering that is trained on. Loads no torch.
+up to case, punctuation and articles, may stand in a rendering that a model was trained on which answers it. Loads no
+torch.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ WHOLE = 1.0
 
 
 def check_leaks(stages: Sequence[PlannedStage], reader: PlannedStage) -> None:
-    """Raise where renderings that `reader` is trained on hold a question that a stage of `stages` evaluates.
+    """Raise where renderings that `reader` is trained on hold a question that a model which comes of it is asked.
 
     The stages that `reader` reads must be finished. Documents as they were given are not renderings, and neither are
     files of questions: what they hold is the user's choice.
@@ -33,6 +34,8 @@ def check_leaks(stages: Sequence[PlannedStage], reader: PlannedStage) -> None:
     if not sources or reader.stage.kind not in config.TRAINS:
         return
     for evaluation in (stage for stage in stages if stage.stage.kind in config.ASKS):
+        if reader.name not in _made_of(stages, evaluation):
+            continue
         asked = _asked(evaluation)
         for source in sources if asked else ():
             leaks = Leakage(asked, WHOLE)
@@ -49,6 +52,18 @@ def check_leaks(stages: Sequence[PlannedStage], reader: PlannedStage) -> None:
                     f"'{asked[number].question}', in '{where}'; a synthesize stage leaves out what its held_out names: "
                     f"{evaluation.stage.questions}"
                 )
+
+
+def _made_of(stages: Sequence[PlannedStage], evaluation: PlannedStage) -> set[str]:
+    """Return the names of the stages that an evaluation's models come of, and its own."""
+    by_name = {stage.name: stage for stage in stages}
+    found, left = {evaluation.name}, [evaluation.name]
+    while left:
+        for _, named in config.references(by_name[left.pop()].stage):
+            if named in by_name and named not in found:
+                found.add(named)
+                left.append(named)
+    return found
 
 
 def _asked(evaluation: PlannedStage) -> list[Question]:
