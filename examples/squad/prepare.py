@@ -76,11 +76,11 @@ def write(passages: list[dict], folder: Path, holdout: bool = False, halves: boo
     kept = [q for i, q in enumerate(questions) if not (holdout and i % 10 == 9)]
     files = {"documents": documents, "questions": kept, **({"heldout": held} if holdout else {})}
     if halves:
-        order: Counter[str] = Counter()
+        seen: Counter[str] = Counter()
         files |= {"asked": [], "unasked": []}
         for question in questions:
-            files["unasked" if order[question["document"]] % 2 else "asked"].append(question)
-            order[question["document"]] += 1
+            files["unasked" if seen[question["document"]] % 2 else "asked"].append(question)
+            seen[question["document"]] += 1
     for file, records in files.items():
         (folder / f"{file}.jsonl").write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
         print(f"{folder / file}.jsonl: {len(records)}")

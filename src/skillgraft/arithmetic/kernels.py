@@ -8,7 +8,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from skillgraft.arithmetic.leaf_kernels import all_finite, brain, load, load_operand, shorts, strict, sums_of_squares
+from skillgraft.arithmetic.leaf_kernels import (
+    all_finite,
+    brain,
+    load,
+    load_operand,
+    shorts,
+    strict,
+    sums_of_squares,
+    two_differences,
+)
 from skillgraft.arithmetic.native import BF16, BLOCK, ELECT, WEIGHTED_SUM
 from skillgraft.arithmetic.rounding_kernels import finish_brain, finish_brain_alone, finish_two_brain, store
 
@@ -30,7 +39,7 @@ def merge_tile(  # type: ignore[no-untyped-def]
     values = work[6:]
     summed = method == WEIGHTED_SUM and len(masks) == 0 and divisor == 1.0 and factor == 1.0
     in_brain = out_code == BF16 and (target < 0 or codes[target] == BF16)
-    two = summed and in_brain and _two_from_target(codes, firsts, terms, signs, target)
+    two = summed and in_brain and two_differences(codes, firsts, terms, signs, target)
     finite = True
     for place in range(len(sums)):
         sums[place] = 0.0
@@ -80,20 +89,6 @@ def merge_tile(  # type: ignore[no-untyped-def]
             if number == len(scales) - 1:
                 sums[-1] += kept
     return finite
-
-
-@strict
-def _two_from_target(codes, firsts, terms, signs, target):  # type: ignore[no-untyped-def]
-    """Return whether two operands are each one bf16 leaf less the target, which is bf16."""
-    if target < 0 or len(firsts) != 3:
-        return False
-    for j in range(2):
-        first = firsts[j]
-        if firsts[j + 1] - first != 2 or terms[first + 1] != target or codes[terms[first]] != BF16:
-            return False
-        if signs[first] < 0 or signs[first + 1] > 0:
-            return False
-    return True
 
 
 @strict

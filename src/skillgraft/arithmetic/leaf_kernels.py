@@ -130,6 +130,23 @@ def shorts(raw, start, size):  # type: ignore[no-untyped-def]
 
 
 @strict
+def is_difference(codes, terms, signs, first, last, base):  # type: ignore[no-untyped-def]
+    """Return whether terms[first : last] are one bf16 leaf less the leaf `base`, which is bf16 too."""
+    if base < 0 or last - first != 2 or terms[first + 1] != base or signs[first] < 0 or signs[first + 1] > 0:
+        return False
+    return codes[base] == BF16 and codes[terms[first]] == BF16
+
+
+@strict
+def two_differences(codes, firsts, terms, signs, base):  # type: ignore[no-untyped-def]
+    """Return whether there are two operands, and both of them are that."""
+    if len(firsts) != 3:
+        return False
+    one = is_difference(codes, terms, signs, firsts[0], firsts[1], base)
+    return one and is_difference(codes, terms, signs, firsts[1], firsts[2], base)
+
+
+@strict
 def values_tile(raws, codes, count, first, last, terms, signs, halves, out, wide):  # type: ignore[no-untyped-def]
     """Write one operand's values, Σ signs·leaf over terms[first : last], into `out` (count,) fp64.
 

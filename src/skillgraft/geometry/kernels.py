@@ -7,8 +7,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from skillgraft.arithmetic.leaf_kernels import brain, dot_product, load, load_operand, loose, shorts, strict
-from skillgraft.arithmetic.native import BF16
+from skillgraft.arithmetic.leaf_kernels import (
+    brain,
+    dot_product,
+    is_difference,
+    load,
+    load_operand,
+    loose,
+    shorts,
+    strict,
+    two_differences,
+)
 from skillgraft.geometry.native import BLOCK, DOT, FOURTH, OPPOSITE, SAME
 
 _EXPONENT = np.uint64(0x7FF0000000000000)
@@ -154,7 +163,7 @@ def compare_tile(raws, codes, count, firsts, terms, signs, base, halves, pairs, 
     for j in range(vectors):
         below[j] = 0.0
     squares = 0.0
-    if vectors == 2 and _two_differences(codes, firsts, terms, signs, base):
+    if two_differences(codes, firsts, terms, signs, base):
         for start in range(0, count, BLOCK):
             size = min(BLOCK, count - start)
             one, other = raws[terms[firsts[0]]], raws[terms[firsts[1]]]
@@ -168,7 +177,7 @@ def compare_tile(raws, codes, count, firsts, terms, signs, base, halves, pairs, 
         for j in range(vectors):
             first, last, found, norm = firsts[j], firsts[j + 1], 0.0, 0.0
             one = terms[first]
-            if _plain_difference(codes, terms, signs, first, last, base):
+            if is_difference(codes, terms, signs, first, last, base):
                 short, under = shorts(raws[one], start, size), shorts(raws[base], start, size)
                 norm = _brain_upon_base(short, under, size, values[j], pairs[place])
             else:
@@ -190,18 +199,3 @@ def compare_tile(raws, codes, count, firsts, terms, signs, base, halves, pairs, 
                 _pair(values[i], values[j], size, pairs[place + j - i])
             place += vectors - i
     return squares
-
-
-@strict
-def _plain_difference(codes, terms, signs, first, last, base):  # type: ignore[no-untyped-def]
-    """Return whether a vector is one bf16 leaf less the bf16 base."""
-    if base < 0 or last - first != 2 or terms[first + 1] != base or signs[first] < 0 or signs[first + 1] > 0:
-        return False
-    return codes[base] == BF16 and codes[terms[first]] == BF16
-
-
-@strict
-def _two_differences(codes, firsts, terms, signs, base):  # type: ignore[no-untyped-def]
-    """Return whether both of two vectors are that."""
-    one = _plain_difference(codes, terms, signs, firsts[0], firsts[1], base)
-    return one and _plain_difference(codes, terms, signs, firsts[1], firsts[2], base)
