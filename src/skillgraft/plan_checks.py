@@ -84,7 +84,8 @@ def _check_injection(planned: PlannedStage, root: Path | None, made_here: set[st
 
     if root is None:
         return
-    layout, names = read_layout(root), list(read_layout(root).tensors)
+    layout = read_layout(root)
+    names = list(layout.tensors)
     for skill in (skill for skill, _ in planned.stage.injected if skill not in made_here):
         loaded = load_skill(planned.inputs[skill])
         check_compatibility(layout, loaded)
