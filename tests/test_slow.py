@@ -58,19 +58,6 @@ def test_a_whole_recipe_on_the_default_model(tmp_path, monkeypatch):
     assert run(file, runs=tmp_path / "runs").cached
 
 
-def test_the_synthesis_recipe_at_a_small_setting(tmp_path, monkeypatch):
-    monkeypatch.delenv("SKILLGRAFT_PRECISION", raising=False)
-    stages = ("own", "given", "sft_passages", "scores")
-    small = [f"{stage}.limit_documents=3" for stage in stages] + ["own.max_new_tokens=64", "scores.retention=false"]
-    small += [f"sft_{name}.trainer.max_steps=2" for name in ("passages", "own", "given")]
-    result = run(ROOT / "recipes" / "synthesis.yaml", overrides=small, runs=tmp_path / "runs")
-    facts = {name: json.loads((result.stages[name] / "stage.json").read_text())["facts"] for name in ("own", "given")}
-    assert facts["own"]["renderings"] == 6
-    assert facts["given"]["kept"] == {"given": 18}
-    assert facts["own"]["leakage"]["stay_given_away"] == facts["given"]["leakage"]["stay_given_away"] == 0
-    assert [row["model"] for row in result.evaluations[0]["rows"]] == ["base", "sft_passages", "sft_own", "sft_given"]
-
-
 def test_the_quickstart_validates_against_the_default_model(tmp_path):
     from skillgraft.run import prepare
 
@@ -125,3 +112,20 @@ def test_what_init_writes_runs_unedited_on_the_default_model(tmp_path, monkeypat
     rows = {row["model"]: row for row in result.evaluations[0]["rows"]}
     assert list(rows) == ["base", "sft", "grafted", "base_skill", "with_format", "with_random"]
     assert rows["sft"]["scores"]["f1"]["mean"] > rows["base"]["scores"]["f1"]["mean"]
+
+
+TWO_STEPS = {"max_steps": 2, "warmup_steps": 0, "per_device_train_batch_size": 16, "max_completion_length": 8}
+
+
+@pytest.mark.parametrize("algorithm", ["rloo", "remax"])
+def test_the_algorithms_on_the_default_model(tmp_path, algorithm):
+    almanac = str(ROOT / "examples/almanac/source")
+    rl = {"kind": "rl", "from": "base", "algorithm": algorithm, "questions": f"{almanac}/questions.jsonl"}
+    rl |= {"reward": {"tests.domains.own_reward.vowels": 0.1}, "lora": {"r": 4}, "trainer": TWO_STEPS}
+    file = tmp_path / "recipe.yaml"
+    file.write_text(
+        yaml.safe_dump({"name": "slow", "base": "HuggingFaceTB/SmolLM2-135M-Instruct", "stages": {"rl": rl}})
+    )
+    record = json.loads((run(file, runs=tmp_path / "runs").stages["rl"] / "stage.json").read_text())
+    assert [point["step"] for point in record["facts"]["curve"]] == [1, 2]
+    assert all(point["reward"] > 0 for point in record["facts"]["curve"])

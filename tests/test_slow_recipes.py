@@ -1,92 +1,93 @@
-"""Opt-in (`make test-slow`): every recipe end to end on the real default model, at the smallest setting that says much.
+"""Opt-in (`make test-slow`): every recipe end to end on the real default model, all stages of it, made small.
 
 The data are the almanac's, wherever a recipe reads SQuAD passages.
 """
 
 import json
+import shutil
 
 import pytest
 
 from skillgraft import load_skill, run
-from tests.recipe_root import recipe_root
+from tests.recipe_root import RECIPES, recipe_root
+from tests.small_recipe import make_small
 
 pytestmark = pytest.mark.slow
 
-SCORES = ["scores.retention=false", "scores.max_new_tokens=8"]
-ASKED = ["asked.limit_documents=2", "asked.max_new_tokens=64", "asked.filters.support=0", "asked.filters.repetition=1"]
-SMALL = {
-    "passage-only": ["sft_target.trainer.max_steps=2"],
-    "implications": [
-        "written.max_new_tokens=48",
-        "sft_passages.trainer.max_steps=2",
-        "sft_written.trainer.max_steps=2",
-    ],
-    "rewrite": ["written.max_new_tokens=48", "sft_passages.trainer.max_steps=2", "sft_written.trainer.max_steps=2"],
-    "qa-sft": [*ASKED, "sft_asked.trainer.max_steps=2"],
-    "sdft": [
-        *ASKED,
-        "sdft.trainer.max_steps=2",
-        "sdft.trainer.per_device_train_batch_size=1",
-        "sdft.trainer.warmup_steps=0",
-        "sdft.trainer.max_completion_length=8",
-        "sdft_titles.trainer.max_steps=2",
-        "sdft_titles.trainer.per_device_train_batch_size=2",
-        "sdft_titles.trainer.max_completion_length=12",
-    ],
-    "mixsd": [*ASKED, "mixed.attempts=2", "sft_asked.trainer.max_steps=2", "sft_mixed.trainer.max_steps=2"],
-    "past-rewrite": [
-        "written_source.limit_documents=2",
-        "written_target.limit_documents=2",
-        "written_source.max_new_tokens=48",
-        "written_target.max_new_tokens=48",
-        "sft_source.trainer.max_steps=2",
-        "sft_target.trainer.max_steps=2",
-        "rl_source.pass_rate_samples=0",
-        "rl_source.trainer.max_steps=1",
-        "rl_source.trainer.warmup_steps=0",
-        "rl_source.trainer.per_device_train_batch_size=8",
-        "rl_source.trainer.max_completion_length=8",
-        "rl_source.reward={tests.domains.own_reward.vowels: 1.0}",
-    ],
-    "seal-renderings": [
-        f"sft_{name}.trainer.max_steps=1" for name in ("passages", "implications", "two_rounds", "gpt", "rewrites")
-    ],
-    "self-edit": [
-        "writer.limit_documents=2",
-        "writer.samples=2",
-        "writer.max_new_tokens=96",
-        "writer.max_answer_tokens=8",
-        "writer.learn.trainer.max_steps=2",
-        "writer.trainer.max_steps=1",
-        "written.limit_documents=2",
-        "written_by_base.limit_documents=2",
-        "written.max_new_tokens=48",
-        "written_by_base.max_new_tokens=48",
-        *(f"sft_{name}.trainer.max_steps=1" for name in ("writer", "base", "own")),
-    ],
-}
-"""Recipe -> what makes it small."""
+
+@pytest.fixture
+def runs(tmp_path):
+    """Where results go; dozens of checkpoints are not kept until pytest's next but two."""
+    yield tmp_path / "runs"
+    shutil.rmtree(tmp_path / "runs", ignore_errors=True)
 
 
-@pytest.mark.parametrize("name", SMALL)
-def test_a_recipe_end_to_end(name, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", [file.stem for file in RECIPES])
+def test_a_recipe_end_to_end(name, tmp_path, runs, monkeypatch):
     monkeypatch.delenv("SKILLGRAFT_PRECISION", raising=False)
-    root = recipe_root(tmp_path / "root", documents=4)
-    file = root / "recipes" / f"{name}.yaml"
-    result = run(file, overrides=[*SMALL[name], *SCORES], runs=tmp_path / "runs")
+    file = recipe_root(tmp_path / "root") / "recipes" / f"{name}.yaml"
+    recipe = make_small(file)
+    result = run(file, runs=runs)
+    assert result.report.exists()
     facts = {stage: json.loads((path / "stage.json").read_text())["facts"] for stage, path in result.stages.items()}
-    [evaluation] = result.evaluations
-    assert evaluation["rows"][0]["model"] == "base"
-    assert all(0 <= row["scores"]["f1"]["mean"] <= 1 for row in evaluation["rows"])
     for stage, made in facts.items():
-        if "tokens" in made:
-            assert made["tokens"] > 0, stage
-        if "leakage" in made:
-            assert made["leakage"]["stay_given_away"] == 0, stage
-    if "skill" in result.stages:
-        assert load_skill(result.stages["skill"]).names
-    if name == "mixsd":
-        assert 0 < facts["mixed"]["kept"] <= facts["mixed"]["questions"]
-    if name == "self-edit":
-        assert [made["kept"] for made in facts["writer"]["rounds"]] == [1, 1]
-    assert run(file, overrides=[*SMALL[name], *SCORES], runs=tmp_path / "runs").cached
+        assert made.get("tokens", 1) > 0, stage
+        assert made.get("norm", 1) > 0, stage
+        assert made.get("leakage", {}).get("stay_given_away", 0) == 0, stage
+    tables = {table["stage"]: table["rows"] for table in result.evaluations}
+    for stage, settings in recipe["stages"].items():
+        if settings["kind"] == "eval":
+            assert [row["model"] for row in tables[stage]][: len(settings["models"])] == settings["models"]
+            assert len(tables[stage]) == len(settings["models"]) + len(settings.get("rows", []))
+            assert all(bool(row["retention"]) == bool(settings.get("retention", True)) for row in tables[stage])
+        if settings["kind"] == "single_passage":
+            rows = ["start", "sft", *(skill["row"] for skill in settings["skills"])]
+            assert {row["model"] for row in tables[stage]} == {f"{stage}/{row}" for row in rows}
+    for row in (row for rows in tables.values() for row in rows):
+        score = row["scores"]["f1"]
+        assert 0 <= score["low"] <= score["mean"] <= score["high"] <= 1
+    OF_ONE.get(name, lambda facts, result: None)(facts, result)
+    assert run(file, runs=runs).cached
+
+
+def _two_rounds_are_no_larger_one(facts, result):
+    assert result.stages["past50x2"] != result.stages["past100"]
+    assert load_skill(result.stages["past50x2"]).form == "dense"
+
+
+def _some_answers_are_kept(facts, result):
+    assert 0 < facts["mixed"]["kept"] <= facts["mixed"]["questions"]
+
+
+def _one_self_edit_a_passage_is_kept(facts, result):
+    assert [made["kept"] for made in facts["writer"]["rounds"]] == [1, 1]
+
+
+def _passages_are_learnt_alone(facts, result):
+    curve = facts["passages"]["curve"]
+    assert curve[-1]["loss"] < 0.7 * curve[0]["loss"]
+    answers = json.loads((result.stages["passages"] / "answers.json").read_text())
+    assert answers["sft"]["answers"] != answers["start"]["answers"]
+    assert answers["grafted"]["answers"] != answers["sft"]["answers"]
+
+
+def _as_much_is_replayed_as_said(facts, result):
+    own = facts["plain"]["tokens"]
+    replayed = [facts[stage]["replayed_tokens"] for stage in ("plain", "quarter", "as_much")]
+    assert replayed == [0, round(0.25 * own), own]
+
+
+def _renderings_are_written_and_read(facts, result):
+    assert facts["own"]["renderings"] == 4
+    assert facts["given"]["kept"] == {"given": 24}
+
+
+OF_ONE = {
+    "past-refine": _two_rounds_are_no_larger_one,
+    "mixsd": _some_answers_are_kept,
+    "self-edit": _one_self_edit_a_passage_is_kept,
+    "past-single": _passages_are_learnt_alone,
+    "replay": _as_much_is_replayed_as_said,
+    "synthesis": _renderings_are_written_and_read,
+}
+"""Recipe -> what else must hold of it."""
