@@ -42,7 +42,7 @@ def recipe_root(directory, documents=4):
     for name in ("base_val", "iter2_val", "gpt4_1_val", "base_val_prompt-rewrite"):
         (directory / "data" / "seal" / f"eval_{name}.json").write_text(json.dumps(given))
     read = _records(directory / "data" / "squad" / "source" / "documents.jsonl")
-    given = [{"context": p["text"], "completions": [p["title"]]} for p in read]
+    given = [{"context": p["text"], "completions": [f"The almanac has an entry on {p['title']}."]} for p in read]
     (directory / "data" / "seal" / "train_iter0_train.json").write_text(json.dumps(given))
     retention_tasks(directory / "data" / "retention")
     return directory
