@@ -39,7 +39,7 @@ def _refine(stage):
 
 
 def _distil(stage):
-    _trainer(stage, max_steps=2, per_device_train_batch_size=2, max_completion_length=8)
+    _trainer(stage, max_steps=2, per_device_train_batch_size=1, max_completion_length=8)
 
 
 def _synthesize(stage):
@@ -57,9 +57,8 @@ def _self_edit(stage):
 
 
 def _single_passage(stage):
-    stage |= {"retention_passages": 1, "max_new_tokens": 8}
-    if "/" in stage["documents"]:
-        stage["limit_documents"] = 2
+    stage |= {"retention_passages": 0, "max_new_tokens": 8}
+    stage["limit_documents"] = 2
     _trainer(stage, max_steps=6)
 
 

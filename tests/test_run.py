@@ -7,6 +7,7 @@ import time
 
 import pytest
 import torch
+import yaml
 
 from skillgraft import load_skill, run
 from skillgraft.errors import CheckpointError, DataError, MissingPathError, RecipeError, SkillgraftError
@@ -144,6 +145,19 @@ def test_labels_and_names_belong_to_a_table(finished):
     before = keys(recipe, recipe.parent / "base")
     changed = keys(recipe, recipe.parent / "base", ["scores.labels={base: the base}"])
     assert {name for name in before if before[name] != changed[name]} == {"scores"}
+
+
+def test_two_tables_of_the_same_are_each_called_by_their_own_name(finished, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(finished[0].parent, copy, ignore=shutil.ignore_patterns("runs"))
+    recipe = yaml.safe_load((copy / "recipe.yaml").read_text())
+    recipe["stages"]["again"] = recipe["stages"]["scores"]
+    (copy / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    shutil.copytree(finished[1].directory.parent / "stages", copy / "runs" / "stages")
+    result = run(copy / "recipe.yaml", runs=copy / "runs")
+    assert {table["stage"]: table["rows"] for table in result.evaluations}.keys() == {"scores", "again"}
+    one, other = (table["rows"] for table in result.evaluations)
+    assert [row["scores"] for row in one] == [row["scores"] for row in other]
 
 
 def test_a_default_written_out_changes_nothing(finished):

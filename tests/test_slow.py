@@ -40,7 +40,7 @@ def test_a_whole_recipe_on_the_default_model(tmp_path, monkeypatch):
             "scores": {
                 "kind": "eval",
                 "models": ["base", "sft", "grafted"],
-                "questions": almanac,
+                "questions": f"{almanac}/questions.jsonl",
                 "documents": almanac,
                 "limit_documents": 6,
             },

@@ -93,7 +93,8 @@ def plan(recipe: config.Recipe, base: Path, store: Path) -> list[PlannedStage]:
     """Return the stages in the order in which they run, each under the hash of all that decides its result.
 
     The hash covers the kind's code version, the resolved settings, the seed, the content of the data read and the
-    hashes of the stages and directories referred to. Names and paths do not enter it.
+    hashes of the stages and directories referred to. Names and paths do not enter it, but for the names that a table
+    holds: its own, and those of its rows.
 
     Raises:
         SkillgraftError: data or a referred directory is missing or wrong, found before anything runs.
@@ -112,7 +113,7 @@ def plan(recipe: config.Recipe, base: Path, store: Path) -> list[PlannedStage]:
         check_chain(recipe, name)
         with naming(f"stages.{name}"):
             data = data_of(stage)
-        key = _hash(recipe.seed, stage, keys, data)
+        key = _hash(recipe.seed, name, stage, keys, data)
         planned[name] = PlannedStage(name, stage, key, store / f"{stage.kind}-{key[:16]}", inputs, data)
     return list(planned.values())
 
@@ -247,29 +248,31 @@ def _reward_code(name: str) -> str:
     return fingerprint_file(spec.origin)
 
 
-def _hash(seed: int, stage: Any, references: Mapping[str, str], data: Mapping[str, str]) -> str:
+def _hash(seed: int, name: str, stage: Any, references: Mapping[str, str], data: Mapping[str, str]) -> str:
     settings = stage.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-    for name in ("documents", "questions", "about", *config.REFERENCES[stage.kind]):
-        settings.pop(name.rstrip("_"), None)
+    for each in ("documents", "questions", "about", *config.REFERENCES[stage.kind]):
+        settings.pop(each.rstrip("_"), None)
     if _path_of(stage, "documents") is not None:  # what is chosen is in the data's own hash
-        settings = {name: value for name, value in settings.items() if name not in config.CHOICE}
+        settings = {setting: value for setting, value in settings.items() if setting not in config.CHOICE}
     if "replay" in settings:
         settings["replay"].pop("text")
     trainer = {key: value for key, value in settings.pop("trainer", {}).items() if key not in TRACKING}
     if trainer:
         settings["trainer"] = trainer
     if stage.kind in ("synthesize", "self_edit"):
-        for name in ("given", "prompts", "held_out"):
-            settings.pop(name, None)
-    for name in ("endpoint", "judge_endpoint"):
-        if name in settings:  # how it is asked decides nothing
-            settings[name] = {key: settings[name][key] for key in ("url", "model")}
+        for each in ("given", "prompts", "held_out"):
+            settings.pop(each, None)
+    for each in ("endpoint", "judge_endpoint"):
+        if each in settings:  # how it is asked decides nothing
+            settings[each] = {key: settings[each][key] for key in ("url", "model")}
     if stage.kind == "inject" and stage.skills:
         settings["scales"] = [scale for _, scale in stage.injected]
     if stage.kind == "inject" and stage.scales:
         settings["scales"] = list(stage.scales.items())  # in their order: the first pattern that matches counts
     if stage.kind == "single_passage":
         settings["rows"] = [[each.name, each.scale, each.unread] for each in stage.skills]
+    if config.MAKES[stage.kind] == "table":  # which says whose it is
+        settings["name"] = name
     if stage.kind == "eval":  # its table holds the names
         settings["names"] = [Path(model).name for model in stage.models]
         settings |= evaluation_hashed(stage)

@@ -183,13 +183,12 @@ def run_stage(
             say=watcher.say,
         )
         try:
-            facts = team.run(planned.stage, context)
+            with naming(f"stages.{planned.name}"):
+                facts = team.run(planned.stage, context)
         except BaseException as error:
             shutil.rmtree(out, ignore_errors=True)
             if full := storage_error(error, planned.work):
-                error = full
-            if isinstance(error, SkillgraftError):
-                raise type(error)(f"stages.{planned.name}: {error}") from error
+                raise StorageError(f"stages.{planned.name}: {full}") from error
             raise
         finally:
             with contextlib.suppress(OSError):

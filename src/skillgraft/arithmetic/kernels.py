@@ -47,14 +47,14 @@ def merge_tile(  # type: ignore[no-untyped-def]
         size = min(BLOCK, count - start)
         left = True
         for number in range(len(scales)):
-            plain, outside = False, np.uint32(0)
+            plain, outside = False, False
             if two and left:
                 one, other = raws[terms[firsts[0]]], raws[terms[firsts[1]]]
                 change, lost, kept, outside = finish_two_brain(
                     shorts(one, start, size), shorts(other, start, size), weights[0], weights[1], scales[number],
                     shorts(raws[target], start, size), size, shorts(outs[number], start, size),
                 )  # fmt: skip
-                plain = outside == 0 and np.isfinite(kept + lost)
+                plain = not outside and np.isfinite(kept + lost)
             if left and not plain:
                 left = False
                 ready = _make(
@@ -69,7 +69,7 @@ def merge_tile(  # type: ignore[no-untyped-def]
                 else:
                     base = shorts(raws[target], start, size)
                     change, lost, kept, outside = finish_brain(made, scales[number], base, size, short)
-                plain = outside == 0 and np.isfinite(kept + lost)
+                plain = not outside and np.isfinite(kept + lost)
             if not plain:
                 if target < 0:
                     for k in range(size):

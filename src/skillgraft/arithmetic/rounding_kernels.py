@@ -44,25 +44,37 @@ def _cut(exact):  # type: ignore[no-untyped-def]
     return np.uint64(bits & np.uint64(0xFFFF_E000_0000_0000)).view(np.float64)
 
 
+_LEAST = np.uint64(np.float64(2.0**-126).view(np.uint64))
+_MOST = np.uint64(np.float64(2.0**128 - 2.0**120).view(np.uint64))
+
+
 @strict
-def _outside(bits):  # type: ignore[no-untyped-def]
-    """Return 1 unless these are the bits in fp32 of a normal number of bf16 or of zero: what `_cut` rounds rightly."""
-    magnitude = np.uint32(bits & np.uint32(0x7FFF_FFFF))
-    beyond = np.uint32(magnitude - np.uint32(0x0080_0000)) >= np.uint32(0x7F00_0000)
-    return np.uint32(beyond) & np.uint32(magnitude != np.uint32(0))
+def _below_magnitude(rounded):  # type: ignore[no-untyped-def]
+    """Return the bits of |rounded| in fp64, less one: they sort as magnitudes do, and zero becomes the largest."""
+    return np.uint64((np.float64(rounded).view(np.uint64) & np.uint64(0x7FFF_FFFF_FFFF_FFFF)) - np.uint64(1))
+
+
+@strict
+def _outside(least, most):  # type: ignore[no-untyped-def]
+    """Return whether something that `_cut` gave is neither a normal number of bf16 nor zero.
+
+    Of all `_below_magnitude` `least` is the smallest without a sign, `most` the largest with one: both leave zero out.
+    """
+    return least < np.uint64(_LEAST - np.uint64(1)) or most > np.int64(_MOST - np.uint64(1))
 
 
 @strict
 def _store_brain(exact, count, short, back):  # type: ignore[no-untyped-def]
     """Round to bf16; return whether some element is not what `_cut` can round."""
-    outside = np.uint32(0)
+    least, most = np.uint64(0xFFFF_FFFF_FFFF_FFFF), np.int64(-1)
     for k in range(count):
         rounded = _cut(exact[k])
         bits = np.float32(rounded).view(np.uint32)
-        outside |= _outside(bits)
+        below = _below_magnitude(rounded)
+        least, most = min(least, below), max(most, np.int64(below))
         back[k] = rounded
         short[k] = np.uint16(bits >> np.uint32(16))
-    return outside
+    return _outside(least, most)
 
 
 @strict
@@ -71,24 +83,25 @@ def finish_brain(made, scale, base, count, short):  # type: ignore[no-untyped-de
 
     Returns what `sums_of_squares` returns, and whether some element is not what `_cut` can round.
     """
-    outside = np.uint32(0)
+    least, most = np.uint64(0xFFFF_FFFF_FFFF_FFFF), np.int64(-1)
     change = lost = kept = 0.0
     for k in range(count):
         wanted = made[k] * scale + brain(base[k])
         rounded = _cut(wanted)
         bits = np.float32(rounded).view(np.uint32)
-        outside |= _outside(bits)
+        below = _below_magnitude(rounded)
+        least, most = min(least, below), max(most, np.int64(below))
         short[k] = np.uint16(bits >> np.uint32(16))
         change = plus_square(change, made[k])
         lost = plus_square(lost, rounded - wanted)
         kept = plus_square(kept, rounded)
-    return change, lost, kept, outside
+    return change, lost, kept, _outside(least, most)
 
 
 @strict
 def finish_two_brain(one, other, first, second, scale, base, count, short):  # type: ignore[no-untyped-def]
     """As `finish_brain` with made = (one − base) · first + (other − base) · second, all bf16."""
-    outside = np.uint32(0)
+    least, most = np.uint64(0xFFFF_FFFF_FFFF_FFFF), np.int64(-1)
     change = lost = kept = 0.0
     for k in range(count):
         origin = brain(base[k])
@@ -97,28 +110,30 @@ def finish_two_brain(one, other, first, second, scale, base, count, short):  # t
         wanted = made * scale + origin
         rounded = _cut(wanted)
         bits = np.float32(rounded).view(np.uint32)
-        outside |= _outside(bits)
+        below = _below_magnitude(rounded)
+        least, most = min(least, below), max(most, np.int64(below))
         short[k] = np.uint16(bits >> np.uint32(16))
         change = plus_square(change, made)
         lost = plus_square(lost, rounded - wanted)
         kept = plus_square(kept, rounded)
-    return change, lost, kept, outside
+    return change, lost, kept, _outside(least, most)
 
 
 @strict
 def finish_brain_alone(made, count, short):  # type: ignore[no-untyped-def]
     """Round `made` itself as `finish_brain` does."""
-    outside = np.uint32(0)
+    least, most = np.uint64(0xFFFF_FFFF_FFFF_FFFF), np.int64(-1)
     change = lost = kept = 0.0
     for k in range(count):
         rounded = _cut(made[k])
         bits = np.float32(rounded).view(np.uint32)
-        outside |= _outside(bits)
+        below = _below_magnitude(rounded)
+        least, most = min(least, below), max(most, np.int64(below))
         short[k] = np.uint16(bits >> np.uint32(16))
         change = plus_square(change, made[k])
         lost = plus_square(lost, rounded - made[k])
         kept = plus_square(kept, rounded)
-    return change, lost, kept, outside
+    return change, lost, kept, _outside(least, most)
 
 
 @strict

@@ -46,8 +46,8 @@ class ShardFile:
     def write(self, name: str, begin: int, data: memoryview | np.ndarray) -> None:
         """Write bytes over the tensor `name` from its byte `begin` on; threads may do so at once."""
         view = data if isinstance(data, memoryview) else data.data
-        write_at(self._handle, view, self._places[name] + begin)
-        with self._lock:
+        with self._lock:  # a file takes one write at a time, and the kernel's own lock spins
+            write_at(self._handle, view, self._places[name] + begin)
             self._left -= len(view)
 
     def check_complete(self) -> None:
@@ -83,6 +83,7 @@ class SafetensorsAppender:
         self._written: list[TensorSpec] = []
         self._reserved = len(encode_header(self._planned.values(), self._metadata))
         self._position = self._reserved
+        self._lock = Lock()
         self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
 
     def __enter__(self) -> SafetensorsAppender:
@@ -98,7 +99,8 @@ class SafetensorsAppender:
 
     def put(self, begin: int, data: memoryview | np.ndarray) -> None:
         """Write bytes from byte `begin` on of the tensor that comes next; threads may do so at once."""
-        write_at(self._handle, data if isinstance(data, memoryview) else data.data, self._position + begin)
+        with self._lock:
+            write_at(self._handle, data if isinstance(data, memoryview) else data.data, self._position + begin)
 
     def keep(self, name: str) -> None:
         """Say that what was put is the planned tensor `name`; without it, the next one takes its place."""
