@@ -4,8 +4,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from skillgraft.config import load_recipe, order, references
+from skillgraft.config import order, references
 from skillgraft.errors import MissingPathError, RecipeError
+from skillgraft.recipe_file import load_recipe
 
 GOOD = {
     "name": "test",

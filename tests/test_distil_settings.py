@@ -4,8 +4,8 @@ import pytest
 import yaml
 
 from skillgraft import run
-from skillgraft.config import load_recipe
 from skillgraft.errors import RecipeError
+from skillgraft.recipe_file import load_recipe
 from skillgraft.run import prepare
 from tests.recipes import tiny_recipe
 from tests.tiny import weights

@@ -8,10 +8,10 @@ import yaml
 from safetensors.torch import save_file
 
 from skillgraft import load_skill, run
-from skillgraft.config import load_recipe
 from skillgraft.domains.knowledge import read_documents, read_questions
 from skillgraft.errors import DataError, RecipeError
 from skillgraft.planning import plan
+from skillgraft.recipe_file import load_recipe
 from skillgraft.train.rl import train_rl
 from skillgraft.train.sft import train_sft
 from tests.recipes import tiny_recipe, write_jsonl

@@ -7,10 +7,10 @@ import torch
 import yaml
 
 from skillgraft import run
-from skillgraft.config import load_recipe
 from skillgraft.domains.replay import read_replay
 from skillgraft.errors import DataError, MissingPathError, RecipeError, TrainingError
 from skillgraft.planning import plan
+from skillgraft.recipe_file import load_recipe
 from skillgraft.train.common import load_tokenizer
 from tests.recipes import PLACES, tiny_recipe, write_jsonl
 from tests.tiny import weights

@@ -2,10 +2,10 @@
 
 import pytest
 
-from skillgraft.config import load_recipe
 from skillgraft.errors import RecipeError
 from skillgraft.labels import describe_models
 from skillgraft.planning import plan
+from skillgraft.recipe_file import load_recipe
 from tests.recipes import tiny_recipe
 
 QUESTIONS = "data/questions.jsonl"

@@ -15,9 +15,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from skillgraft import load_skill
-from skillgraft.config import load_recipe
 from skillgraft.errors import RecipeError
 from skillgraft.planning import plan
+from skillgraft.recipe_file import load_recipe
 from skillgraft.shipped import ANSWER_FORMAT, RECALL, shipped_skills
 from skillgraft.skills.library import add_skill, library_home, resolve_skill
 from tests.tiny import tiny_checkpoint

@@ -1,6 +1,6 @@
 """THE MAIN PATH: recipe -> plan -> stages -> manifest -> report.
 
-    1. read and check the recipe            config.load_recipe
+    1. read and check the recipe            recipe_file.load_recipe
     2. find the base model                  checkpoint.default_model.resolve_base
     3. plan: hash every stage, check it     planning.plan, plan_checks.check_plan
     4. run what is not finished, in order   stages.STAGES
@@ -37,6 +37,7 @@ from skillgraft.leaks import check_leaks
 from skillgraft.machine import release_memory
 from skillgraft.plan_checks import check_plan
 from skillgraft.planning import RECORD, PlannedStage, data_of, plan
+from skillgraft.recipe_file import load_recipe
 from skillgraft.several import Team, joined
 
 
@@ -77,7 +78,7 @@ def prepare(
     recipe_file: Path, overrides: Iterable[str], runs: Path, say: Callable[[str], None]
 ) -> tuple[config.Recipe, Path, list[PlannedStage]]:
     """Return the checked recipe, the base's directory and the plan: steps 1 to 3, which run nothing."""
-    recipe = config.load_recipe(recipe_file, overrides)
+    recipe = load_recipe(recipe_file, overrides)
     with naming("base"):
         base = resolve_base(recipe.base, say)
         read_layout(base)
@@ -148,7 +149,7 @@ def run_stage(
     team: Team,
 ) -> dict[str, Any]:
     """Run one stage in its working folder, then move the result to its address in one rename; return its record."""
-    from skillgraft.stages import Context
+    from skillgraft.stage_context import Context
 
     with _locked(planned):
         if planned.cached:  # another run finished it while this one waited for the plan

@@ -27,7 +27,7 @@ from skillgraft import errors
 from skillgraft.errors import SkillgraftError
 
 if TYPE_CHECKING:
-    from skillgraft.stages import Context
+    from skillgraft.stage_context import Context
 
 TOGETHER = ("sft", "rl")
 """Kinds of stages that all processes train together; every other is the first one's alone."""
@@ -86,7 +86,8 @@ class Team:
 
     def serve(self) -> NoReturn:
         """Do what the first process orders until it ends, then end; for every other process."""
-        from skillgraft.stages import STAGES, Context
+        from skillgraft.stage_context import Context
+        from skillgraft.stages import STAGES
 
         with contextlib.suppress(Exception):  # the first is gone, and the store with it
             while (order := self._next_order()) is not None:

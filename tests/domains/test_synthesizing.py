@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from skillgraft import run
-from skillgraft.config import load_recipe
 from skillgraft.domains.knowledge import read_documents, read_questions
 from skillgraft.errors import DataError, MissingPathError, RecipeError
 from skillgraft.estimate import estimate
+from skillgraft.recipe_file import load_recipe
 from skillgraft.run import prepare
 from tests.babble import babbling_checkpoint
 from tests.recipes import PLACES, tiny_recipe, write_jsonl

@@ -7,13 +7,13 @@ import yaml
 
 from skillgraft import run
 from skillgraft.arithmetic import extract
-from skillgraft.config import load_recipe
 from skillgraft.domains.knowledge import Document
 from skillgraft.domains.passages import passages
 from skillgraft.errors import CompatibilityError, DataError, MissingPathError, RecipeError
 from skillgraft.estimate import stage_needs
 from skillgraft.evals import single_passage
 from skillgraft.evals.intervals import bootstrap
+from skillgraft.recipe_file import load_recipe
 from skillgraft.regime_settings import WHOLE
 from skillgraft.report import read_report
 from skillgraft.train.common import load_model

@@ -48,14 +48,16 @@ def train(tmp_path, name, start, progress=lambda step, steps, metrics: None, **s
     out, work = tmp_path / name, tmp_path / f"{name}.work"
     out.mkdir(exist_ok=True)
     work.mkdir(exist_ok=True)
+    stage = SelfEditStage.model_validate({**STAGE, **settings})
     facts = train_writer(
-        SelfEditStage.model_validate({**STAGE, **settings}),
-        start=start,
+        stage,
+        start,
+        out,
+        work,
         documents=DOCUMENTS,
         questions=QUESTIONS,
-        out=out,
-        work=work,
         trainer=TRAINER,
+        lora=stage.lora,
         seed=0,
         checkpoint_seconds=300.0,
         progress=progress,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from skillgraft.domains.knowledge import Document, Question
@@ -182,3 +184,10 @@ def examples(
         }
         for i, question in list(enumerate(questions))[::step]
     ]
+
+
+def write_table(out: Path, evaluation: Mapping[str, Any], raws: Mapping[str, Any]) -> None:
+    """Write a table and the answers that it is made of into the new directory `out`."""
+    out.mkdir()
+    (out / "evaluation.json").write_text(json.dumps(evaluation, indent=1, ensure_ascii=False))
+    (out / "answers.json").write_text(json.dumps(raws, indent=1, ensure_ascii=False))

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from skillgraft import machine
-from skillgraft.config import load_recipe, order
+from skillgraft.config import order
 from skillgraft.errors import OutputExistsError, StorageError
 from skillgraft.estimate import estimated_seconds, stage_needs
 from skillgraft.planning import data_of
+from skillgraft.recipe_file import load_recipe
 from skillgraft.starter.look import Cost, Start, survey
 from skillgraft.starter.write import recipe_text
 

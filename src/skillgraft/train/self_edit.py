@@ -59,13 +59,14 @@ class Round:
 
 def train_writer(
     stage: SelfEditStage,
+    model_dir: Path,
+    out: Path,
+    workdir: Path,
     *,
-    start: Path,
     documents: Sequence[Document],
     questions: Sequence[Question],
-    out: Path,
-    work: Path,
     trainer: Mapping[str, Any],
+    lora: Mapping[str, Any] | None,
     seed: int,
     checkpoint_seconds: float,
     progress: Progress,
@@ -82,10 +83,10 @@ def train_writer(
     for question in questions:
         asked.setdefault(question.document, []).append(question)
     used = asked_documents(documents, questions, stage.rounds)
-    writer, rounds, done = start, [], 0
-    parameters = parameters_of(read_layout(start))
+    writer, rounds, done = model_dir, [], 0
+    parameters = parameters_of(read_layout(model_dir))
     for number, documents_of_round in enumerate(slices(used, stage.rounds)):
-        this = Round(stage, writer, work / f"round-{number}", seed, checkpoint_seconds)
+        this = Round(stage, writer, workdir / f"round-{number}", seed, checkpoint_seconds)
         this.here.mkdir(exist_ok=True)
         moved = partial(_from, progress, done, 2 * len(used) * stage.samples)
         requests, texts, tokens = _sample(this, documents_of_round, moved)
@@ -93,7 +94,7 @@ def train_writer(
         scores = [each["score"] for each in scored]
         kept = best(requests, scores, stage.keep)
         pairs = [(requests[at].prompt, texts[at]) for at in kept]
-        writer, taught = _teach(this, pairs, trainer, partial(moved, 2 * len(requests)))
+        writer, taught = _teach(this, pairs, trainer, lora, partial(moved, 2 * len(requests)))
         done += 2 * len(requests)
         rounds.append(
             {
@@ -232,6 +233,7 @@ def _teach(
     this: Round,
     kept: Sequence[tuple[str, str]],
     trainer: Mapping[str, Any],
+    lora: Mapping[str, Any] | None,
     said: Callable[[Mapping[str, float]], None],
 ) -> tuple[Path, dict[str, Any]]:
     """Fine-tune the writer on the (prompt, text) that were kept; return its new checkpoint and what that cost."""
@@ -250,14 +252,14 @@ def _teach(
             tokenizer,
             writing_rows(tokenizer, kept, args.max_length),
             args,
-            lora=this.stage.lora,
+            lora=lora,
             checkpoint_seconds=this.checkpoint_seconds,
             progress=lambda step, steps, metrics: said(metrics),
         )
         part = taught.with_suffix(".part")
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
-        save_trained(model, this.writer, part, tokenizer, this.stage.lora is not None)
+        save_trained(model, this.writer, part, tokenizer, lora is not None)
         cost.write_text(json.dumps({"tokens": trained.tokens, "flops": trained.flops}))
         part.rename(taught)
     return taught, json.loads(cost.read_text())
