@@ -42,7 +42,7 @@ def test_a_recipe_end_to_end(name, tmp_path, runs, monkeypatch):
             assert len(tables[stage]) == len(models) + len(more)
             scored = [
                 bool(row["retention"]) for row in tables[stage]
-            ]  # a longer prompt changes no choice by likelihood
+            ]  # of models, not of prompts
             assert scored == [bool(settings.get("retention", True))] * len(models) + [False] * len(more)
         if settings["kind"] == "single_passage":
             rows = ["start", "sft", *(skill["row"] for skill in settings["skills"])]
