@@ -40,9 +40,7 @@ def test_a_recipe_end_to_end(name, tmp_path, runs, monkeypatch):
             models, more = settings["models"], settings.get("rows", [])
             assert [row["model"] for row in tables[stage]][: len(models)] == models
             assert len(tables[stage]) == len(models) + len(more)
-            scored = [
-                bool(row["retention"]) for row in tables[stage]
-            ]  # of models, not of prompts
+            scored = [bool(row["retention"]) for row in tables[stage]]  # of models, not of prompts
             assert scored == [bool(settings.get("retention", True))] * len(models) + [False] * len(more)
         if settings["kind"] == "single_passage":
             rows = ["start", "sft", *(skill["row"] for skill in settings["skills"])]
