@@ -35,6 +35,8 @@ def recipe_root(directory, documents=4):
     asked = _records(directory / "data" / "squad" / "report" / "questions.jsonl")
     for name, kept in (("asked", asked[::2]), ("unasked", asked[1::2])):
         write_jsonl(directory / "data" / "squad" / "seal-report" / f"{name}.jsonl", kept)
+    texts = [{"document": r["document"], "text": f"{r['question']} {r['answers'][0]}"} for r in asked[::2]]
+    write_jsonl(directory / "data" / "squad" / "seal-report" / "asked-texts.jsonl", texts)
     passages = _records(directory / "data" / "squad" / "seal" / "documents.jsonl")
     implications = {r["document"]: r["text"] for r in _records(source / "target" / "implications.jsonl")}
     given = [{"context": p["text"], "completions": [implications.get(p["id"], p["title"])]} for p in passages]

@@ -43,7 +43,7 @@ def test_a_recipe_end_to_end(name, tmp_path, runs, monkeypatch):
             scored = [bool(row["retention"]) for row in tables[stage]]  # of models, not of prompts
             assert scored == [bool(settings.get("retention", True))] * len(models) + [False] * len(more)
         if settings["kind"] == "single_passage":
-            rows = ["start", "sft", *(skill["row"] for skill in settings["skills"])]
+            rows = ["start", "sft", *(skill["row"] for skill in settings.get("skills", []))]
             assert {row["model"] for row in tables[stage]} == {f"{stage}/{row}" for row in rows}
     for row in (row for rows in tables.values() for row in rows):
         score = row["scores"]["f1"]

@@ -62,7 +62,8 @@ def deal(passages: list[dict], name: str, count: int, per_article: int) -> list[
 def write(passages: list[dict], folder: Path, holdout: bool = False, halves: bool = False) -> None:
     """Write documents.jsonl and questions.jsonl, and with `holdout` every tenth question to heldout.jsonl instead.
 
-    With `halves` each passage's first, third, fifth question, … stands in asked.jsonl too, the others in unasked.jsonl.
+    With `halves` each passage's first, third, fifth question, … stands in asked.jsonl too, and with its answer as a text
+    in asked-texts.jsonl; the others in unasked.jsonl.
     """
     folder.mkdir(parents=True, exist_ok=True)
     documents, questions = [], []
@@ -81,6 +82,8 @@ def write(passages: list[dict], folder: Path, holdout: bool = False, halves: boo
         for question in questions:
             files["unasked" if seen[question["document"]] % 2 else "asked"].append(question)
             seen[question["document"]] += 1
+        asked = [(q["document"], f"{q['question']} {q['answers'][0]}") for q in files["asked"]]
+        files["asked-texts"] = [{"document": document, "text": text} for document, text in asked]
     for file, records in files.items():
         (folder / f"{file}.jsonl").write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
         print(f"{folder / file}.jsonl: {len(records)}")
