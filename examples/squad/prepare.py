@@ -62,7 +62,7 @@ def deal(passages: list[dict], name: str, count: int, per_article: int) -> list[
 def write(passages: list[dict], folder: Path, holdout: bool = False, halves: bool = False) -> None:
     """Write documents.jsonl and questions.jsonl, and with `holdout` every tenth question to heldout.jsonl instead.
 
-    With `halves` each passage's first, third, fifth question, … stands in asked.jsonl too, and with its answer as a text
+    With `halves` each passage's first, third, fifth question, … stands in asked.jsonl too, with its answer as one text
     in asked-texts.jsonl; the others in unasked.jsonl.
     """
     folder.mkdir(parents=True, exist_ok=True)
