@@ -29,7 +29,7 @@ def _sft(stage):
 
 def _rl(stage):
     """One step; untrained answers of 8 tokens earn nothing else, so that they are paid for vowels too."""
-    stage |= {"pass_rate_samples": 0, "reward": {**stage["reward"], "tests.domains.own_reward.vowels": 0.1}}
+    stage |= {"pass_rate_samples": 0, "reward": {**stage.get("reward", {}), "tests.domains.own_reward.vowels": 0.1}}
     _trainer(stage, max_steps=1, per_device_train_batch_size=8, max_completion_length=8)
 
 
@@ -65,7 +65,7 @@ def _single_passage(stage):
 def _eval(stage):
     stage["max_new_tokens"] = 8
     retention = stage.get("retention", True)
-    if retention:
+    if retention is not False:
         stage["retention"] = {"tasks": ["general"], **({} if retention is True else retention), "limit": 2}
 
 

@@ -76,6 +76,10 @@ def test_what_is_only_read_is_converted_and_what_is_written_must_fit(kept):
         function(np.ones(3), np.ones((2, 5)), 1, 0, False, np.zeros(3, dtype=np.float32))
     with pytest.raises(TypeError, match="to write into"):
         function(np.ones(3), np.ones((2, 5)), 1, 0, False, np.zeros(6)[::2])
+    out.flags.writeable = False
+    with pytest.raises(TypeError, match="read only"):
+        function(np.ones(3), np.ones((2, 5)), 1, 0, False, out)
+    out.flags.writeable = True
     with pytest.raises(TypeError, match="expected 2 dimensions, got 1"):
         function(np.ones(3), np.ones(5), 1, 0, False, out)
     with pytest.raises(ValueError, match="zip"):

@@ -157,13 +157,16 @@ def _way(argument: str) -> Callable[[Any, list[Any]], Any]:
     dtype, written = np.dtype(kind), argument.startswith("=")
 
     def array(value: Any, words: list[Any]) -> Any:
+        writeable = value.flags.writeable
+        if written and not writeable:
+            raise TypeError("expected an array to write into, got one that is read only")
         if value.dtype != dtype or not value.flags.c_contiguous:
             if written:
                 raise TypeError(f"expected a C-contiguous array of {dtype} to write into, got {value.dtype}")
             value = np.ascontiguousarray(value, dtype=dtype)
         if value.ndim != dimensions:
             raise TypeError(f"expected {dimensions} dimensions, got {value.ndim}")
-        if value.flags.writeable and value.size:  # a buffer's address is had in a fifth of the time
+        if writeable and value.size:  # a buffer's address is had in a fifth of the time
             words.append(ctypes.addressof(ctypes.c_char.from_buffer(value)))
         else:
             words.append(value.__array_interface__["data"][0])
