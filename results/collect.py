@@ -1,6 +1,9 @@
 """Keep what a finished run measured: tables, curves and costs as JSON, without questions or answers.
 
 python results/collect.py runs/past-squad recipes/past-squad.yaml results/past-squad.json
+
+Pairs of rows in different tables of one run, asked the same questions, are compared where they are named:
+`… results/x.json with_rewrites/past50=open_book/base+gold`.
 """
 
 from __future__ import annotations
@@ -30,8 +33,30 @@ def collect(run: Path, recipe: str) -> dict:
     }
 
 
+def across(run: Path, pairs: list[list[str]]) -> list[dict]:
+    """Return the paired differences of rows `STAGE/ROW` of different tables on the questions that both were asked."""
+    from skillgraft.domains.knowledge import read_documents, read_questions
+    from skillgraft.evals.table import differences
+
+    raws, asked = {}, {}
+    for row in (row for pair in pairs for row in pair):
+        stage, _, name = row.partition("/")
+        settings = json.loads((run / stage / "stage.json").read_text())["settings"]
+        asked[row] = settings["questions"], settings["limit_documents"]
+        raws[row] = {**json.loads((run / stage / "answers.json").read_text())[name], "retention": []}
+    if len(set(asked.values())) > 1:
+        raise SystemExit(f"the rows were not asked the same: {asked}")
+    questions, limit = next(iter(asked.values()))
+    documents = read_documents(Path(questions).parent, limit)
+    labels = {row: row for row in raws}
+    return differences(raws, labels, [tuple(pair) for pair in pairs], read_questions(Path(questions), documents))
+
+
 if __name__ == "__main__":
-    if len(sys.argv) != 4:
+    if len(sys.argv) < 4:
         raise SystemExit(__doc__)
-    run, recipe, out = sys.argv[1:]
-    Path(out).write_text(json.dumps(collect(Path(run), recipe), indent=1, ensure_ascii=False) + "\n")
+    run, recipe, out, *pairs = sys.argv[1:]
+    content = collect(Path(run), recipe)
+    if pairs:
+        content["across_stages"] = across(Path(run), [pair.split("=") for pair in pairs])
+    Path(out).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
