@@ -18,13 +18,13 @@ from typing import Any
 
 from skillgraft.arithmetic import inject
 from skillgraft.checkpoint.fingerprint import fingerprint_file
-from skillgraft.domains.knowledge import read_questions
+from skillgraft.data.documents import read_questions
+from skillgraft.data.metrics import METRICS
 from skillgraft.evals.answers import evaluate_checkpoint
 from skillgraft.evals.intervals import bootstrap
-from skillgraft.evals.metrics import METRICS
 from skillgraft.skills import load_skill
-from skillgraft.skills.packing import describe, pack
-from skillgraft.skills.packing.gain import kept_share
+from skillgraft.skills.compression import describe, pack
+from skillgraft.skills.compression.gain import kept_share
 from skillgraft.train.precision import describe as precision
 
 POINTS: list[tuple[str, dict[str, Any]]] = [

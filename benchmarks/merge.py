@@ -159,7 +159,7 @@ def run_floor(bench: Bench, case: Case) -> Run:
 
 
 def run_skillgraft(bench: Bench, name: str, case: Case) -> Run:
-    command = [sys.executable, "-m", "skillgraft.cli"]
+    command = [sys.executable, "-m", "skillgraft.cli.app"]
     if case.recipe is None:
         target, adapter = bench.inputs / "base", bench.inputs / checkpoints.ADAPTER
         command += ["inject", "--target", str(target), "--skill", str(adapter), "--scale", "1.0"]

@@ -50,7 +50,7 @@ class Bench:
         self.own_environment = self.environment | {"PYTHONPATH": str(measure.REPOSITORY / "src")}
 
     def skillgraft(self, *words: object) -> Run:
-        command = [sys.executable, "-m", "skillgraft.cli", *map(str, words)]
+        command = [sys.executable, "-m", "skillgraft.cli.app", *map(str, words)]
         return measure.measure(command, self.work / "skillgraft.log", self.own_environment)
 
     def extract(self, size: str) -> Run:

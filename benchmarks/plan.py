@@ -102,7 +102,7 @@ def run(arguments: argparse.Namespace, work: Path) -> None:
     work = work.resolve()
     recipe = prepare(work)
     environment = measure.child_environment(work, None)
-    cli, out = [sys.executable, "-m", "skillgraft.cli"], str(work / "out")
+    cli, out = [sys.executable, "-m", "skillgraft.cli.app"], str(work / "out")
     commands = {
         "python -c pass": [sys.executable, "-c", "pass"],
         "skillgraft --help": [*cli, "--help"],

@@ -69,7 +69,7 @@ def contiguous_head(model: Any) -> None:
 
 
 def rows(spec: dict[str, Any], tokenizer: Any) -> list[dict[str, Any]]:
-    from skillgraft.domains.knowledge import read_documents, read_questions
+    from skillgraft.data.documents import read_documents, read_questions
     from skillgraft.train.prompts import as_prompt
 
     if spec["task"] == "sft":
@@ -115,7 +115,7 @@ def run_trl(spec: dict[str, Any], log: Any) -> None:
 
 
 def run_skillgraft(spec: dict[str, Any], log: Any) -> None:
-    from skillgraft.domains.knowledge import read_documents, read_questions
+    from skillgraft.data.documents import read_documents, read_questions
     from skillgraft.train import sft
     from skillgraft.train.rl import train_rl
 
@@ -165,7 +165,7 @@ def agree(spec: dict[str, Any]) -> None:
     import torch
     from trl import GRPOTrainer
 
-    from skillgraft.train.head import fast_head
+    from skillgraft.train.cpu.fused_logprobs import fast_head
     from skillgraft.train.rollouts import SharedPrompts
 
     class Ours(SharedPrompts, GRPOTrainer):

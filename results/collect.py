@@ -35,7 +35,7 @@ def collect(run: Path, recipe: str) -> dict:
 
 def across(run: Path, pairs: list[list[str]]) -> list[dict]:
     """Return the paired differences of rows `STAGE/ROW` of different tables on the questions that both were asked."""
-    from skillgraft.domains.knowledge import read_documents, read_questions
+    from skillgraft.data.documents import read_documents, read_questions
     from skillgraft.evals.table import differences
 
     raws, asked = {}, {}

@@ -11,7 +11,7 @@ import yaml
 
 from skillgraft import load_skill, run
 from skillgraft.errors import CheckpointError, DataError, MissingPathError, RecipeError, SkillgraftError
-from skillgraft.planning import plan
+from skillgraft.pipeline.plan import plan
 from skillgraft.report import read_report
 from skillgraft.report.gather import renew
 from skillgraft.run import prepare

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from skillgraft.geometry import compare
     from skillgraft.run import run
     from skillgraft.skills import load_skill
-    from skillgraft.skills.packing import pack
+    from skillgraft.skills.compression import pack
 
 __all__ = ["compare", "extract", "inject", "load_skill", "merge", "pack", "run"]
 
@@ -40,7 +40,7 @@ _HOME = {
     "inject": "skillgraft.arithmetic",
     "load_skill": "skillgraft.skills",
     "merge": "skillgraft.arithmetic",
-    "pack": "skillgraft.skills.packing",
+    "pack": "skillgraft.skills.compression",
     "run": "skillgraft.run",
 }
 

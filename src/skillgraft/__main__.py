@@ -1,5 +1,5 @@
 """`python -m skillgraft`."""
 
-from skillgraft.cli import main
+from skillgraft.cli.app import main
 
 main()

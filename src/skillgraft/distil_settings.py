@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from skillgraft.errors import RecipeError
-from skillgraft.strict import BASE, Strict
+from skillgraft.settings.base import BASE, Strict
 
 TeacherSees = Literal["document", "answer", "both"]
 SEES = "what is put before the teacher: the question's document, its gold answer as an example, or both"

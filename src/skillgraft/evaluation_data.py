@@ -8,11 +8,11 @@ from typing import Any
 
 from blake3 import blake3
 
-from skillgraft.domains.knowledge import Document, Question
-from skillgraft.evals.prompted import read_examples
-from skillgraft.evals.retrieval import require_bm25s
+from skillgraft.data.documents import Document, Question
+from skillgraft.data.retrieval import require_bm25s
+from skillgraft.evals.in_context import read_examples
 from skillgraft.evals.tasks import read_retention
-from skillgraft.evaluation_settings import RetentionSettings
+from skillgraft.settings.evaluation import RetentionSettings
 
 
 def evaluation_data(stage: Any, questions: Sequence[Question], documents: Sequence[Document]) -> dict[str, str]:

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from skillgraft.errors import RecipeError
-from skillgraft.strict import BASE, Strict
+from skillgraft.settings.base import BASE, Strict
 
 
 def _finite(value: float) -> float:

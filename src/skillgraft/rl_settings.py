@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from skillgraft.domains.parts import parse_part
+from skillgraft.data.slices import parse_part
 from skillgraft.errors import RecipeError
-from skillgraft.strict import Strict
-from skillgraft.synthesis_settings import EndpointSettings
+from skillgraft.settings.base import Strict
+from skillgraft.settings.synthesis import EndpointSettings
 
 JUDGE = "judge"
 """The reward that asks a model whether an answer is right."""

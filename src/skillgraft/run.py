@@ -26,25 +26,25 @@ from typing import Any, Protocol
 
 import yaml
 
-from skillgraft import config
 from skillgraft.checkpoint.default_model import resolve_base
 from skillgraft.checkpoint.layout import read_layout
 from skillgraft.checkpoint.tokenizer import tokenizer_identity
 from skillgraft.checkpoint.writer import storage_error
 from skillgraft.errors import DataError, SkillgraftError, StorageError, naming
-from skillgraft.labels import DESCRIBE
-from skillgraft.leaks import check_leaks
-from skillgraft.machine import release_memory
-from skillgraft.plan_checks import check_plan
-from skillgraft.planning import RECORD, PlannedStage, data_of, plan
-from skillgraft.recipe_file import load_recipe
-from skillgraft.several import Team, joined
+from skillgraft.pipeline.contamination import check_leaks
+from skillgraft.pipeline.executors.launcher import Team, joined
+from skillgraft.pipeline.plan import RECORD, PlannedStage, data_of, plan
+from skillgraft.pipeline.preflight import check_plan
+from skillgraft.pipeline.row_labels import DESCRIBE
+from skillgraft.recipe import schema
+from skillgraft.recipe.load import load_recipe
+from skillgraft.support.resources import release_memory
 
 
 class Watcher(Protocol):
     """Who is told how the run goes: the terminal's stage tree, plain lines, or a script."""
 
-    def planned(self, recipe: config.Recipe, base: Path, stages: Sequence[PlannedStage]) -> None:
+    def planned(self, recipe: schema.Recipe, base: Path, stages: Sequence[PlannedStage]) -> None:
         """Show what will run: called once, before the first stage."""
 
     def say(self, message: str) -> None:
@@ -76,7 +76,7 @@ class Run:
 
 def prepare(
     recipe_file: Path, overrides: Iterable[str], runs: Path, say: Callable[[str], None]
-) -> tuple[config.Recipe, Path, list[PlannedStage]]:
+) -> tuple[schema.Recipe, Path, list[PlannedStage]]:
     """Return the checked recipe, the base's directory and the plan: steps 1 to 3, which run nothing."""
     recipe = load_recipe(recipe_file, overrides)
     with naming("base"):
@@ -141,7 +141,7 @@ def _run(
 
 
 def run_stage(
-    recipe: config.Recipe,
+    recipe: schema.Recipe,
     stages: list[PlannedStage],
     planned: PlannedStage,
     watcher: Watcher,
@@ -177,7 +177,7 @@ def run_stage(
             seed=recipe.seed,
             recipe=recipe.name,
             progress=moved,
-            base_id=None if config.is_local(recipe.base) else recipe.base,
+            base_id=None if schema.is_local(recipe.base) else recipe.base,
             checkpoint_seconds=checkpoint_seconds,
             about=DESCRIBE[planned.stage.kind](stages, planned) if planned.stage.kind in DESCRIBE else {},
             tracking=planned.directory.parents[1] / "tracking" / recipe.name / f"{planned.name}-{planned.key[:8]}",
@@ -239,7 +239,7 @@ def _locked(planned: PlannedStage) -> Iterator[None]:
 
 
 def _close(
-    recipe: config.Recipe,
+    recipe: schema.Recipe,
     recipe_file: Path,
     overrides: tuple[str, ...],
     runs: Path,
@@ -249,8 +249,8 @@ def _close(
 ) -> Run:
     """Write the run's directory: resolved recipe, manifest, links to the stages, report."""
     from skillgraft.report import write_report
+    from skillgraft.report.change_map import kept_geometry
     from skillgraft.report.gather import gather
-    from skillgraft.report.where import kept_geometry
 
     directory = runs.resolve() / recipe.name
     directory.mkdir(parents=True, exist_ok=True)
@@ -280,7 +280,7 @@ def _close(
 class Silent:
     """The watcher of the Python API: shows nothing."""
 
-    def planned(self, recipe: config.Recipe, base: Path, stages: Sequence[PlannedStage]) -> None:
+    def planned(self, recipe: schema.Recipe, base: Path, stages: Sequence[PlannedStage]) -> None:
         """Show nothing."""
 
     def say(self, message: str) -> None:

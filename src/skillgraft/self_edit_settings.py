@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from skillgraft.domains.knowledge import Document, Question
+from skillgraft.data.documents import Document, Question
 from skillgraft.errors import RecipeError
-from skillgraft.strict import Strict
+from skillgraft.settings.base import Strict
 
 
 class LearnSettings(Strict):

@@ -8,8 +8,8 @@ from typing import Any, Literal
 from pydantic import Field
 
 from skillgraft.errors import RecipeError
-from skillgraft.regime_settings import WHOLE, TextSettings
-from skillgraft.strict import BASE, Strict
+from skillgraft.settings.base import BASE, Strict
+from skillgraft.settings.text import WHOLE, TextSettings
 
 START, LEARNT = "start", "sft"
 """The rows that every table has: the model that never read the passage, and the one that learnt it."""

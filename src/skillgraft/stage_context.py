@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from skillgraft import config
+from skillgraft.recipe import schema
 
 Progress = Callable[[int, int, Mapping[str, float]], None]
 Stage = Callable[[Any, "Context"], dict[str, Any]]
@@ -36,7 +36,7 @@ class Context:
 
     def data(self, named: Path) -> Path:
         """Return where documents or questions lie: the result of the synthesize stage that is named, or the path."""
-        stage = config.synthesis_named(named)
+        stage = schema.synthesis_named(named)
         return named if stage is None else self.inputs[stage]
 
 

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from skillgraft import config
-from skillgraft.domains.knowledge import read_documents, read_questions
-from skillgraft.domains.parts import choose
+from skillgraft.data.documents import read_documents, read_questions
+from skillgraft.data.slices import choose
+from skillgraft.recipe import schema
 from skillgraft.stage_context import Context, Stage, in_one_precision
 from skillgraft.training_stages import run_distil, run_rl, run_self_edit, run_sft, run_single_passage
 
@@ -23,7 +23,7 @@ def _without_metrics(context: Context) -> Callable[[str, int, int], None]:
     return lambda name, done, total: context.progress(done, total, {})
 
 
-def run_extract(stage: config.ExtractStage, context: Context) -> dict[str, Any]:
+def run_extract(stage: schema.ExtractStage, context: Context) -> dict[str, Any]:
     """Keep v = θ_RL − θ_SFT as an artefact."""
     from skillgraft.arithmetic import extract
 
@@ -41,7 +41,7 @@ def run_extract(stage: config.ExtractStage, context: Context) -> dict[str, Any]:
     return _skill_facts(skill, context.out)
 
 
-def run_random_vector(stage: config.RandomVectorStage, context: Context) -> dict[str, Any]:
+def run_random_vector(stage: schema.RandomVectorStage, context: Context) -> dict[str, Any]:
     """Make the control vector with the skill's norms."""
     from skillgraft.arithmetic import random_vector
 
@@ -55,7 +55,7 @@ def _skill_facts(skill: Any, directory: Path) -> dict[str, Any]:
     return {"form": skill.form, "size_bytes": size, "norm": norm, "tensors": len(skill.names)}
 
 
-def run_inject(stage: config.InjectStage, context: Context) -> dict[str, Any]:
+def run_inject(stage: schema.InjectStage, context: Context) -> dict[str, Any]:
     """Write θ_target + λ·v."""
     from skillgraft.arithmetic import inject
 
@@ -73,7 +73,7 @@ def run_inject(stage: config.InjectStage, context: Context) -> dict[str, Any]:
 
 
 @in_one_precision
-def run_eval(stage: config.EvalStage, context: Context) -> dict[str, Any]:
+def run_eval(stage: schema.EvalStage, context: Context) -> dict[str, Any]:
     """Score every model and row on the same questions; what was scored before a kill is not scored again."""
     from skillgraft.evals import table
     from skillgraft.evals.rows import Asked, evaluate_rows
@@ -104,9 +104,9 @@ def run_eval(stage: config.EvalStage, context: Context) -> dict[str, Any]:
     return {"flops": sum(raw["flops"] + raw.get("retention_flops", 0.0) for raw in raws.values())}
 
 
-def run_synthesize(stage: config.SynthesizeStage, context: Context) -> dict[str, Any]:
+def run_synthesize(stage: schema.SynthesizeStage, context: Context) -> dict[str, Any]:
     """Write, or read, renderings of documents, and keep those that pass the filters."""
-    from skillgraft.domains.synthesizing import synthesize
+    from skillgraft.data.synthesis.synthesize import synthesize
 
     return synthesize(
         stage,
@@ -120,11 +120,11 @@ def run_synthesize(stage: config.SynthesizeStage, context: Context) -> dict[str,
 
 
 @in_one_precision
-def run_mix(stage: config.MixStage, context: Context) -> dict[str, Any]:
+def run_mix(stage: schema.MixStage, context: Context) -> dict[str, Any]:
     """Write answers mixed from what the model says with and without the fact in its context."""
     import torch
 
-    from skillgraft.domains.mixing import mix_questions, write_mixed
+    from skillgraft.data.synthesis.mixsd import mix_questions, write_mixed
     from skillgraft.train.common import count_parameters, load_model, load_tokenizer
     from skillgraft.train.precision import bf16_pays, describe, device
 

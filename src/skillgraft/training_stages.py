@@ -7,21 +7,21 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from skillgraft import config
 from skillgraft.checkpoint.fingerprint import fingerprint_checkpoint
 from skillgraft.checkpoint.provenance import base_for_training, write_provenance
-from skillgraft.domains.knowledge import Document, read_documents, read_questions
-from skillgraft.domains.parts import choose
-from skillgraft.domains.passages import passages
-from skillgraft.domains.replay import read_replay
-from skillgraft.planning import sft_data
+from skillgraft.data.documents import Document, read_documents, read_questions
+from skillgraft.data.passages import passages
+from skillgraft.data.replay import read_replay
+from skillgraft.data.slices import choose
+from skillgraft.pipeline.plan import sft_data
+from skillgraft.recipe import schema
 from skillgraft.stage_context import Context, in_one_precision
 
-Grows = config.SftStage | config.RlStage | config.DistilStage | config.SelfEditStage
+Grows = schema.SftStage | schema.RlStage | schema.DistilStage | schema.SelfEditStage
 
 
 @contextlib.contextmanager
-def _tracked(stage: Grows | config.SinglePassageStage, context: Context) -> Iterator[dict[str, Any]]:
+def _tracked(stage: Grows | schema.SinglePassageStage, context: Context) -> Iterator[dict[str, Any]]:
     """Yield the trainer's arguments while trackers that they name write where that outlasts the stage."""
     from skillgraft.train.tracking import tracked, trackers
 
@@ -34,7 +34,7 @@ def _tracked(stage: Grows | config.SinglePassageStage, context: Context) -> Iter
 @contextlib.contextmanager
 def _training(stage: Grows, context: Context) -> Iterator[dict[str, Any]]:
     """Yield what every trainer is told, and write into the checkpoint that it makes what that comes from."""
-    from skillgraft.train.together import is_first, processes
+    from skillgraft.train.data_parallel import is_first, processes
 
     context.out.mkdir(exist_ok=processes() > 1)
     start = context.inputs[stage.from_]
@@ -53,7 +53,7 @@ def _training(stage: Grows, context: Context) -> Iterator[dict[str, Any]]:
         write_provenance(
             context.out,
             kind=stage.kind,
-            base=base_for_training(start, context.base_id if stage.from_ == config.BASE else None),
+            base=base_for_training(start, context.base_id if stage.from_ == schema.BASE else None),
             made_by=json.loads(stage.model_dump_json(by_alias=True)),
             inputs={"from": fingerprint_checkpoint(start)},
         )
@@ -61,8 +61,8 @@ def _training(stage: Grows, context: Context) -> Iterator[dict[str, Any]]:
 
 def _facts(trained: Any) -> dict[str, Any]:
     """Return what is recorded of all training: what it cost, and what it ran on."""
+    from skillgraft.train.data_parallel import processes
     from skillgraft.train.precision import describe
-    from skillgraft.train.together import processes
 
     return {"tokens": trained.tokens, "flops": trained.flops, "precision": describe(), "processes": processes()}
 
@@ -73,7 +73,7 @@ def _curve(points: Sequence[Mapping[str, float]], names: Mapping[str, str]) -> l
 
 
 @in_one_precision
-def run_sft(stage: config.SftStage, context: Context) -> dict[str, Any]:
+def run_sft(stage: schema.SftStage, context: Context) -> dict[str, Any]:
     """Fine-tune on documents and, if given, on questions with their answers."""
     from skillgraft.train.sft import train_sft
 
@@ -99,11 +99,11 @@ def run_sft(stage: config.SftStage, context: Context) -> dict[str, Any]:
 
 
 @in_one_precision
-def run_rl(stage: config.RlStage, context: Context) -> dict[str, Any]:
+def run_rl(stage: schema.RlStage, context: Context) -> dict[str, Any]:
     """Train with rewards on closed-book questions."""
-    from skillgraft.domains.judge import judge_of
+    from skillgraft.data.synthesis.judge import judge_of
+    from skillgraft.train.data_parallel import own_folder
     from skillgraft.train.rl import train_rl
-    from skillgraft.train.together import own_folder
 
     questions = read_questions(context.data(stage.questions), _chosen(stage, context) or None)
     with _training(stage, context) as given, judge_of(stage, context.inputs, own_folder(context.work)) as judge:
@@ -127,16 +127,16 @@ def run_rl(stage: config.RlStage, context: Context) -> dict[str, Any]:
     }
 
 
-def _chosen(stage: config.RlStage, context: Context) -> list[Document]:
+def _chosen(stage: schema.RlStage, context: Context) -> list[Document]:
     if stage.documents is None:
         return []
     return choose(read_documents(context.data(stage.documents)), stage.limit_documents, stage.part)
 
 
 @in_one_precision
-def run_distil(stage: config.DistilStage, context: Context) -> dict[str, Any]:
+def run_distil(stage: schema.DistilStage, context: Context) -> dict[str, Any]:
     """Distil a model into itself: the teacher has the document in its context, the student has not."""
-    from skillgraft.train.distil import train_distil
+    from skillgraft.train.distill import train_distil
 
     documents = read_documents(context.data(stage.documents), stage.limit_documents)
     questions = read_questions(context.data(stage.questions), documents) if stage.questions else []
@@ -161,7 +161,7 @@ def run_distil(stage: config.DistilStage, context: Context) -> dict[str, Any]:
 
 
 @in_one_precision
-def run_self_edit(stage: config.SelfEditStage, context: Context) -> dict[str, Any]:
+def run_self_edit(stage: schema.SelfEditStage, context: Context) -> dict[str, Any]:
     """Train a writer of renderings on those of its own that were learnt best."""
     from skillgraft.train.precision import describe
     from skillgraft.train.self_edit import train_writer
@@ -176,7 +176,7 @@ def run_self_edit(stage: config.SelfEditStage, context: Context) -> dict[str, An
 
 
 @in_one_precision
-def run_single_passage(stage: config.SinglePassageStage, context: Context) -> dict[str, Any]:
+def run_single_passage(stage: schema.SinglePassageStage, context: Context) -> dict[str, Any]:
     """Learn each passage alone, score it with and without skills, and forget it; a scored passage is kept."""
     from skillgraft.evals.single_passage import build_table, score_passages
     from skillgraft.evals.table import write_table

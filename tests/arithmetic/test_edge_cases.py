@@ -179,12 +179,13 @@ def test_a_tiny_scale_is_no_damage(models):
 
 def test_a_killed_sweep_appears_whole_or_not_at_all(models, monkeypatch):
     skill = extract(models / "a", models / "base", models / "skill")
-    from skillgraft.arithmetic import balance
+
+    from skillgraft.arithmetic.injection import ledger
 
     def crash(*_, **__):
         raise OSError("gone")
 
-    monkeypatch.setattr(balance, "write_provenance", crash)
+    monkeypatch.setattr(ledger, "write_provenance", crash)
     with pytest.raises(OSError, match="gone"):
         inject_scales(models / "b", skill, models / "sweep", [0, 1])
     assert not [path for path in models.iterdir() if "sweep" in path.name]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from skillgraft.arithmetic import native
+from skillgraft.arithmetic.kernels import native
 from skillgraft.arithmetic.rounding import round_once
 
 LARGE = 3 * native.BLOCK + 11

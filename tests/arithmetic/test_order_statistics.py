@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from skillgraft.arithmetic import order_statistics
-from skillgraft.arithmetic.order_statistics import LARGEST_KEY, Search
+from skillgraft.arithmetic.statistics import order_statistics
+from skillgraft.arithmetic.statistics.order_statistics import LARGEST_KEY, Search
 
 
 def find(parts, wanted, low=0, high=LARGEST_KEY):

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 from skillgraft.arithmetic import extract, inject
-from skillgraft.arithmetic.removal import _Comparison
-from skillgraft.arithmetic.scratch import Files
+from skillgraft.arithmetic.buffers import Files
+from skillgraft.arithmetic.injection.removal import _Comparison
 from skillgraft.checkpoint import read_layout, read_provenance
 from skillgraft.checkpoint.places import note_place, noted_place
 from skillgraft.errors import CompatibilityError, RecipeError

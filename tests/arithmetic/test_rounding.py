@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from skillgraft.arithmetic import native
+from skillgraft.arithmetic.kernels import native
 from skillgraft.arithmetic.rounding import is_finite, round_once
 from skillgraft.checkpoint.tensor_io import dtype_code, tensor_bytes
 

@@ -268,8 +268,8 @@ def test_tiles_threads_shards_and_torch_change_no_bit(models, tmp_path, monkeypa
         split_into_shards(models / name, tmp_path / "sharded" / name, shards=3)
     with monkeypatch.context() as patch:
         patch.setattr(tiles_module, "TILE_ELEMENTS", 333)
-        patch.setattr("skillgraft.arithmetic.order_statistics.Search.HELD", 100)
-        patch.setattr("skillgraft.arithmetic.key_search.BIN_BITS", 5)
+        patch.setattr("skillgraft.arithmetic.statistics.order_statistics.Search.HELD", 100)
+        patch.setattr("skillgraft.arithmetic.statistics.key_search.BIN_BITS", 5)
         merged(models, tmp_path / "two", method, parameters, threads=5)
     operands = [{"model": tmp_path / "sharded" / name} for name in "abc"]
     data = {"method": method, "base": tmp_path / "sharded/base", "operands": operands, "parameters": parameters}

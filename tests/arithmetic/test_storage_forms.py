@@ -9,14 +9,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from skillgraft.arithmetic import extract, inject, merge, random_vector
-from skillgraft.arithmetic.leaves import leaf_of
-from skillgraft.arithmetic.scratch import Files
+from skillgraft.arithmetic.buffers import Files
+from skillgraft.arithmetic.tensor_sources import leaf_of
 from skillgraft.checkpoint.header import TensorSpec, read_header
 from skillgraft.checkpoint.sorted_writer import SortedWriter
 from skillgraft.errors import CheckpointError
+from skillgraft.skills.compression import pack
 from skillgraft.skills.forms import sparse, stored_names
 from skillgraft.skills.manifest import TensorEntry
-from skillgraft.skills.packing import pack
 from skillgraft.skills.skill import load_skill
 from tests.tiny import edit_json, tiny_checkpoint, tiny_finetune, weights
 

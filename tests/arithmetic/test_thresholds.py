@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from skillgraft.arithmetic.first_pass import Count, narrow_by_sample
+from skillgraft.arithmetic.statistics.first_pass import Count, narrow_by_sample
 
 KINDS = {
     "continuous": lambda rng, x: x,

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from skillgraft.chat.commands import COMMANDS, Settings, obey
-from skillgraft.domains.knowledge import INSTRUCTION
+from skillgraft.data.documents import INSTRUCTION
 from skillgraft.errors import OutputExistsError, RecipeError, StorageError
 
 

@@ -3,7 +3,7 @@ import pytest
 from skillgraft.chat import plan
 from skillgraft.chat.plan import Seat, plan_chat, size, weights_bytes
 from skillgraft.errors import CheckpointError, CompatibilityError, MissingPathError, RecipeError, SkillgraftError
-from skillgraft.machine import Memory
+from skillgraft.support.resources import Memory
 from tests.tiny import tiny_checkpoint, tiny_finetune
 
 

@@ -8,7 +8,7 @@ from skillgraft import doctor
 from skillgraft.doctor import files, models, network, processor, software
 from skillgraft.doctor.findings import Finding, worst
 from skillgraft.doctor.software import Installed
-from skillgraft.machine import Memory
+from skillgraft.support.resources import Memory
 
 GIB = 2**30
 NUMBERS = ("numpy>=2", "torch>=2.8", 'pytest>=8; extra == "dev"', 'absent>=1; python_version < "3"')

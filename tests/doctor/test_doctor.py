@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from skillgraft import doctor
-from skillgraft.cli import app
+from skillgraft.cli.app import app
 from skillgraft.doctor.findings import Finding
 from skillgraft.doctor.processor import probe
 
@@ -66,7 +66,7 @@ def test_no_markup_from_the_machine(monkeypatch):
 
 def test_a_terminal_without_utf_8():
     code = (
-        "import sys\nfrom skillgraft import doctor\nfrom skillgraft.cli import main\n"
+        "import sys\nfrom skillgraft import doctor\nfrom skillgraft.cli.app import main\n"
         "doctor.examine = lambda runs: [doctor.Finding('text', 'error', 'ascii', 'such as λ', 'do')]\n"
         "sys.argv = ['skillgraft', 'doctor']\nmain()\n"
     )

@@ -1,6 +1,6 @@
 import torch
 
-from skillgraft.domains.knowledge import Question
+from skillgraft.data.documents import Question
 from skillgraft.evals.likelihood import answer_likelihood
 from skillgraft.train.common import load_model, load_tokenizer
 from skillgraft.train.prompts import encode

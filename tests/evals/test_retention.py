@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from skillgraft.domains.knowledge import Document
+from skillgraft.data.documents import Document
 from skillgraft.evals import retention
 from skillgraft.evals.likelihood import batches, log_likelihood
 from skillgraft.evals.retention import accuracies, choice_likelihoods, measure

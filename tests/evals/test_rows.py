@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from skillgraft import run
-from skillgraft.domains.knowledge import INSTRUCTION, read_documents, read_questions
+from skillgraft.data.documents import INSTRUCTION, read_documents, read_questions
 from skillgraft.errors import DataError, MissingPathError, RecipeError
 from skillgraft.evals import rows
 from skillgraft.evals.answers import load

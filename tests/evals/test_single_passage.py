@@ -7,15 +7,15 @@ import yaml
 
 from skillgraft import run
 from skillgraft.arithmetic import extract
-from skillgraft.domains.knowledge import Document
-from skillgraft.domains.passages import passages
+from skillgraft.data.documents import Document
+from skillgraft.data.passages import passages
 from skillgraft.errors import CompatibilityError, DataError, MissingPathError, RecipeError
-from skillgraft.estimate import stage_needs
 from skillgraft.evals import single_passage
 from skillgraft.evals.intervals import bootstrap
-from skillgraft.recipe_file import load_recipe
-from skillgraft.regime_settings import WHOLE
+from skillgraft.pipeline.estimate import stage_needs
+from skillgraft.recipe.load import load_recipe
 from skillgraft.report import read_report
+from skillgraft.settings.text import WHOLE
 from skillgraft.train.common import load_model
 from skillgraft.train.single_passage import Answerer, Learner
 from tests.recipes import PLACES, tiny_recipe, write_jsonl

@@ -8,7 +8,7 @@ import pytest
 
 from skillgraft.errors import DataError, MissingPathError
 from skillgraft.evals.tasks import read_items, read_retention, read_settings
-from skillgraft.evaluation_settings import RetentionSettings
+from skillgraft.settings.evaluation import RetentionSettings
 from tests.recipes import write_jsonl
 
 SHARED = Path(__file__).parents[2] / "data" / "retention"

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from skillgraft.arithmetic.native import BF16, HALF_VALUES
+from skillgraft.arithmetic.kernels.native import BF16, HALF_VALUES
 from skillgraft.geometry import native
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import typer
 from accelerate.commands.launch import launch_command_parser
 
-from skillgraft.cli import app
+from skillgraft.cli.app import app
 
 ROOT = Path(__file__).parents[2]
 LANGUAGES = {"bash", "python", "yaml", "json", "text"}

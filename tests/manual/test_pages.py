@@ -9,10 +9,10 @@ from markdown.extensions.toc import slugify
 from typer.testing import CliRunner
 
 from skillgraft import errors
-from skillgraft.cli import app
-from skillgraft.config import KINDS
+from skillgraft.cli.app import app
 from skillgraft.errors import RecipeError, SkillgraftError
 from skillgraft.manual.pages import FOLDER, find_page, headings, page_names, read_page, read_section, slug, title
+from skillgraft.recipe.schema import KINDS
 from tests.manual.blocks import ROOT
 
 

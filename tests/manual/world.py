@@ -27,12 +27,12 @@ from skillgraft.arithmetic.plan import plan_merge
 from skillgraft.checkpoint.default_model import DEFAULT_BASE
 from skillgraft.checkpoint.fingerprint import fingerprint_checkpoint
 from skillgraft.checkpoint.provenance import write_provenance
-from skillgraft.cli import app
+from skillgraft.cli.app import app
 from skillgraft.errors import MissingPathError
-from skillgraft.plan_checks import check_plan
+from skillgraft.pipeline.preflight import check_plan
 from skillgraft.run import prepare
-from skillgraft.shipped import shipped_skills
 from skillgraft.skills.library import add_skill
+from skillgraft.skills.shipped import shipped_skills
 from tests.manual.blocks import ROOT, Block, commands
 from tests.pair import free_ports, on_the_cpu
 from tests.recipe_root import retention_tasks

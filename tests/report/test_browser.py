@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from skillgraft.report import render
-from skillgraft.report.beside import render_runs
+from skillgraft.report.run_comparison import render_runs
 from tests.report import report_sample as sample
 from tests.report.browser import Browser, browser, find_chromium
 from tests.report.test_page import poison

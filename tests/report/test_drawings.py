@@ -9,7 +9,7 @@ import pytest
 from skillgraft.report import formatting
 from skillgraft.report.charts import PLOT_MARGIN, PLOT_WIDTH, axis, dot, line_chart, moving_average, thin
 from skillgraft.report.curves import training_view
-from skillgraft.visible import visible, visible_line, visible_tree
+from skillgraft.support.escape import visible, visible_line, visible_tree
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from safetensors.torch import load_file, save_file
 from skillgraft.arithmetic import extract
 from skillgraft.errors import CompatibilityError
 from skillgraft.skills import load_skill
+from skillgraft.skills.compression import pack
 from skillgraft.skills.contents import content_problem, contents_finding
-from skillgraft.skills.packing import pack
 from tests.tiny import tiny_finetune
 
 NAME = "model.layers.0.mlp.up_proj.weight"

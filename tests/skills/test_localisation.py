@@ -9,10 +9,10 @@ from safetensors.torch import load_file, save_file
 from torch.func import functional_call
 
 from skillgraft.arithmetic import extract
-from skillgraft.domains.knowledge import Question
+from skillgraft.data.documents import Question
 from skillgraft.errors import CompatibilityError, RecipeError
-from skillgraft.skills.packing import pack
-from skillgraft.skills.packing.mask import answer_loss, largest, optimise_mask, relaxed
+from skillgraft.skills.compression import pack
+from skillgraft.skills.compression.mask import answer_loss, largest, optimise_mask, relaxed
 from skillgraft.train.common import load_model, load_tokenizer
 from tests.tiny import tiny_checkpoint, weights
 

@@ -5,9 +5,9 @@ import threading
 import pytest
 import torch
 
-from skillgraft import machine
 from skillgraft.arithmetic import extract
-from skillgraft.skills.packing.side_by_side import WORKING_BYTES, side_by_side
+from skillgraft.skills.compression.side_by_side import WORKING_BYTES, side_by_side
+from skillgraft.support import resources
 from tests.tiny import tiny_checkpoint, tiny_finetune
 
 
@@ -20,7 +20,7 @@ def skill(tmp_path_factory):
 
 @pytest.mark.parametrize("cores", [1, 4])
 def test_in_the_order_given(skill, cores, monkeypatch):
-    monkeypatch.setattr(machine, "cores", lambda: cores)
+    monkeypatch.setattr(resources, "cores", lambda: cores)
     names, last = skill.names[:6], threading.Event()
 
     def work(name, _):
@@ -49,8 +49,8 @@ def test_an_error_comes_in_its_turn_and_nothing_stays(skill):
 
 def test_no_more_at_once_than_memory_holds(skill, monkeypatch):
     largest = max(skill.entry(name).elements for name in skill.names)
-    monkeypatch.setattr(machine, "cores", lambda: 8)
-    monkeypatch.setattr(machine, "memory", lambda: machine.Memory(1 << 40, 2 * WORKING_BYTES * largest))
+    monkeypatch.setattr(resources, "cores", lambda: 8)
+    monkeypatch.setattr(resources, "memory", lambda: resources.Memory(1 << 40, 2 * WORKING_BYTES * largest))
     lock, at_once, most = threading.Lock(), 0, 0
 
     def work(name, _):

@@ -10,11 +10,11 @@ from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from skillgraft.adapters.peft_file import read_adapter
 from skillgraft.arithmetic import extract, inject, merge
 from skillgraft.arithmetic.merge_recipe import load_merge_recipe
 from skillgraft.arithmetic.mergekit import mergekit_yaml
 from skillgraft.errors import CheckpointError, CompatibilityError, RecipeError
-from skillgraft.skills.peft_adapter import read_adapter
 from skillgraft.skills.to_peft import best_factors, convert_to_peft
 from tests.tiny import edit_json, tiny_checkpoint, tiny_finetune, weights
 

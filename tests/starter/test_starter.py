@@ -12,17 +12,17 @@ from typer.testing import CliRunner
 from skillgraft import run
 from skillgraft.arithmetic import extract
 from skillgraft.checkpoint.default_model import DEFAULT_BASE
-from skillgraft.cli import app
-from skillgraft.domains.knowledge import read_documents
+from skillgraft.cli.app import app
+from skillgraft.data.documents import read_documents
 from skillgraft.errors import DataError, MissingPathError, OutputExistsError, SkillgraftError
-from skillgraft.estimate import BYTES_PER_TOKEN
-from skillgraft.machine import Memory
-from skillgraft.plan_checks import check_trainers
-from skillgraft.planning import plan
-from skillgraft.recipe_file import load_recipe
-from skillgraft.shipped import RECALL
+from skillgraft.pipeline.estimate import BYTES_PER_TOKEN
+from skillgraft.pipeline.plan import plan
+from skillgraft.pipeline.preflight import check_trainers
+from skillgraft.recipe.load import load_recipe
+from skillgraft.skills.shipped import RECALL
 from skillgraft.starter import look, write_recipe
 from skillgraft.starter.write import recipe_name
+from skillgraft.support.resources import Memory
 from tests.recipes import tiny_recipe
 from tests.tiny import tiny_checkpoint, tiny_finetune
 

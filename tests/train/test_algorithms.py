@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from skillgraft.domains.knowledge import Question
+from skillgraft.data.documents import Question
 from skillgraft.errors import RecipeError, TrainingError
 from skillgraft.train import algorithms
 from skillgraft.train.algorithms import ALGORITHMS, only_rows, with_variance
@@ -303,7 +303,7 @@ def test_a_stop_changes_nothing(tmp_path, name):
 def test_questions_come_from_easy_to_hard(tmp_path, monkeypatch):
     seen = spied(monkeypatch, "grpo")
     rates = [0.25, 0.75, 0.0, 0.5, 1.0]
-    monkeypatch.setattr("skillgraft.train.difficulty.pass_rates", lambda *_: rates)
+    monkeypatch.setattr("skillgraft.train.pass_rates.pass_rates", lambda *_: rates)
     questions = [Question("d", f"Question {rate}?", ("1",)) for rate in rates]
     trainer = {"max_steps": 6, "per_device_train_batch_size": 4}
     for order, expected in {"easy_to_hard": [0.75, 0.5, 0.25], "hard_to_easy": [0.25, 0.5, 0.75]}.items():

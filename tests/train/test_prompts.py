@@ -1,4 +1,4 @@
-from skillgraft.domains.knowledge import INSTRUCTION
+from skillgraft.data.documents import INSTRUCTION
 from skillgraft.train.prompts import as_prompt, encode
 from tests.tiny import CHAT_TEMPLATE, tiny_tokenizer
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from skillgraft.domains.knowledge import Question
+from skillgraft.data.documents import Question
 from skillgraft.errors import RecipeError, TrainingError
 from skillgraft.train.common import load_model
 from skillgraft.train.rl import _for_trl, curve, rl_arguments, train_rl

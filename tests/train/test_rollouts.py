@@ -6,8 +6,8 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from skillgraft.train import rollouts
 from skillgraft.train.common import load_model, load_tokenizer, quiet
-from skillgraft.train.head import fast_head
-from skillgraft.train.packing import RAGGED
+from skillgraft.train.cpu.fused_logprobs import fast_head
+from skillgraft.train.cpu.varlen_attention import RAGGED
 from skillgraft.train.rollouts import SharedPrompts
 from tests.tiny import tiny_checkpoint
 

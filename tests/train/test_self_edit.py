@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from skillgraft.domains.knowledge import Document, Question
-from skillgraft.domains.styles import read_styles
-from skillgraft.domains.synthesis import plan_requests
-from skillgraft.domains.writing import Kept
+from skillgraft.data.documents import Document, Question
+from skillgraft.data.metrics import METRICS
+from skillgraft.data.synthesis.generation import Kept
+from skillgraft.data.synthesis.prompt_templates import read_styles
+from skillgraft.data.synthesis.requests import plan_requests
 from skillgraft.errors import RecipeError, TrainingError
 from skillgraft.evals.answers import answer
-from skillgraft.evals.metrics import METRICS
 from skillgraft.self_edit_settings import SelfEditStage
 from skillgraft.train import self_edit
 from skillgraft.train.common import load_model, load_tokenizer

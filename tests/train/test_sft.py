@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from skillgraft.domains.knowledge import Document, Question
+from skillgraft.data.documents import Document, Question
 from skillgraft.errors import RecipeError, TrainingError
 from skillgraft.train.common import load_model, load_tokenizer
 from skillgraft.train.sft import fit, sft_arguments, train_sft

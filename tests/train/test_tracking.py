@@ -10,8 +10,8 @@ import pytest
 from skillgraft import run
 from skillgraft.run import Silent, prepare
 from skillgraft.train.tracking import check_trackers, tracked, trackers
+from tests.cli.test_cli import fails
 from tests.recipes import tiny_recipe
-from tests.test_cli import fails
 
 WRITER = """
     import json

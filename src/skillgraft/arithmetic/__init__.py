@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from skillgraft.lazy import names_of
+from skillgraft.support.lazy import names_of
 
 if TYPE_CHECKING:
     from skillgraft.arithmetic.extraction import extract
-    from skillgraft.arithmetic.injection import inject, inject_scales
+    from skillgraft.arithmetic.injection.inject import inject, inject_scales
     from skillgraft.arithmetic.merging import merge
     from skillgraft.arithmetic.random_control import random_vector
 
@@ -23,8 +23,8 @@ __getattr__ = names_of(
     __name__,
     {
         "extract": "extraction",
-        "inject": "injection",
-        "inject_scales": "injection",
+        "inject": "injection.inject",
+        "inject_scales": "injection.inject",
         "merge": "merging",
         "random_vector": "random_control",
     },

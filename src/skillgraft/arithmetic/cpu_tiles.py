@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from skillgraft.arithmetic import native
+from skillgraft.arithmetic.buffers import Files, Scratch
 from skillgraft.arithmetic.combine import COMBINED, part_of
-from skillgraft.arithmetic.leaves import Leaf
+from skillgraft.arithmetic.kernels import native
 from skillgraft.arithmetic.methods.dare import keep_mask
 from skillgraft.arithmetic.methods.model_stock import stock_ratio
 from skillgraft.arithmetic.methods.slerp import slerp_weights
 from skillgraft.arithmetic.plan import Operand, Plan, TensorPlan
-from skillgraft.arithmetic.scratch import Files, Scratch
+from skillgraft.arithmetic.tensor_sources import Leaf
 from skillgraft.arithmetic.tiles import Tile
 from skillgraft.checkpoint.header import DTYPE_BYTES
 

@@ -18,12 +18,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from skillgraft.arithmetic.buffers import Files, Scratch
 from skillgraft.arithmetic.cpu_tiles import Computed, compute, operand_values
-from skillgraft.arithmetic.leaves import Stored
-from skillgraft.arithmetic.merge_recipe import Linear
-from skillgraft.arithmetic.methods import METHODS, Method
-from skillgraft.arithmetic.norms import product_norm, sum_of_squares
-from skillgraft.arithmetic.operands import (
+from skillgraft.arithmetic.extraction_inputs import (
     Operands,
     base_reference,
     check_equal_integers,
@@ -31,9 +28,12 @@ from skillgraft.arithmetic.operands import (
     read_factors,
     verify_adapter,
 )
+from skillgraft.arithmetic.merge_recipe import Linear
+from skillgraft.arithmetic.methods import METHODS, Method
+from skillgraft.arithmetic.norms import product_norm, sum_of_squares
 from skillgraft.arithmetic.plan import Operand, TensorPlan, Term
-from skillgraft.arithmetic.scratch import Files, Scratch
 from skillgraft.arithmetic.stream import Progress
+from skillgraft.arithmetic.tensor_sources import Stored
 from skillgraft.arithmetic.tiles import Tile, cut, default_threads, each_tile
 from skillgraft.checkpoint.fingerprint import recorded_sha256
 from skillgraft.checkpoint.header import DTYPE_BYTES, TensorSpec

@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from skillgraft.arithmetic.buffers import Files, Scratch
 from skillgraft.arithmetic.cpu_tiles import operand_values
-from skillgraft.arithmetic.first_pass import gather_facts
-from skillgraft.arithmetic.leaves import Stored
 from skillgraft.arithmetic.plan import Operand, Plan, TensorPlan, Term
-from skillgraft.arithmetic.scratch import Files, Scratch
+from skillgraft.arithmetic.statistics.first_pass import gather_facts
 from skillgraft.arithmetic.stream import Machine, Sink, make_tile, tiles_of
+from skillgraft.arithmetic.tensor_sources import Stored
 from skillgraft.arithmetic.tiles import Tile, each_tile
 from skillgraft.checkpoint.header import TensorInfo, TensorSpec
 from skillgraft.checkpoint.layout import Layout

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
+from skillgraft.adapters.peft_file import Adapter
 from skillgraft.checkpoint.fingerprint import fingerprint_file
 from skillgraft.checkpoint.header import TensorInfo
 from skillgraft.checkpoint.layout import Layout
@@ -12,7 +13,6 @@ from skillgraft.checkpoint.tokenizer import TOKENIZER_FILE, rows_needed, tokeniz
 from skillgraft.errors import CompatibilityError
 from skillgraft.skills.architecture import LM_HEAD, architecture_differences, architecture_facts
 from skillgraft.skills.compatibility import adapter_tensor_findings, raise_refusals
-from skillgraft.skills.peft_adapter import Adapter
 
 
 def check_models(target: Layout, other: Layout, allow: Collection[str] = ()) -> list[str]:

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from skillgraft.arithmetic.methods import METHODS
 from skillgraft.errors import RecipeError, did_you_mean
-from skillgraft.yaml_file import read_yaml
+from skillgraft.support.yaml_file import read_yaml
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Density = Annotated[float, Field(gt=0, le=1)]

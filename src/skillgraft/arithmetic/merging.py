@@ -12,12 +12,12 @@ from typing import Any
 
 from blake3 import blake3
 
-from skillgraft.arithmetic.companions import copy_companions, stated_dtype
 from skillgraft.arithmetic.cpu_tiles import compute as compute_on_cpu
-from skillgraft.arithmetic.first_pass import gather_facts
 from skillgraft.arithmetic.merge_recipe import MergeRecipe, load_merge_recipe, parse_merge_recipe
 from skillgraft.arithmetic.plan import Plan, plan_merge
-from skillgraft.arithmetic.score_pass import findings
+from skillgraft.arithmetic.sidecar_files import copy_companions, stated_dtype
+from skillgraft.arithmetic.statistics.first_pass import gather_facts
+from skillgraft.arithmetic.statistics.score_pass import findings
 from skillgraft.arithmetic.stream import Compute, Machine, Output, Progress, Sums, stream
 from skillgraft.arithmetic.tiles import TILE_ELEMENTS, default_threads
 from skillgraft.checkpoint.provenance import base_of, write_provenance

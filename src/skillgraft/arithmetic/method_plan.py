@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from skillgraft.arithmetic.leaves import MergedProduct, Product, Stored
 from skillgraft.arithmetic.merge_recipe import Copa, MergeRecipe
+from skillgraft.arithmetic.tensor_sources import MergedProduct, Product, Stored
 from skillgraft.checkpoint.layout import Layout
 from skillgraft.checkpoint.provenance import base_of
 from skillgraft.errors import CompatibilityError, RecipeError

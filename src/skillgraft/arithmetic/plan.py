@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 from blake3 import blake3
 
-from skillgraft.arithmetic.leaves import Leaf, Product, Stored, leaf_of
+from skillgraft.adapters.peft_file import Adapter, read_adapter
+from skillgraft.arithmetic.buffers import FileVersion, file_version
 from skillgraft.arithmetic.matching import check_adapter_fits, check_models, rows_of_vocabulary
 from skillgraft.arithmetic.merge_recipe import DEFAULT, MergeRecipe, OperandSpec
 from skillgraft.arithmetic.method_plan import (
@@ -22,7 +23,7 @@ from skillgraft.arithmetic.method_plan import (
     merge_factors,
 )
 from skillgraft.arithmetic.methods import METHODS, Method
-from skillgraft.arithmetic.scratch import FileVersion, file_version
+from skillgraft.arithmetic.tensor_sources import Leaf, Product, Stored, leaf_of
 from skillgraft.checkpoint.fingerprint import fingerprint_checkpoint, fingerprint_file
 from skillgraft.checkpoint.header import TensorSpec
 from skillgraft.checkpoint.layout import ADAPTER_CONFIG_FILE, Layout, read_layout
@@ -31,7 +32,6 @@ from skillgraft.errors import CompatibilityError, RecipeError
 from skillgraft.skills.compatibility import check_compatibility, tie_problem
 from skillgraft.skills.forms import stored_names
 from skillgraft.skills.library import resolve_skill
-from skillgraft.skills.peft_adapter import Adapter, read_adapter
 from skillgraft.skills.skill import Skill, load_skill
 
 OUTPUT_DTYPES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}

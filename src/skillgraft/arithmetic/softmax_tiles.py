@@ -8,11 +8,11 @@ import numpy as np
 
 from skillgraft.arithmetic.methods import pcb
 from skillgraft.arithmetic.methods.arrays import Array
-from skillgraft.compiled import Compiled
+from skillgraft.support.compiled import Compiled
 
 _SOURCES = ("skillgraft.arithmetic.methods.pcb",)
-_normalised = Compiled("skillgraft.arithmetic.softmax_kernels", "normalised", "f8[:] f8[:] f8 f8 =f8[:]", "", _SOURCES)
-_exact_sum = Compiled("skillgraft.arithmetic.softmax_kernels", "exact_sum", "f8[:]", "f8 f8", _SOURCES)
+_normalised = Compiled("skillgraft.arithmetic.kernels.softmax", "normalised", "f8[:] f8[:] f8 f8 =f8[:]", "", _SOURCES)
+_exact_sum = Compiled("skillgraft.arithmetic.kernels.softmax", "exact_sum", "f8[:]", "f8 f8", _SOURCES)
 
 
 def numerators(vectors: Sequence[Array], low: np.ndarray, high: np.ndarray) -> dict[tuple[int, int], Array]:

@@ -18,13 +18,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from skillgraft.arithmetic.buffers import Files, Scratch
 from skillgraft.arithmetic.cpu_tiles import Computed, operand_values
 from skillgraft.arithmetic.cpu_tiles import compute as compute_on_cpu
-from skillgraft.arithmetic.leaves import Stored
 from skillgraft.arithmetic.merge_recipe import Linear
 from skillgraft.arithmetic.methods import METHODS
 from skillgraft.arithmetic.plan import Operand, Plan, TensorPlan, Term
-from skillgraft.arithmetic.scratch import Files, Scratch
+from skillgraft.arithmetic.tensor_sources import Stored
 from skillgraft.arithmetic.tiles import Tile, cut, each_tile
 from skillgraft.checkpoint.header import DTYPE_BYTES
 from skillgraft.checkpoint.tensor_io import TORCH_NAMES

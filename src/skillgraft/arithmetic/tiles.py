@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from threading import Event, Lock
 from typing import NamedTuple, TypeVar
 
-from skillgraft.arithmetic.scratch import Scratch
+from skillgraft.arithmetic.buffers import Scratch
 
 TILE_ELEMENTS = 1 << 18
 """Elements of a tile: its bytes, and what is computed of them, stay in a core's cache."""

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from skillgraft.arithmetic.buffers import Files, Scratch
 from skillgraft.arithmetic.combine import COMBINED, part_of
 from skillgraft.arithmetic.cpu_tiles import Computed
-from skillgraft.arithmetic.leaves import Leaf
 from skillgraft.arithmetic.methods import Part
 from skillgraft.arithmetic.methods.dare import drop_and_rescale, keep_mask
 from skillgraft.arithmetic.methods.linear import linear, task_arithmetic
@@ -20,7 +20,7 @@ from skillgraft.arithmetic.methods.slerp import slerp, slerp_weights
 from skillgraft.arithmetic.methods.ties import elect_and_average, ties
 from skillgraft.arithmetic.plan import Operand, Plan, TensorPlan
 from skillgraft.arithmetic.rounding import is_finite, round_once
-from skillgraft.arithmetic.scratch import Files, Scratch
+from skillgraft.arithmetic.tensor_sources import Leaf
 from skillgraft.arithmetic.tiles import Tile
 from skillgraft.checkpoint.header import DTYPE_BYTES
 from skillgraft.checkpoint.tensor_io import tensor_bytes, torch_dtype

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from skillgraft.console import print_or_write
-from skillgraft.domains.knowledge import INSTRUCTION
+from skillgraft.cli.console import print_or_write
+from skillgraft.data.documents import INSTRUCTION
 from skillgraft.errors import RecipeError, did_you_mean
 
 COLDEST = 0.01

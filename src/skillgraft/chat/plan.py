@@ -14,8 +14,8 @@ from skillgraft.checkpoint.default_model import resolve_base
 from skillgraft.checkpoint.layout import read_layout
 from skillgraft.checkpoint.tokenizer import tokenizer_identity
 from skillgraft.errors import RecipeError, SkillgraftError
-from skillgraft.estimate import parameters_of
-from skillgraft.machine import memory
+from skillgraft.pipeline.estimate import parameters_of
+from skillgraft.support.resources import memory
 
 if TYPE_CHECKING:
     from skillgraft.arithmetic.plan import Plan
@@ -85,7 +85,7 @@ def _seat(label: str, model: str, say: Say) -> Seat:
 
 
 def _injection(directory: Path, skills: Sequence[tuple[str, float]], allow_other_base: bool, say: Say) -> Plan:
-    from skillgraft.arithmetic.injection import plan_injection
+    from skillgraft.arithmetic.injection.inject import plan_injection
 
     plan = plan_injection(directory, list(skills), allow_other_base=allow_other_base)
     for remark in plan.remarks:

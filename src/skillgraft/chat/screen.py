@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from skillgraft.chat.plan import Asked
-from skillgraft.visible import visible, visible_line
+from skillgraft.support.escape import visible, visible_line
 
 COLUMN = 30
 """The narrowest column in which an answer is still read with ease."""

@@ -13,9 +13,9 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from skillgraft import machine
 from skillgraft.doctor import files, models, network, processor, software
 from skillgraft.doctor.findings import EXIT_CODES, Finding, worst
+from skillgraft.support import resources
 
 __all__ = ["EXIT_CODES", "Finding", "examine", "worst"]
 
@@ -36,10 +36,10 @@ def checks(runs: Path, environ: Mapping[str, str]) -> dict[str, Check]:
         "optional parts": lambda: software.check_extras(software.installed()),
         "torch": lambda: processor.check_torch(torch()),
         "precision": lambda: processor.check_precision(torch()),
-        "devices": lambda: processor.check_devices(torch(), processor.nvidia_driver(), machine.cpu_features()),
-        "threads": lambda: processor.check_threads(machine.cores(), torch().get("threads"), environ),
+        "devices": lambda: processor.check_devices(torch(), processor.nvidia_driver(), resources.cpu_features()),
+        "threads": lambda: processor.check_threads(resources.cores(), torch().get("threads"), environ),
         "compiled arithmetic": lambda: processor.check_numba(processor.probe("numba")),
-        "memory": lambda: files.check_memory(machine.memory()),
+        "memory": lambda: files.check_memory(resources.memory()),
         "disk": lambda: files.check_disk(files.look_at_disks(runs)),
         "files": lambda: files.check_files(files.look_at_files(runs)),
         "text": lambda: files.check_text(files.look_at_text()),

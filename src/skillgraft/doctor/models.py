@@ -10,8 +10,8 @@ from pathlib import Path
 from skillgraft.checkpoint.default_model import DEFAULT_BASE, check_default, default_directory
 from skillgraft.doctor.findings import Finding
 from skillgraft.errors import SkillgraftError
-from skillgraft.shipped import shipped_skills
 from skillgraft.skills import load_skill
+from skillgraft.skills.shipped import shipped_skills
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ def look_at_numba() -> dict[str, Any]:
     """Return Numba's version and where it keeps compiled kernels (None: nowhere)."""
     import numba
 
-    from skillgraft.compiled import folder
+    from skillgraft.support.compiled import folder
 
     found = folder()
     return {"version": numba.__version__, "cache": None if found is None else str(found)}

@@ -10,8 +10,8 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Sequence
 
+from skillgraft.data.metrics import METRICS
 from skillgraft.errors import RecipeError, did_you_mean
-from skillgraft.evals.metrics import METRICS
 from skillgraft.rl_settings import JUDGE
 
 Reward = Callable[[str, Sequence[str]], float]

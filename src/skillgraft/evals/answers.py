@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from skillgraft.domains.knowledge import Question
+from skillgraft.data.documents import Question
+from skillgraft.data.metrics import METRICS
 from skillgraft.evals.likelihood import batches
-from skillgraft.evals.metrics import METRICS
 from skillgraft.evals.retention import measure
 from skillgraft.evals.tasks import read_retention
-from skillgraft.evaluation_settings import RetentionSettings
+from skillgraft.settings.evaluation import RetentionSettings
 from skillgraft.train.common import count_parameters, load_model, load_tokenizer
 from skillgraft.train.precision import bf16_pays, device
 from skillgraft.train.prompts import Prompt, as_prompt, encode_prompts

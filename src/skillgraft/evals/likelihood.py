@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from skillgraft.domains.knowledge import Question
+from skillgraft.data.documents import Question
 from skillgraft.train.prompts import encode
 
 if TYPE_CHECKING:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from skillgraft.domains.knowledge import Question
-from skillgraft.evals.metrics import normalise
+from skillgraft.data.documents import Question
+from skillgraft.data.metrics import normalise
 
 
 def shared_questions(questions: Sequence[Question], others: Sequence[Question]) -> list[Question]:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from skillgraft.evals.held_out import context_length, score_text
 from skillgraft.evals.likelihood import batches, log_likelihood
+from skillgraft.evals.perplexity import context_length, score_text
 from skillgraft.evals.tasks import Item, Retention, metrics_of
 from skillgraft.train.common import count_parameters
 

@@ -15,17 +15,17 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from skillgraft.config import EvalStage
-from skillgraft.domains.knowledge import Document, Question
+from skillgraft.data.documents import Document, Question
+from skillgraft.data.retrieval import recall
 from skillgraft.errors import RecipeError
 from skillgraft.evals.answers import answer_and_score, load
-from skillgraft.evals.held_out import context_length
-from skillgraft.evals.kept import kept_in
-from skillgraft.evals.prompted import as_context, draw_examples, find_chunks, read_examples
+from skillgraft.evals.in_context import as_context, draw_examples, find_chunks, read_examples
+from skillgraft.evals.perplexity import context_length
 from skillgraft.evals.retention import measure
-from skillgraft.evals.retrieval import recall
 from skillgraft.evals.tasks import Retention, read_retention
-from skillgraft.evaluation_settings import EvalRow
+from skillgraft.recipe.schema import EvalStage
+from skillgraft.settings.evaluation import EvalRow
+from skillgraft.support.resume import kept_in
 from skillgraft.train.prompts import Prompt, as_prompt, encode_prompts
 
 Progress = Callable[[int, int], None]

@@ -13,15 +13,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from skillgraft.domains.knowledge import Document, Question
-from skillgraft.domains.passages import Passage
+from skillgraft.data.documents import Document, Question
+from skillgraft.data.metrics import METRICS
+from skillgraft.data.passages import Passage
 from skillgraft.evals import table
 from skillgraft.evals.answers import answer
-from skillgraft.evals.kept import kept_in
-from skillgraft.evals.metrics import METRICS
 from skillgraft.evals.retention import measure
 from skillgraft.evals.tasks import read_retention
 from skillgraft.single_passage_settings import LEARNT, START, RowSkill, SinglePassageStage
+from skillgraft.support.resume import kept_in
 from skillgraft.train.common import count_parameters
 from skillgraft.train.single_passage import Answerer, Learner
 

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from skillgraft.domains.knowledge import Document, Question
+from skillgraft.data.documents import Document, Question
+from skillgraft.data.metrics import METRICS
 from skillgraft.evals.intervals import Interval, bootstrap, bootstrap_of_strata
-from skillgraft.evals.metrics import METRICS
 
 RIVALS = ("control", "base", "open_book", "few_shot")
 """Roles of the rows that a grafted one is compared with."""

@@ -14,9 +14,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from skillgraft.domains.knowledge import Document, read_documents, read_records, read_text
+from skillgraft.data.documents import Document, read_documents, read_records, read_text
 from skillgraft.errors import DataError, MissingPathError, did_you_mean
-from skillgraft.evaluation_settings import RetentionSettings
+from skillgraft.settings.evaluation import RetentionSettings
 
 GENERAL = "general"
 """The task whose questions ship with Skillgraft."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from skillgraft.lazy import names_of
+from skillgraft.support.lazy import names_of
 
 if TYPE_CHECKING:
     from skillgraft.geometry.comparison import compare

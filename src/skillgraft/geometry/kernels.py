@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from skillgraft.arithmetic.leaf_kernels import (
+from skillgraft.arithmetic.kernels.sources import (
     brain,
     dot_product,
     is_difference,

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from skillgraft.compiled import Compiled
+from skillgraft.support.compiled import Compiled
 
 BLOCK = 4096
 """Elements that are worked on together: the differences of a few vectors stay in a core's first caches."""
@@ -20,7 +20,7 @@ _compare_tile = Compiled(
     "compare_tile",
     "u1[:,:] i8[:] i8 i8[:] i8[:] f8[:] i8 f4[:] =f8[:,:] =f8[:] =f8[:,:] =f8[:]",
     "f8",
-    ("skillgraft.geometry.native", "skillgraft.arithmetic.leaf_kernels", "skillgraft.arithmetic.native"),
+    ("skillgraft.geometry.native", "skillgraft.arithmetic.kernels.sources", "skillgraft.arithmetic.kernels.native"),
 )
 _rooms = threading.local()
 

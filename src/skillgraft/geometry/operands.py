@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from skillgraft.adapters.peft_file import is_adapter
 from skillgraft.checkpoint.layout import CONFIG_FILE, require_directory
 from skillgraft.errors import RecipeError
 from skillgraft.skills.library import find_skill
 from skillgraft.skills.manifest import MANIFEST_FILE
-from skillgraft.skills.peft_adapter import is_adapter
 
 CHECKPOINT, DIFFERENCE, ADAPTER, SKILL = "checkpoint", "difference", "adapter", "skill"
 GROUPS = {CHECKPOINT: "fine-tune", DIFFERENCE: "skill", ADAPTER: "adapter", SKILL: "skill"}

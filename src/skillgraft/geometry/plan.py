@@ -7,16 +7,16 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from skillgraft.arithmetic.leaves import Leaf, Stored
+from skillgraft.adapters.peft_file import read_adapter
+from skillgraft.arithmetic.buffers import FileVersion, file_version
 from skillgraft.arithmetic.matching import check_adapter_fits, check_models, rows_of_vocabulary
 from skillgraft.arithmetic.merge_recipe import OVERRIDES
 from skillgraft.arithmetic.plan import Lookup, Operand, Term, of_adapter, of_skill
-from skillgraft.arithmetic.scratch import FileVersion, file_version
+from skillgraft.arithmetic.tensor_sources import Leaf, Stored
 from skillgraft.checkpoint.layout import Layout, read_layout
 from skillgraft.errors import CompatibilityError, RecipeError, did_you_mean
 from skillgraft.geometry.operands import ADAPTER, CHECKPOINT, DIFFERENCE, OperandSpec
 from skillgraft.skills.compatibility import check_compatibility, match_skills
-from skillgraft.skills.peft_adapter import read_adapter
 from skillgraft.skills.skill import Skill, load_skill
 
 

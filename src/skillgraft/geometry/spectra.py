@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from skillgraft.arithmetic import native
+from skillgraft.arithmetic.buffers import Files, Scratch
+from skillgraft.arithmetic.kernels import native
 from skillgraft.arithmetic.plan import Operand
-from skillgraft.arithmetic.scratch import Files, Scratch
 from skillgraft.arithmetic.stream import Progress
 from skillgraft.arithmetic.tiles import Tile
 from skillgraft.geometry.nulls import subspace_overlap

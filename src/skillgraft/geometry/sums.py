@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from skillgraft.arithmetic import native
-from skillgraft.arithmetic.scratch import Files, Scratch
+from skillgraft.arithmetic.buffers import Files, Scratch
+from skillgraft.arithmetic.kernels import native
 from skillgraft.arithmetic.stream import Progress
 from skillgraft.arithmetic.tiles import Tile, cut, each_tile
 from skillgraft.checkpoint.header import DTYPE_BYTES

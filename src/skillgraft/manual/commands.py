@@ -13,7 +13,7 @@ def commands_page() -> str:
     import typer
     from typer.cli import get_docs_for_click
 
-    from skillgraft.cli import app
+    from skillgraft.cli.app import app
 
     group = typer.main.get_command(app)
     group.epilog = None  # its first steps are the tutorial's

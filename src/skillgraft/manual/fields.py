@@ -18,7 +18,7 @@ _LIMITS = {
 
 def recipe_page() -> str:
     """Return the fields of a recipe and of every kind of stage as Markdown."""
-    from skillgraft.config import KINDS, Recipe
+    from skillgraft.recipe.schema import KINDS, Recipe
 
     head = (
         "# Recipe fields\n\nA recipe is a YAML file with the fields below, checked by `skillgraft run --dry-run` "

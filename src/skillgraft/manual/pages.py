@@ -14,7 +14,7 @@ from skillgraft.errors import RecipeError, did_you_mean
 from skillgraft.manual.commands import commands_page
 from skillgraft.manual.fields import merge_recipe_page, recipe_page
 
-FOLDER = Path(__file__).parents[1] / "pages"
+FOLDER = Path(__file__).parent / "pages"
 
 GENERATED: dict[str, Callable[[], str]] = {
     "reference/commands": commands_page,

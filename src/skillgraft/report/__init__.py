@@ -5,7 +5,7 @@
     page = write_report(facts, Path("runs/past-squad"))       # facts: see `skillgraft.report.facts.Facts`
     rich.print(score_table(facts["evaluations"][0]))
 
-`facts.py` is the schema, `wording.py` puts the result into sentences, `skillgraft.visible` makes untrusted text
+`facts.py` is the schema, `wording.py` puts the result into sentences, `skillgraft.support.escape` makes untrusted text
 harmless, `charts.py` computes the geometry of the drawings, and `page.py` fills the templates, where autoescaping is
 the one place that turns text into HTML. Importing the package loads none of them.
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from skillgraft.lazy import names_of
+from skillgraft.support.lazy import names_of
 
 if TYPE_CHECKING:
     from skillgraft.report.facts import Facts

@@ -11,16 +11,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from skillgraft import config
 from skillgraft.checkpoint.fingerprint import fingerprint_checkpoint
 from skillgraft.checkpoint.provenance import software_versions
-from skillgraft.planning import PlannedStage
+from skillgraft.pipeline.plan import PlannedStage
+from skillgraft.recipe import schema
+from skillgraft.report.change_map import stage_records, where_it_sits
 from skillgraft.report.scales import sweeps
-from skillgraft.report.where import stage_records, where_it_sits
 
 
 def gather(
-    recipe: config.Recipe,
+    recipe: schema.Recipe,
     recipe_file: Path,
     resolved: str,
     command: str,
@@ -38,7 +38,7 @@ def gather(
     evaluations: list[Any] = [
         _with_eval_seconds(json.loads((stage.directory / "evaluation.json").read_text()))
         for stage in stages
-        if config.MAKES[stage.stage.kind] == "table"
+        if schema.MAKES[stage.stage.kind] == "table"
     ]
     versions = software_versions()
     say_targets(evaluations, records)
@@ -81,8 +81,8 @@ def gather(
     }
 
 
-def _base(recipe: config.Recipe, stages: Sequence[PlannedStage]) -> dict[str, str]:
-    path = next((stage.inputs[config.BASE] for stage in stages if config.BASE in stage.inputs), None)
+def _base(recipe: schema.Recipe, stages: Sequence[PlannedStage]) -> dict[str, str]:
+    path = next((stage.inputs[schema.BASE] for stage in stages if schema.BASE in stage.inputs), None)
     return {"name": recipe.base, "fingerprint": fingerprint_checkpoint(path) if path else ""}
 
 

@@ -30,7 +30,7 @@ from skillgraft.report.heat import geometry_view
 from skillgraft.report.scales import sweep_view
 from skillgraft.report.tables import difference_groups, retained_view, score_table_view
 from skillgraft.report.wording import headline_parts, retention_remark
-from skillgraft.visible import visible_tree
+from skillgraft.support.escape import visible_tree
 
 # of HTML for maps and all examples together, for all examples, and for one cell of a map: keeps the page under 3 MB
 LARGE_BYTES, EXAMPLES_BYTES, CELL_BYTES = 2_500_000, 1_500_000, 170

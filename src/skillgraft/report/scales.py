@@ -6,10 +6,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from skillgraft.report.change_map import skills_of
 from skillgraft.report.charts import band_chart
 from skillgraft.report.facts import Evaluation, Interval, ScoreRow
 from skillgraft.report.formatting import finite, score, significant
-from skillgraft.report.where import skills_of
 from skillgraft.report.wording import metric_name, metric_order
 
 

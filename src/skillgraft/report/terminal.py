@@ -8,7 +8,7 @@ from rich.text import Text
 from skillgraft.report.facts import Evaluation, Interval, ScoreRow
 from skillgraft.report.formatting import MISSING, finite, one_decimal, score
 from skillgraft.report.wording import headline
-from skillgraft.visible import visible_line, visible_tree
+from skillgraft.support.escape import visible_line, visible_tree
 
 __all__ = ["headline", "score_table"]
 

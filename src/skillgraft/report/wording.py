@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from skillgraft.report.facts import Comparison, Evaluation, Interval, ScoreRow
 from skillgraft.report.formatting import count, finite, score, signed
-from skillgraft.visible import visible_tree
+from skillgraft.support.escape import visible_tree
 
 METRIC_NAMES = {"f1": "F1", "containment": "containment", "exact_match": "exact match", "retention": "retention"}
 HEADLINE_METRICS = ("f1", "containment")

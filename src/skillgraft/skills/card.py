@@ -15,7 +15,7 @@ import yaml
 
 from skillgraft.skills.manifest import SKILL_FORMULA, Manifest
 from skillgraft.skills.modules import kind_rows
-from skillgraft.visible import visible_line
+from skillgraft.support.escape import visible_line
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9.:+-]{0,127}")

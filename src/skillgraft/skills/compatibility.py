@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from skillgraft.adapters.peft_file import Adapter, adapter_base
 from skillgraft.checkpoint.fingerprint import fingerprint_checkpoint
 from skillgraft.checkpoint.header import TensorInfo
 from skillgraft.checkpoint.layout import Layout
@@ -13,7 +14,6 @@ from skillgraft.checkpoint.provenance import base_of
 from skillgraft.checkpoint.tokenizer import rows_needed, tokenizer_identity
 from skillgraft.errors import CompatibilityError
 from skillgraft.skills.architecture import LM_HEAD, architecture_differences, architecture_facts
-from skillgraft.skills.peft_adapter import Adapter, adapter_base
 from skillgraft.skills.sketch import correlation_of_sketches, sketch_correlation
 from skillgraft.skills.skill import Skill
 

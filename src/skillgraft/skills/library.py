@@ -29,10 +29,10 @@ from skillgraft.errors import (
     StorageError,
     did_you_mean,
 )
-from skillgraft.library_home import library_home, library_names
-from skillgraft.shipped import shipped_skills
 from skillgraft.skills.card import card_text
+from skillgraft.skills.library_home import library_home, library_names
 from skillgraft.skills.manifest import MANIFEST_FILE, Manifest
+from skillgraft.skills.shipped import shipped_skills
 from skillgraft.skills.skill import CARD_FILE, WEIGHTS_FILE, Skill, load_skill
 
 CHECKED_FILES = (MANIFEST_FILE, WEIGHTS_FILE)

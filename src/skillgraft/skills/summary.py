@@ -6,10 +6,10 @@ import math
 from collections import Counter
 from typing import Any
 
+from skillgraft.adapters.peft_file import Adapter, adapter_base
 from skillgraft.checkpoint.fingerprint import fingerprint_file
 from skillgraft.skills.library import SKILL_FILES
 from skillgraft.skills.modules import by_kind, kind_rows
-from skillgraft.skills.peft_adapter import Adapter, adapter_base
 from skillgraft.skills.skill import Skill
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from skillgraft.adapters.peft_file import ADAPTER_FILE
 from skillgraft.checkpoint.fingerprint import fingerprint_file
 from skillgraft.checkpoint.header import TensorSpec
 from skillgraft.checkpoint.json_file import write_json
@@ -29,7 +30,6 @@ from skillgraft.skills.forms import LOWRANK
 from skillgraft.skills.library import resolve_skill
 from skillgraft.skills.module_kinds import module_kind
 from skillgraft.skills.modules import by_kind, root_of_squares
-from skillgraft.skills.peft_adapter import ADAPTER_FILE
 from skillgraft.skills.skill import CARD_FILE, Skill, load_skill
 
 if TYPE_CHECKING:

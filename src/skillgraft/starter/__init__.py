@@ -10,14 +10,14 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from skillgraft import machine
-from skillgraft.config import order
 from skillgraft.errors import OutputExistsError, StorageError
-from skillgraft.estimate import estimated_seconds, stage_needs
-from skillgraft.planning import data_of
-from skillgraft.recipe_file import load_recipe
+from skillgraft.pipeline.estimate import estimated_seconds, stage_needs
+from skillgraft.pipeline.plan import data_of
+from skillgraft.recipe.load import load_recipe
+from skillgraft.recipe.schema import order
 from skillgraft.starter.look import Cost, Start, survey
 from skillgraft.starter.write import recipe_text
+from skillgraft.support import resources
 
 __all__ = ["Start", "Started", "write_recipe"]
 
@@ -38,7 +38,7 @@ def write_recipe(
     out: Path,
     questions: Path | None = None,
     source: Path | None = None,
-    memory: machine.Memory | None = None,
+    memory: resources.Memory | None = None,
 ) -> Started:
     """Write a commented recipe for `documents` into the new file `out` and return what it takes.
 
@@ -51,7 +51,7 @@ def write_recipe(
     """
     if os.path.lexists(out):
         raise OutputExistsError(f"{out} exists already and nothing is overwritten; give another file with -o")
-    start = survey(documents, base, questions, source, memory or machine.memory())
+    start = survey(documents, base, questions, source, memory or resources.memory())
     out = out.absolute()
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
     try:

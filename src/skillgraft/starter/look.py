@@ -10,11 +10,11 @@ from pathlib import Path
 from skillgraft.checkpoint.default_model import DEFAULT_BASE, DEFAULT_PARAMETERS, local_base
 from skillgraft.checkpoint.layout import read_layout
 from skillgraft.checkpoint.tokenizer import TOKENIZER_FILE, tokenizer_identity
-from skillgraft.domains.knowledge import Document, check_questions, read_documents, read_questions
+from skillgraft.data.documents import Document, check_questions, read_documents, read_questions
 from skillgraft.errors import CheckpointError, CompatibilityError, DataError, MissingPathError
-from skillgraft.estimate import BYTES_PER_TOKEN, training_needs
-from skillgraft.machine import Memory
-from skillgraft.shipped import RECALL, shipped_skills
+from skillgraft.pipeline.estimate import BYTES_PER_TOKEN, training_needs
+from skillgraft.skills.shipped import RECALL, shipped_skills
+from skillgraft.support.resources import Memory
 
 QUESTIONS, DOCUMENTS = "questions.jsonl", "documents.jsonl"
 COUNTED_BYTES = 8_000_000

@@ -13,10 +13,10 @@ from typing import Any
 import yaml
 
 from skillgraft.checkpoint.default_model import DEFAULT_BASE
-from skillgraft.config import is_local
-from skillgraft.shipped import ANSWER_FORMAT, RECALL
+from skillgraft.pipeline.observers import clock
+from skillgraft.recipe.schema import is_local
+from skillgraft.skills.shipped import ANSWER_FORMAT, RECALL
 from skillgraft.starter.look import QUESTIONS, Cost, Start
-from skillgraft.watch import clock
 
 GENERIC = {"", "documents", "docs", "data", "target", "source", "text", "texts", "train", "stages"}
 """Names of folders that say nothing (`stages` is a folder of runs): the folder above gives the recipe its name."""

@@ -20,7 +20,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from skillgraft.train.together import agree, is_first, processes
+from skillgraft.train.data_parallel import agree, is_first, processes
 
 Progress = Callable[[int, int, dict[str, float]], None]
 """Called with (step, all steps, latest metrics) after each logged step."""

@@ -26,8 +26,8 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from skillgraft.errors import RecipeError, did_you_mean
+from skillgraft.train.data_parallel import processes
 from skillgraft.train.precision import bf16_pays, device
-from skillgraft.train.together import processes
 
 RESERVED = {
     *("output_dir", "seed", "use_cpu", "bf16", "fp16", "reward_weights", "push_to_hub"),

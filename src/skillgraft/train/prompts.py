@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from jinja2 import TemplateError
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
-from skillgraft.domains.knowledge import INSTRUCTION
+from skillgraft.data.documents import INSTRUCTION
 
 Prompt = str | list[dict[str, str]]
 """What TRL takes as a prompt: plain text, or a chat."""

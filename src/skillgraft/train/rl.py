@@ -25,21 +25,21 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel, PrinterCallback
 from trl import GRPOConfig
 
-from skillgraft.domains.judge import Judge
-from skillgraft.domains.knowledge import Question
+from skillgraft.adapters.lora import ADAPTER, fitting_lora, load_merged, roll_out_merged
+from skillgraft.data.documents import Question
+from skillgraft.data.synthesis.judge import Judge
 from skillgraft.domains.rewards import DEFAULT_MIX, Reward, get_reward
 from skillgraft.errors import RecipeError, TrainingError
 from skillgraft.rl_settings import JUDGE
 from skillgraft.train.algorithms import ALGORITHMS, check_remax
 from skillgraft.train.callbacks import KeepAlive, Progress, newest_checkpoint, read_log, stop_on_interrupt
 from skillgraft.train.common import check_at_least, count_parameters, load_model, load_tokenizer, trainer_arguments
-from skillgraft.train.difficulty import answered_sometimes, in_order
-from skillgraft.train.head import fast_head
-from skillgraft.train.lora import ADAPTER, fitting_lora, load_merged, roll_out_merged
+from skillgraft.train.cpu.fused_logprobs import fast_head
+from skillgraft.train.data_parallel import agree, first_before_others, is_first, shared_batches
+from skillgraft.train.pass_rates import answered_sometimes, in_order
 from skillgraft.train.precision import bf16_pays
 from skillgraft.train.prompts import as_prompt
 from skillgraft.train.sft import Trained
-from skillgraft.train.together import agree, first_before_others, is_first, shared_batches
 
 DEFAULTS: dict[str, Any] = {
     "max_steps": 150,

@@ -16,10 +16,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from trl import RLOOTrainer
 
-from skillgraft.train.generation import sample, warpers
-from skillgraft.train.lora import merged
-from skillgraft.train.packing import RAGGED, packs, use_attention
-from skillgraft.train.shared_prefix import score
+from skillgraft.adapters.lora import merged
+from skillgraft.train.cpu.generation import sample, warpers
+from skillgraft.train.cpu.shared_prefix import score
+from skillgraft.train.cpu.varlen_attention import RAGGED, packs, use_attention
 
 CHECKED = "1.16"
 """The version of TRL whose inner methods are overridden here and in `algorithms`; under another this adds nothing."""

@@ -23,22 +23,22 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from skillgraft.adapters.lora import ADAPTER, save_trained
 from skillgraft.checkpoint.layout import read_layout
-from skillgraft.domains.knowledge import Document, Question
-from skillgraft.domains.local_writer import LocalWriter, as_chat
-from skillgraft.domains.passages import Passage
-from skillgraft.domains.styles import read_styles
-from skillgraft.domains.synthesis import Request, lines, plan_requests, without_cut_end
-from skillgraft.domains.writing import Kept, write_locally
+from skillgraft.data.documents import Document, Question
+from skillgraft.data.metrics import METRICS
+from skillgraft.data.passages import Passage
+from skillgraft.data.synthesis.generation import Kept, write_locally
+from skillgraft.data.synthesis.local_writer import LocalWriter, as_chat
+from skillgraft.data.synthesis.prompt_templates import read_styles
+from skillgraft.data.synthesis.requests import Request, lines, plan_requests, without_cut_end
 from skillgraft.errors import TrainingError
-from skillgraft.estimate import parameters_of
 from skillgraft.evals.answers import answer
-from skillgraft.evals.metrics import METRICS
-from skillgraft.regime_settings import WHOLE
+from skillgraft.pipeline.estimate import parameters_of
 from skillgraft.self_edit_settings import SelfEditStage, asked_documents
+from skillgraft.settings.text import WHOLE
 from skillgraft.train.common import load_model, load_tokenizer
-from skillgraft.train.lora import ADAPTER, save_trained
-from skillgraft.train.rows import UNLEARNT, Row
+from skillgraft.train.examples import UNLEARNT, Row
 from skillgraft.train.sft import fit, sft_arguments
 from skillgraft.train.single_passage import Answerer, Learner
 

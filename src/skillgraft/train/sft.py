@@ -17,16 +17,16 @@ from peft import LoraConfig, PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
-from skillgraft.domains.knowledge import Document, Question
+from skillgraft.adapters.lora import fitting_lora, save_trained
+from skillgraft.data.documents import Document, Question
 from skillgraft.errors import TrainingError
-from skillgraft.regime_settings import WHOLE, TextSettings
+from skillgraft.settings.text import WHOLE, TextSettings
 from skillgraft.train.callbacks import KeepAlive, Progress, newest_checkpoint, read_log, stop_on_interrupt
 from skillgraft.train.common import check_at_least, count_parameters, load_model, load_tokenizer, trainer_arguments
-from skillgraft.train.head import fast_head
-from skillgraft.train.lora import fitting_lora, save_trained
-from skillgraft.train.packing import ragged_batches
-from skillgraft.train.rows import Row, document_rows, learnt_tokens, question_rows, replay_rows
-from skillgraft.train.together import first_before_others, is_first, shared_batches
+from skillgraft.train.cpu.fused_logprobs import fast_head
+from skillgraft.train.cpu.varlen_attention import ragged_batches
+from skillgraft.train.data_parallel import first_before_others, is_first, shared_batches
+from skillgraft.train.examples import Row, document_rows, learnt_tokens, question_rows, replay_rows
 
 DEFAULTS: dict[str, Any] = {
     "num_train_epochs": 8,

@@ -14,17 +14,17 @@ from typing import Any
 
 import torch
 
-from skillgraft.arithmetic.live_weights import LiveWeights
+from skillgraft.arithmetic.injection.live_weights import LiveWeights
 from skillgraft.arithmetic.merge_recipe import parse_merge_recipe
 from skillgraft.arithmetic.merging import machine_for
 from skillgraft.arithmetic.plan import plan_merge
-from skillgraft.domains.passages import Passage
+from skillgraft.data.passages import Passage
 from skillgraft.errors import TrainingError
-from skillgraft.regime_settings import TextSettings
+from skillgraft.settings.text import TextSettings
 from skillgraft.train.callbacks import Progress
 from skillgraft.train.common import load_model, load_tokenizer
+from skillgraft.train.examples import document_rows
 from skillgraft.train.precision import bf16_pays, device
-from skillgraft.train.rows import document_rows
 from skillgraft.train.sft import Trained, fit, sft_arguments
 
 LEARNING = "learning"

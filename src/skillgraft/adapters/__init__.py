@@ -1,0 +1,1 @@
+"""Adapters: trainable low-rank changes of weights, and PEFT's files."""

@@ -1,0 +1,166 @@
+"""The two operands of an extraction: found, matched and checked from headers, before any tensor is read."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from skillgraft.adapters.peft_file import Adapter, LowRankDelta, adapter_base, is_adapter, read_adapter
+from skillgraft.arithmetic.matching import check_adapter_fits, check_pair, check_tokenizers
+from skillgraft.arithmetic.norms import frobenius_norm
+from skillgraft.checkpoint.fingerprint import fingerprint_checkpoint, fingerprint_file
+from skillgraft.checkpoint.layout import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, Layout, read_layout, require_directory
+from skillgraft.checkpoint.provenance import base_of, read_provenance
+from skillgraft.checkpoint.tensor_io import read_tensor, torch_dtype
+from skillgraft.checkpoint.tokenizer import TOKENIZER_FILE
+from skillgraft.errors import CheckpointError, CompatibilityError
+from skillgraft.skills.forms import decode_lowrank, encode_lowrank
+from skillgraft.skills.manifest import BaseReference
+
+ADAPTER_FOLDER = "adapter"
+# How far a merged checkpoint may lie from SFT + adapter, relative to the delta: PEFT multiplies in the factors' dtype.
+MERGE_TOLERANCE = 0.02
+
+
+@dataclass(frozen=True)
+class Operands:
+    """The SFT checkpoint and the RL model: a full checkpoint (`rl`), a LoRA adapter on the SFT model, or both."""
+
+    sft: Layout
+    sft_fingerprint: str
+    rl: Layout | None
+    rl_fingerprint: str
+    rl_path: Path
+    adapter: Adapter | None
+
+
+def match_operands(rl: str | os.PathLike[str], sft: str | os.PathLike[str]) -> Operands:
+    """Return the checked operands of θ_RL − θ_SFT.
+
+    `rl` is a full checkpoint, one with the LoRA adapter of its training in `adapter/`, or an adapter directory. The
+    adapter counts when it was trained on `sft`; with a checkpoint whose provenance names another start (as in
+    iterative refinement, where RL starts at θ_SFT + v), or with an adapter that is no plain LoRA, the full weights are
+    subtracted instead.
+
+    Raises `MissingPathError`, `CheckpointError` (see `read_layout`, `read_adapter`) and `CompatibilityError` for
+    operands that differ in names, shapes, tokenizer, head counts, RoPE or ties.
+    """
+    rl_path = require_directory(rl)
+    sft_layout = read_layout(sft)
+    sft_fingerprint = fingerprint_checkpoint(sft)
+    has_weights = (rl_path / WEIGHTS_FILE).is_file() or (rl_path / INDEX_FILE).is_file()
+    if is_adapter(rl_path) and has_weights:
+        raise CheckpointError(
+            f"{rl_path} holds both a full checkpoint and an adapter; expected one: move the adapter into "
+            f"{ADAPTER_FOLDER}/ or away"
+        )
+    adapter_path = rl_path if is_adapter(rl_path) else rl_path / ADAPTER_FOLDER
+    rl_layout = None
+    if has_weights or not is_adapter(adapter_path):
+        rl_layout = read_layout(rl_path)
+        check_pair(rl_layout, sft_layout)
+    elif (rl_path / TOKENIZER_FILE).is_file():
+        check_tokenizers(rl_path, sft_layout.path)
+    adapter = None
+    if is_adapter(adapter_path) and _was_trained_on(rl_path, adapter_path, sft_layout, sft_fingerprint, rl_layout):
+        adapter = _usable_adapter(adapter_path, sft_layout, rl_layout)
+    rl_fingerprint = (
+        fingerprint_file(adapter.weights_file)
+        if adapter is not None and rl_layout is None
+        else fingerprint_checkpoint(rl_path)
+    )
+    return Operands(sft_layout, sft_fingerprint, rl_layout, rl_fingerprint, rl_path, adapter)
+
+
+def base_reference(operands: Operands) -> BaseReference:
+    """Return the base that the SFT model's provenance names, else the RL model's, else the SFT model without id."""
+    stated = base_of(operands.sft.path) or base_of(operands.rl_path)
+    if stated is not None and stated["fingerprint"] is not None:
+        return BaseReference(id=stated["id"], fingerprint=stated["fingerprint"])
+    return BaseReference(id=None, fingerprint=operands.sft_fingerprint)
+
+
+def read_factors(delta: LowRankDelta, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the stored factors (a, b with the scaling folded in) of an adapter's delta, checked to be finite."""
+    a, b = read_tensor(delta.a), read_tensor(delta.b)
+    for info, tensor in ((delta.a, a), (delta.b, b)):
+        if not torch.isfinite(tensor).all():
+            raise CompatibilityError(
+                f"{info.file}: tensor {info.name!r} holds NaN or infinity; expected finite factors: training diverged"
+            )
+    return encode_lowrank(a, b, delta.scaling, dtype)
+
+
+def verify_adapter(operands: Operands) -> None:
+    """Raise `CompatibilityError` unless SFT + adapter gives the RL checkpoint's weights, up to its rounding.
+
+    Per tensor: ‖θ_RL − θ_SFT − Δ‖ ≤ 0.02·‖Δ‖ + ε·‖θ_SFT‖ with ε of the coarser stored dtype; Δ = 0 where the adapter
+    changes nothing. Guards against a stale `adapter/` beside the weights.
+    """
+    if operands.adapter is None or operands.rl is None:
+        return
+    for name, info in operands.sft.tensors.items():
+        sft, rl = operands.sft.read(name), operands.rl.read(name)
+        if not info.is_float:
+            check_equal_integers(name, rl, sft, operands.rl_path)
+            continue
+        delta = operands.adapter.deltas.get(name)
+        change = rl.float() - sft.float()
+        allowed = max(torch.finfo(torch_dtype(code)).eps for code in (info.dtype, operands.rl.tensors[name].dtype))
+        allowed *= frobenius_norm(sft)
+        if delta is not None:
+            expected = decode_lowrank(*read_factors(delta, torch.float32))
+            allowed += MERGE_TOLERANCE * frobenius_norm(expected)
+            change -= expected
+        # "not <=" rather than ">": NaN in either model must not pass.
+        if not frobenius_norm(change) <= allowed:
+            raise CompatibilityError(
+                f"{operands.adapter.path} does not explain tensor {name!r}: RL − SFT − adapter has norm "
+                f"{frobenius_norm(change):.3g}, expected at most {allowed:.3g}; the adapter or "
+                f"{operands.sft.path} does not belong to this RL checkpoint: take the right SFT model, or delete the "
+                "adapter folder to subtract the full weights"
+            )
+
+
+def check_equal_integers(name: str, rl: torch.Tensor, sft: torch.Tensor, rl_path: Path) -> None:
+    """Raise `CompatibilityError` when a tensor without arithmetic (integers, booleans) differs between the operands."""
+    if not torch.equal(rl, sft):
+        raise CompatibilityError(
+            f"{rl_path}: tensor {name!r} is {rl.dtype} and differs from the SFT model's; expected equal integers: a "
+            "difference of them means nothing"
+        )
+
+
+def _was_trained_on(
+    rl_path: Path, adapter_path: Path, sft: Layout, sft_fingerprint: str, rl_layout: Layout | None
+) -> bool:
+    """Return whether the adapter is relative to `sft`, as far as provenance or the adapter's config tell."""
+    provenance = read_provenance(rl_path)
+    if provenance is not None and provenance.get("inputs"):
+        known, same = "its provenance", sft_fingerprint in provenance["inputs"].values()
+    else:
+        start = adapter_base(adapter_path)
+        if start is None or not (Path(start) / CONFIG_FILE).is_file():
+            return True
+        known, same = f"its base_model_name_or_path {start}", fingerprint_checkpoint(start) == sft_fingerprint
+    if not same and rl_layout is None:
+        raise CompatibilityError(
+            f"{adapter_path} was trained on another model than {sft.path}, by {known}; expected an adapter on this SFT "
+            "model: give the model that it was trained on as sft"
+        )
+    return same
+
+
+def _usable_adapter(path: Path, sft: Layout, rl: Layout | None) -> Adapter | None:
+    """Return the adapter, or None where it is no plain LoRA and the full weights are there to be subtracted."""
+    try:
+        adapter = read_adapter(path)
+        check_adapter_fits(adapter, sft)
+    except CompatibilityError:
+        if rl is None:
+            raise
+        return None  # v is defined by the weights; the adapter would only have been its compact form
+    return adapter

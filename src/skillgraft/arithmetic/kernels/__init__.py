@@ -1,0 +1,1 @@
+"""Compiled CPU kernels of merging, rounding and reading tensor sources."""

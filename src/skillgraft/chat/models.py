@@ -1,0 +1,101 @@
+"""The loaded models: each asks its own tokenizer, answers a prompt, and can take a skill with another λ in memory."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from skillgraft.arithmetic.injection.live_weights import LiveWeights
+from skillgraft.arithmetic.merging import machine_for
+from skillgraft.chat.commands import Settings
+from skillgraft.chat.plan import Asked, Seat
+from skillgraft.errors import DataError
+from skillgraft.train.common import load_model, load_tokenizer
+from skillgraft.train.precision import bf16_pays, device
+from skillgraft.train.prompts import encode
+
+
+def bytes_per_parameter() -> int:
+    """Return what a weight takes in memory: 2 bytes where bf16 pays, as in evaluation, else 4."""
+    return 2 if bf16_pays() else 4
+
+
+class Guest:
+    """One loaded model."""
+
+    def __init__(self, seat: Seat) -> None:
+        self.seat = seat
+        self._tokenizer = load_tokenizer(seat.directory)
+        dtype = torch.bfloat16 if bytes_per_parameter() == 2 else torch.float32
+        self._model = load_model(seat.directory, dtype).to(device()).eval()
+        self._weights = LiveWeights(self._model, machine_for(None, "cpu")) if seat.injection else None
+        self._scale = 0.0 if seat.injection else None
+
+    def inject(self, scale: float) -> None:
+        """Make the weights those of target + `scale` · skill; nothing where no skill belongs to this model."""
+        if self._weights is not None and self.seat.injection is not None and scale != self._scale:
+            self._scale = math.nan  # until all is changed: Ctrl-C may leave a part of it
+            self._weights.become(self.seat.injection, scale)
+            self._scale = scale
+
+    @torch.no_grad()
+    def answer(self, prompt: str, settings: Settings, seed: int) -> Asked:
+        """Return the answer to one prompt, greedy at temperature 0, else sampled with `seed`.
+
+        Raises:
+            DataError: prompt and longest answer exceed what the model can attend to.
+        """
+        batch = encode(self._tokenizer, [prompt], settings.system).to(self._model.device)
+        length = batch["input_ids"].shape[1]
+        room = getattr(self._model.config, "max_position_embeddings", None)
+        if room is not None and length + settings.tokens > room:
+            raise DataError(
+                f"{self.seat.label}: the prompt has {length} tokens and the answer may have {settings.tokens}, the "
+                f"model takes {room} in all; shorten the prompt, or lower /tokens"
+            )
+        sampling: dict[str, Any] = {"do_sample": False}
+        if settings.temperature:
+            sampling = {"do_sample": True, "temperature": settings.temperature, "top_k": 0, "top_p": 1.0}
+        began = time.monotonic()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            made = self._model.generate(
+                **batch, max_new_tokens=settings.tokens, pad_token_id=self._tokenizer.pad_token_id, **sampling
+            )
+        new = made[0, length:].tolist()
+        ends = self._model.generation_config.eos_token_id
+        ended = bool(new) and new[-1] in (ends if isinstance(ends, list) else [ends])
+        text = self._tokenizer.decode(new, skip_special_tokens=True).strip()
+        return Asked(
+            self.seat.label,
+            text,
+            len(new),
+            time.monotonic() - began,
+            not ended and len(new) >= settings.tokens,
+            self._scale,
+        )
+
+
+def record(prompt: str, settings: Settings, answers: Sequence[Asked]) -> dict[str, Any]:
+    """Return one prompt with its settings and answers for a JSON line."""
+    return {
+        "prompt": prompt,
+        "system": settings.system,
+        "max_new_tokens": settings.tokens,
+        "temperature": settings.temperature,
+        "answers": [
+            {
+                "model": each.model,
+                "scale": each.scale,
+                "text": each.text,
+                "tokens": each.tokens,
+                "cut": each.cut,
+                "seconds": round(each.seconds, 3),
+            }
+            for each in answers
+        ],
+    }

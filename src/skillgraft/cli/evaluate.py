@@ -1,0 +1,41 @@
+"""`skillgraft eval`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from skillgraft.cli.console import err_console, out_console
+
+
+def evaluate(
+    models: Annotated[list[str], typer.Argument(help="Checkpoint directories, or the default model's id.")],
+    questions: Annotated[Path, typer.Option(help="JSONL with document, question, answers.")],
+    retention: Annotated[bool, typer.Option(help="Score the general-knowledge questions too.")] = True,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 32,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
+) -> None:
+    """Score checkpoints closed-book on the same questions; differences are taken against the first."""
+    from skillgraft.evals.standalone import evaluate_models
+
+    evaluation = evaluate_models(
+        models, questions, retention=retention, max_new_tokens=max_new_tokens, say=err_console.print
+    )
+    if as_json:
+        print(json.dumps(evaluation))
+        return
+    from skillgraft.report.terminal import score_table
+
+    out_console.print(score_table(evaluation))  # type: ignore[arg-type]
+    for row in evaluation["comparisons"]:
+        text = f"{row['row']} - {row['against']}, {row['metric']}: {row['difference']:+.3f}"
+        out_console.print(f"{text} [{row['low']:+.3f}, {row['high']:+.3f}]", highlight=False, markup=False)
+
+
+VERBS: list[tuple[str, Callable[..., None], str]] = [
+    ("eval", evaluate, "skillgraft eval base-dir sft-dir grafted-dir --questions q.jsonl"),
+]

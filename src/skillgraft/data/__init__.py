@@ -1,0 +1,1 @@
+"""Data: documents, questions, slices, replay, retrieval and metrics."""

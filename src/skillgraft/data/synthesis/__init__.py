@@ -1,0 +1,1 @@
+"""Synthetic documents: prompts, writers, filters, endpoints and the judge."""

@@ -1,0 +1,1 @@
+"""Executors: the processes that a run's stages are trained in."""

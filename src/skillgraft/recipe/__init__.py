@@ -1,0 +1,1 @@
+"""The recipe: its schema, loading, and messages for what is wrong with one."""

@@ -1,0 +1,1 @@
+"""Settings: option classes that libraries and stages share. Loads no torch."""

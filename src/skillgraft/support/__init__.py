@@ -1,0 +1,1 @@
+"""Support: files, resources, progress and text helpers that know nothing of skills."""

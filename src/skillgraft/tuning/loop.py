@@ -1,0 +1,320 @@
+"""A search: looks at candidates on development questions, a winner, and its one score on others. Loads no torch.
+
+1. check the recipe, what varies, and that no question stands in both sets
+2. look at the target alone, at the recipe as it is, and at what the algorithm proposes; log every look
+3. write the winner as a recipe and as a checkpoint
+4. score it, and the target, once on the report questions
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from blake3 import blake3
+
+from skillgraft.arithmetic.merge_recipe import MergeRecipe
+from skillgraft.arithmetic.merging import as_recipe, merge
+from skillgraft.arithmetic.plan import plan_merge
+from skillgraft.checkpoint.json_file import read_json_object, write_json
+from skillgraft.data.documents import Question, read_questions
+from skillgraft.data.metrics import METRICS
+from skillgraft.errors import CheckpointError, DataError, RecipeError, did_you_mean
+from skillgraft.evals.intervals import bootstrap
+from skillgraft.evals.overlap import shared_questions
+from skillgraft.skills.library import resolve_skill
+from skillgraft.tuning.algorithms import ALGORITHMS, Points
+from skillgraft.tuning.space import WEIGHTS, Range, Space, space_of
+from skillgraft.tuning.trials import Log, Look, open_log
+
+LIKELIHOOD = "answer_likelihood"
+"""The smooth metric: see `evals.likelihood`."""
+
+SEARCH_METRICS = (*METRICS, LIKELIHOOD)
+RECIPE_FILE, CHECKPOINT, RESULT_FILE = "best.yaml", "best", "result.json"
+
+Scorer = Callable[[MergeRecipe, Sequence[Question]], Mapping[str, Sequence[float]]]
+"""Returns every metric's value for each question; `live.LiveModel.score` unless another is given."""
+
+
+def search(
+    recipe: MergeRecipe | Mapping[str, Any] | str | os.PathLike[str],
+    questions: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    vary: Mapping[str, Range] | None = None,
+    per_layer: int | None = None,
+    metric: Mapping[str, float] | None = None,
+    by: str | None = None,
+    looks: int = 30,
+    seed: int = 0,
+    report_questions: str | os.PathLike[str] | None = None,
+    max_new_tokens: int = 32,
+    batch_size: int = 64,
+    threads: int | None = None,
+    looked: Callable[[Look], None] = lambda look: None,
+    scorer: Scorer | None = None,
+) -> dict[str, Any]:
+    """Search what `vary` opens in a merge recipe for the best `metric` on `questions`, and write the winner to `out`.
+
+    `vary` gives ranges by name: `weights` (all operands', by default 0 to 1.5; with `per_layer` one for each of so many
+    groups of neighbouring layers) and the method's own numbers, such as `density`. `metric` gives weights by name: f1,
+    containment, exact_match, answer_likelihood. `by`: cmaes, grid or random; by default cmaes, or grid for one number.
+    `looks` counts all candidates, the target alone and the recipe as it stands among them.
+
+    `out` gets `looks.jsonl` (each look with its numbers, metrics, interval and seconds), `best.yaml`, the checkpoint
+    `best` and `result.json`, which is returned. After a kill, and with more `looks`, the same call goes on: the log is
+    replayed, and the same seed proposes the same candidates.
+
+    The winner is the best of many looks at the same questions, so its score there is optimistic; with
+    `report_questions` it and the target are scored once on those, which must share no question with the others.
+
+    Raises `RecipeError`, `DataError` (questions that overlap), `OutputExistsError` and what `merge` raises.
+    """
+    parsed = as_recipe(recipe)
+    metric = dict(metric or {"f1": 1.0})
+    _check_metric(metric)
+    asked = read_questions(Path(questions))
+    others = read_questions(Path(report_questions)) if report_questions is not None else []
+    check_disjoint(asked, others)
+    space = space_of(parsed, vary or {WEIGHTS: (0.0, 1.5)}, per_layer)
+    by = by or ("cmaes" if len(space.dimensions) > 1 else "grid")
+    if by not in ALGORITHMS:
+        raise RecipeError(f"by is {by!r}{did_you_mean(by, ALGORITHMS)}")
+    if looks < 3:
+        raise RecipeError(
+            f"looks is {looks}, expected 3 or more: the target alone, the recipe as it is, and a candidate"
+        )
+    plan = plan_merge(parsed)
+    settings: dict[str, Any] = {
+        **{"recipe": plan.settings, "inputs": dict(plan.inputs), "questions": _digest(asked), "metric": metric},
+        **{"vary": [[d.name, d.low, d.high] for d in space.dimensions], "by": by, "seed": seed},
+        **{"max_new_tokens": max_new_tokens, "batch_size": batch_size},
+        **({"looks": looks} if by == "grid" else {}),  # they decide how fine the grid is
+    }
+    points = ALGORITHMS[by](space.start, seed, looks - 1 - space.has_target_alone)
+    first = next(points)  # what the algorithm lacks is said before anything is written
+    score = scorer or _live(parsed, list(metric), max_new_tokens, batch_size, threads, Path(out))
+    with open_log(Path(out), settings) as log:
+        _look(space, log, asked, metric, by, points, first, looks, score, looked)
+        return _finish(space, log, asked, others, metric, score, Path(out), threads)
+
+
+def _live(
+    recipe: MergeRecipe, metrics: Sequence[str], max_new_tokens: int, batch_size: int, threads: int | None, work: Path
+) -> Scorer:
+    """Return the scorer that loads the model when it is first asked: a finished search asks nothing.
+
+    Its precision is kept in `work`: looks before and after a kill must be of one arithmetic.
+    """
+    loaded: list[Scorer] = []
+
+    def score(candidate: MergeRecipe, questions: Sequence[Question]) -> Mapping[str, Sequence[float]]:
+        if not loaded:
+            from skillgraft.train.precision import one_precision
+            from skillgraft.tuning.live import LiveModel
+
+            with one_precision(work):
+                loaded.append(LiveModel(recipe.base, metrics, max_new_tokens, batch_size, threads).score)
+        return loaded[0](candidate, questions)
+
+    return score
+
+
+def _check_metric(metric: Mapping[str, float]) -> None:
+    for name, weight in metric.items():
+        if name not in SEARCH_METRICS:
+            raise RecipeError(f"metric {name!r} is unknown{did_you_mean(name, SEARCH_METRICS)}")
+        if not math.isfinite(weight) or weight == 0:
+            raise RecipeError(f"metric {name}: its weight is {weight!r}, expected a finite number that is not 0")
+
+
+def check_disjoint(questions: Sequence[Question], others: Sequence[Question]) -> None:
+    """Raise `DataError` where a question, up to case and punctuation, stands in both sets with an answer in common."""
+    same = shared_questions(questions, others)
+    if same:
+        raise DataError(
+            f"report questions: {len(same)} of {len(others)} stand among the development questions too, such as "
+            f"{same[0].question!r}; a score on what was searched on reports nothing: take them out of one of the two"
+        )
+
+
+def _digest(questions: Sequence[Question]) -> str:
+    return blake3(json.dumps([[q.document, q.question, *q.answers] for q in questions]).encode()).hexdigest()
+
+
+def _look(
+    space: Space,
+    log: Log,
+    questions: Sequence[Question],
+    metric: Mapping[str, float],
+    by: str,
+    points: Points,
+    point: list[float],
+    looks: int,
+    score: Scorer,
+    looked: Callable[[Look], None],
+) -> None:
+    """Make the looks that the log does not hold yet; `point` is the first of `points`."""
+    number = 0
+
+    def look(what: str, point: list[float] | None) -> float:
+        nonlocal number
+        if number < len(log.looks):
+            kept = log.looks[number]
+            if (kept.what, kept.point) != (what, point):
+                raise CheckpointError(
+                    f"look {number} of the log was {kept.what} at {kept.point}, this search proposes {what} at "
+                    f"{point}: the libraries' versions differ; go on with the old ones, or choose another directory"
+                )
+        else:
+            log.add(_scored(number, what, point, space, questions, metric, score))
+        done = log.looks[number]
+        number += 1
+        looked(done)
+        return -math.inf if done.score is None else done.score
+
+    if space.has_target_alone:
+        look("target alone", None)
+    look("recipe as it is", space.start)
+    with contextlib.suppress(StopIteration):  # a grid ends, and CMA-ES where it has converged
+        while number < looks:
+            point = points.send(look(by, point))
+
+
+def _scored(
+    number: int,
+    what: str,
+    point: list[float] | None,
+    space: Space,
+    questions: Sequence[Question],
+    metric: Mapping[str, float],
+    score: Scorer,
+) -> Look:
+    began = time.monotonic()
+    row = _row(score(space.recipe_at(point), questions), questions, metric)
+    values = space.values(point) if point is not None else {}
+    return Look(number, what, point, values, len(questions), **row, seconds=time.monotonic() - began)
+
+
+def _row(
+    found: Mapping[str, Sequence[float]], questions: Sequence[Question], metric: Mapping[str, float]
+) -> dict[str, Any]:
+    """Return score and interval of the weighted metrics, and the mean of each; None for what is no number."""
+    each = _combined(found, metric)
+    means = {name: sum(found[name]) / len(questions) for name in metric}
+    metrics = {name: mean if math.isfinite(mean) else None for name, mean in means.items()}
+    if not all(map(math.isfinite, each)):
+        return {"score": None, "low": None, "high": None, "metrics": metrics}
+    interval = bootstrap(each, [question.document for question in questions])
+    return {"score": interval["mean"], "low": interval["low"], "high": interval["high"], "metrics": metrics}
+
+
+def _combined(found: Mapping[str, Sequence[float]], metric: Mapping[str, float]) -> list[float]:
+    columns = [[weight * value for value in found[name]] for name, weight in metric.items()]
+    return [sum(values) for values in zip(*columns, strict=True)]
+
+
+def _finish(
+    space: Space,
+    log: Log,
+    questions: Sequence[Question],
+    others: Sequence[Question],
+    metric: Mapping[str, float],
+    score: Scorer,
+    out: Path,
+    threads: int | None,
+) -> dict[str, Any]:
+    """Write the winner, score it on the report questions if that has not been done, and return the result."""
+    scored = [look for look in log.looks if look.score is not None]
+    if not scored:
+        raise RecipeError(
+            f"none of {len(log.looks)} looks gave a finite score; the metrics of each stand in {out}: search smaller "
+            "weights, or another metric"
+        )
+    best = max(scored, key=lambda look: (look.score, -look.look))
+    recipe = space.recipe_at(best.point)
+    before = read_json_object(out / RESULT_FILE) if (out / RESULT_FILE).is_file() else {}
+    same = before.get("winner", {}).get("look") == best.look
+    if not same or not (out / CHECKPOINT).is_dir():
+        (out / RESULT_FILE).unlink(missing_ok=True)
+        shutil.rmtree(out / CHECKPOINT, ignore_errors=True)
+        _write_text(out / RECIPE_FILE, recipe_yaml(recipe, out))
+        merge(recipe, out / CHECKPOINT, threads=threads)
+    result = {
+        "metric": dict(metric),
+        "questions": len(questions),
+        "looks": len(log.looks),
+        "winner": _public(best),
+        "recipe_as_it_is": _public(next(look for look in log.looks if look.what == "recipe as it is")),
+        "target_alone": next((_public(look) for look in log.looks if look.what == "target alone"), None),
+        "note": f"the winner is the best of {len(log.looks)} looks at the same {len(questions)} questions: its score "
+        "there is optimistic",
+        "recipe": RECIPE_FILE,
+        "checkpoint": CHECKPOINT,
+        "report": None,
+    }
+    if others:
+        kept = before.get("report") if same else None
+        digest_of_others = _digest(others)
+        if kept is None or kept["digest"] != digest_of_others:
+            kept = {"digest": digest_of_others, **_report(space, recipe, others, metric, score)}
+        result["report"] = kept
+    part = (out / RESULT_FILE).with_suffix(".part")
+    write_json(part, result)
+    os.replace(part, out / RESULT_FILE)
+    return result
+
+
+def _report(
+    space: Space, winner: MergeRecipe, questions: Sequence[Question], metric: Mapping[str, float], score: Scorer
+) -> dict[str, Any]:
+    """Return the winner's score on questions that nothing was chosen on, the target's, and their paired difference."""
+    documents = [question.document for question in questions]
+    found = score(winner, questions)
+    report: dict[str, Any] = {"questions": len(questions), "winner": _row(found, questions, metric)}
+    if space.has_target_alone:
+        target = score(space.recipe_at(None), questions)
+        report["target_alone"] = _row(target, questions, metric)
+        pairs = zip(_combined(found, metric), _combined(target, metric), strict=True)
+        differences = [a - b for a, b in pairs]
+        if all(map(math.isfinite, differences)):
+            interval = bootstrap(differences, documents)
+            report["difference"] = {"mean": interval["mean"], "low": interval["low"], "high": interval["high"]}
+    return report
+
+
+def _public(look: Look) -> dict[str, Any]:
+    return {key: getattr(look, key) for key in ("look", "what", "values", "score", "low", "high", "metrics")}
+
+
+def recipe_yaml(recipe: MergeRecipe, folder: Path) -> str:
+    """Return a merge recipe as YAML for a file in `folder`: paths relative to it, nothing that is a default."""
+
+    def relative(path: Path) -> str:
+        return os.path.relpath(path.resolve(), folder.resolve())
+
+    operands = []
+    for operand in recipe.operands:
+        named = {key: getattr(operand, key) for key in ("model", "adapter", "minus")}
+        named["skill"] = resolve_skill(operand.skill).path if operand.skill is not None else None
+        weight = {"weight": operand.weight} if operand.weights is None else {"weights": operand.weights}
+        operands.append({**{key: relative(path) for key, path in named.items() if path is not None}, **weight})
+    data: dict[str, Any] = {"method": recipe.method, "base": relative(recipe.base), "operands": operands}
+    data["parameters"] = recipe.parameters.model_dump()
+    data |= {key: value for key, value in (("dtype", recipe.dtype), ("allow", list(recipe.allow))) if value}
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=1000)
+
+
+def _write_text(file: Path, text: str) -> None:
+    part = file.with_suffix(".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, file)
