@@ -4,6 +4,7 @@ import os
 import random
 import shutil
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,7 +16,8 @@ from skillgraft.pipeline.plan import plan
 from skillgraft.report import read_report
 from skillgraft.report.gather import renew
 from skillgraft.run import prepare
-from skillgraft.stages import STAGES
+from skillgraft.stages import KINDS
+from skillgraft.stages.context import StageResult
 from tests.recipes import tiny_recipe
 from tests.tiny import weights
 
@@ -210,9 +212,9 @@ def test_data_that_change_while_a_run_works_are_not_kept_under_the_old_address(f
         context.out.mkdir()
         with (folder / "data" / "questions.jsonl").open("a") as file:
             file.write('{"document": "Vell", "question": "New?", "answers": ["yes"]}\n')
-        return {}
+        return StageResult()
 
-    monkeypatch.setitem(STAGES, "sft", edit)
+    monkeypatch.setitem(KINDS, "sft", replace(KINDS["sft"], run=edit))
     with pytest.raises(DataError, match=r"stages.rl: its documents or questions changed since the plan"):
         run(folder / "recipe.yaml", runs=tmp_path / "runs")
 

@@ -63,7 +63,7 @@ def test_the_quickstart_validates_against_the_default_model(tmp_path):
 
     _, base, stages = prepare(ROOT / "recipes" / "quickstart.yaml", (), tmp_path / "runs", print)
     assert (base / "model.safetensors").exists()
-    assert {stage.stage.kind for stage in stages} >= {"sft", "inject", "eval"}
+    assert {stage.kind.name for stage in stages} >= {"sft", "inject", "eval"}
 
 
 def test_the_shipped_skill_as_an_adapter_gives_the_injected_logits(tmp_path):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from importlib import import_module
 
 import pytest
@@ -14,10 +15,10 @@ import yaml
 from rich.console import Console
 from typer.testing import CliRunner
 
-from skillgraft import stages
 from skillgraft.cli import app as app_module
 from skillgraft.cli import run as run_command
 from skillgraft.cli.app import app
+from skillgraft.stages import KINDS
 from tests.recipes import tiny_recipe
 from tests.tiny import tiny_checkpoint
 
@@ -232,7 +233,7 @@ def test_a_full_disk(finished, tmp_path, monkeypatch, error):
         (context.out / "half").write_text("half")
         raise error
 
-    monkeypatch.setitem(stages.STAGES, "sft", fill)
+    monkeypatch.setitem(KINDS, "sft", replace(KINDS["sft"], run=fill))
     message = fails("run", finished[0] / "recipe.yaml", "--runs", tmp_path / "runs", "--quiet")
     assert "stages.sft" in message
     assert "full" in message

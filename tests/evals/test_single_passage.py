@@ -12,10 +12,11 @@ from skillgraft.data.passages import passages
 from skillgraft.errors import CompatibilityError, DataError, MissingPathError, RecipeError
 from skillgraft.evals import single_passage
 from skillgraft.evals.intervals import bootstrap
-from skillgraft.pipeline.estimate import stage_needs
 from skillgraft.recipe.load import load_recipe
 from skillgraft.report import read_report
 from skillgraft.settings.text import WHOLE
+from skillgraft.stages import KINDS
+from skillgraft.stages.costs import Costing
 from skillgraft.train.common import load_model
 from skillgraft.train.single_passage import Answerer, Learner
 from tests.recipes import PLACES, tiny_recipe, write_jsonl
@@ -305,4 +306,5 @@ def test_the_estimate_counts_learning_and_every_row(tmp_path):
     texts = [f"{place}\n\nThe harbour of {place} was built in {1900 + i}." for i, place in enumerate(PLACES[:3])]
     learnt = 5 * sum(map(len, texts)) / 3.7
     answered = 3 * (80 + 4) * 4  # questions, tokens of prompt and answer, rows
-    assert stage_needs(recipe.stages["n1"], 1000).flops == pytest.approx(6000 * learnt + 4000 * answered)
+    needs = KINDS["single_passage"].needs(recipe.stages["n1"], Costing(1000))
+    assert needs.flops == pytest.approx(6000 * learnt + 4000 * answered)

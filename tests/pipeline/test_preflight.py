@@ -13,7 +13,7 @@ from tests.tiny import tiny_finetune
 QUESTIONS = "data/questions.jsonl"
 SFT = {"kind": "sft", "from": "base", "documents": "data"}
 RL = {"kind": "rl", "from": "sft", "questions": QUESTIONS}
-DISTIL = {"kind": "distil", "from": "base", "documents": "data"}
+DISTIL = {"kind": "distill", "from": "base", "documents": "data"}
 EDIT = {"kind": "self_edit", "from": "base", "documents": "data", "questions": QUESTIONS}
 SINGLE = {"kind": "single_passage", "documents": "data", "questions": QUESTIONS}
 WRITE = {"kind": "synthesize", "documents": "data", "styles": ["rewrite"]}

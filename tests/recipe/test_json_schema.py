@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 from skillgraft.arithmetic import merge_recipe
 from skillgraft.cli.app import app
 from skillgraft.recipe.json_schema import SCHEMAS, merge_schema, recipe_schema, schema_text
-from skillgraft.recipe.schema import KINDS, Recipe
+from skillgraft.recipe.schema import Recipe
+from skillgraft.stages import KINDS
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -129,7 +130,13 @@ def test_merge_recipes():
 
 @pytest.mark.parametrize(
     "form",
-    [Recipe, *KINDS.values(), merge_recipe.MergeRecipe, merge_recipe.OperandSpec, *merge_recipe.PARAMETERS.values()],
+    [
+        Recipe,
+        *(kind.settings for kind in KINDS.values()),
+        merge_recipe.MergeRecipe,
+        merge_recipe.OperandSpec,
+        *merge_recipe.PARAMETERS.values(),
+    ],
     ids=lambda form: form.__name__,
 )
 def test_every_field_is_described(form):

@@ -11,6 +11,7 @@ from skillgraft.data.replay import read_replay
 from skillgraft.errors import DataError, MissingPathError, RecipeError, TrainingError
 from skillgraft.pipeline.plan import plan
 from skillgraft.recipe.load import load_recipe
+from skillgraft.stages.sft import SftStage, check_chain
 from skillgraft.train.common import load_tokenizer
 from tests.recipes import PLACES, tiny_recipe, write_jsonl
 from tests.tiny import weights
@@ -38,7 +39,11 @@ def facts(result, stage):
 
 def planned(recipe_file):
     recipe = load_recipe(recipe_file)
-    return {stage.name: stage for stage in plan(recipe, recipe_file.parent / "base", recipe_file.parent / "store")}
+    stages = {stage.name: stage for stage in plan(recipe, recipe_file.parent / "base", recipe_file.parent / "store")}
+    for name, stage in stages.items():
+        if isinstance(stage.settings, SftStage):
+            check_chain(stages, name, stage.settings)
+    return stages
 
 
 def own_tokens(folder):

@@ -11,7 +11,7 @@ from skillgraft.data.synthesis.teacher_prompts import tell_about, with_context
 from skillgraft.errors import DataError, RecipeError, TrainingError
 from skillgraft.train import distill
 from skillgraft.train.common import load_model, load_tokenizer
-from skillgraft.train.distill import MovingAverage, distil_arguments, train_distil, weights_of
+from skillgraft.train.distill import MovingAverage, distill_arguments, train_distill, weights_of
 from tests.tiny import tiny_checkpoint, tiny_finetune
 
 NAMES = "ABCD"
@@ -32,7 +32,7 @@ def train(tmp_path, name="out", start=None, **settings):
     work.mkdir(exist_ok=True)
     settings = {"documents": DOCUMENTS, "questions": QUESTIONS, **settings}
     settings["trainer"] = {**FAST, **settings.get("trainer", {})}
-    return train_distil(start, out, work, **settings), start, out, work
+    return train_distill(start, out, work, **settings), start, out, work
 
 
 def divergence(student, teacher, prompt, context, answer, beta):
@@ -221,13 +221,13 @@ def test_what_cannot_be_learnt_is_said(tmp_path):
     with pytest.raises(DataError, match="no question to ask"):
         train(tmp_path, "none", questions=())
     with pytest.raises(RecipeError, match="'epochs' is not an argument of DistillationConfig"):
-        distil_arguments({"epochs": 3}, False, tmp_path, 0)
+        distill_arguments({"epochs": 3}, False, tmp_path, 0)
     with pytest.raises(RecipeError, match=r"beta must be in \[0.0, 1.0\], got 2.0"):
-        distil_arguments({"beta": 2.0}, False, tmp_path, 0)
+        distill_arguments({"beta": 2.0}, False, tmp_path, 0)
     with pytest.raises(RecipeError, match="lm_head"):
         train(tmp_path, "head", lora={"r": 2, "target_modules": ["lm_head"]})
 
 
 def test_learning_rate_depends_on_what_is_trained(tmp_path):
-    assert distil_arguments({}, True, tmp_path, 0).learning_rate == 2e-4
-    assert distil_arguments({}, False, tmp_path, 0).learning_rate == 2e-5
+    assert distill_arguments({}, True, tmp_path, 0).learning_rate == 2e-4
+    assert distill_arguments({}, False, tmp_path, 0).learning_rate == 2e-5

@@ -10,7 +10,7 @@ from skillgraft.data.synthesis.prompt_templates import read_styles
 from skillgraft.data.synthesis.requests import plan_requests
 from skillgraft.errors import RecipeError, TrainingError
 from skillgraft.evals.answers import answer
-from skillgraft.self_edit_settings import SelfEditStage
+from skillgraft.stages.self_edit import SelfEditStage
 from skillgraft.train import self_edit
 from skillgraft.train.common import load_model, load_tokenizer
 from skillgraft.train.self_edit import best, learning_texts, slices, train_writer, writing_rows

@@ -16,7 +16,7 @@ from skillgraft.checkpoint.cache import cache_home
 from skillgraft.checkpoint.default_model import DEFAULT_PARAMETERS
 from skillgraft.doctor.findings import Finding
 from skillgraft.doctor.processor import gib
-from skillgraft.pipeline.estimate import training_needs
+from skillgraft.stages.costs import training_needs
 from skillgraft.support.resources import Memory
 
 FULL, LORA = (training_needs(DEFAULT_PARAMETERS, lora) for lora in (False, True))

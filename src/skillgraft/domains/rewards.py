@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from skillgraft.data.metrics import METRICS
 from skillgraft.errors import RecipeError, did_you_mean
-from skillgraft.rl_settings import JUDGE
+from skillgraft.settings.synthesis import JUDGE
 
 Reward = Callable[[str, Sequence[str]], float]
 

@@ -20,7 +20,7 @@ from skillgraft.evals import table
 from skillgraft.evals.answers import answer
 from skillgraft.evals.retention import measure
 from skillgraft.evals.tasks import read_retention
-from skillgraft.single_passage_settings import LEARNT, START, RowSkill, SinglePassageStage
+from skillgraft.settings.evaluation import LEARNT, START, RowSkill, SinglePassageSettings
 from skillgraft.support.resume import kept_in
 from skillgraft.train.common import count_parameters
 from skillgraft.train.single_passage import Answerer, Learner
@@ -29,7 +29,7 @@ Progress = Callable[[int, int, Mapping[str, float]], None]
 
 
 def score_passages(
-    stage: SinglePassageStage,
+    stage: SinglePassageSettings,
     *,
     start: Path,
     skills: Mapping[str, Path],
@@ -129,7 +129,7 @@ def _read(
     passage: Passage,
     rows: Mapping[str, Sequence[Mapping[str, Any]]],
     questions: Sequence[Question],
-    stage: SinglePassageStage,
+    stage: SinglePassageSettings,
     retention: bool,
     moved: Progress,
 ) -> dict[str, Any]:
@@ -151,7 +151,7 @@ def _ask(
     answerer: Answerer,
     operands: Sequence[Mapping[str, Any]],
     questions: Sequence[Question],
-    stage: SinglePassageStage,
+    stage: SinglePassageSettings,
     with_retention: bool,
 ) -> dict[str, Any]:
     """Return answers, scores by metric, retention by item, and what asking cost, of the start with `operands` added.

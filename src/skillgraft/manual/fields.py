@@ -18,7 +18,8 @@ _LIMITS = {
 
 def recipe_page() -> str:
     """Return the fields of a recipe and of every kind of stage as Markdown."""
-    from skillgraft.recipe.schema import KINDS, Recipe
+    from skillgraft.recipe.schema import Recipe
+    from skillgraft.stages import KINDS
 
     head = (
         "# Recipe fields\n\nA recipe is a YAML file with the fields below, checked by `skillgraft run --dry-run` "
@@ -26,10 +27,11 @@ def recipe_page() -> str:
         "Schema, for editors, is [recipe.schema.json](../recipe.schema.json); `skillgraft schema` prints it.\n\n"
         "## Recipe\n"
     )
+    forms = {name: kind.settings for name, kind in KINDS.items()}
     parts = [head, _table(Recipe), "## Stages\n\nEvery stage has a `kind`, which decides its other fields.\n"]
-    for kind, form in KINDS.items():
+    for kind, form in forms.items():
         parts.append(f"### {kind}\n\n{form.__doc__}\n\n{_table(form)}")
-    nested = {_words(each.__name__): each for form in KINDS.values() for each in _nested(form)}
+    nested = {_words(each.__name__): each for form in forms.values() for each in _nested(form)}
     parts += [f"### {name}\n\n{form.__doc__}\n\n{_table(form)}" for name, form in nested.items()]
     return "\n".join(parts)
 

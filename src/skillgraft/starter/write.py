@@ -13,10 +13,10 @@ from typing import Any
 import yaml
 
 from skillgraft.checkpoint.default_model import DEFAULT_BASE
-from skillgraft.pipeline.observers import clock
-from skillgraft.recipe.schema import is_local
+from skillgraft.settings.base import is_local
 from skillgraft.skills.shipped import ANSWER_FORMAT, RECALL
 from skillgraft.starter.look import QUESTIONS, Cost, Start
+from skillgraft.support.units import duration
 
 GENERIC = {"", "documents", "docs", "data", "target", "source", "text", "texts", "train", "stages"}
 """Names of folders that say nothing (`stages` is a folder of runs): the folder above gives the recipe its name."""
@@ -71,7 +71,7 @@ def _cost(cost: Cost | None) -> str:
     if cost is None:
         return "What it takes is known once the base is on this machine: --dry-run says it."
     memory, disk = (f"{size / 2**30:.1f} GiB" for size in (cost.memory, cost.disk))
-    return f"On the machine that it was written on: about {clock(cost.seconds)}, {memory} of memory, {disk} of disk."
+    return f"On the machine that it was written on: about {duration(cost.seconds)}, {memory} of memory, {disk} of disk."
 
 
 def _learn(start: Start, documents: str) -> list[str]:

@@ -30,7 +30,7 @@ from skillgraft.data.documents import Question
 from skillgraft.data.synthesis.judge import Judge
 from skillgraft.domains.rewards import DEFAULT_MIX, Reward, get_reward
 from skillgraft.errors import RecipeError, TrainingError
-from skillgraft.rl_settings import JUDGE
+from skillgraft.settings.synthesis import JUDGE
 from skillgraft.train.algorithms import ALGORITHMS, check_remax
 from skillgraft.train.callbacks import KeepAlive, Progress, newest_checkpoint, read_log, stop_on_interrupt
 from skillgraft.train.common import check_at_least, count_parameters, load_model, load_tokenizer, trainer_arguments

@@ -24,18 +24,18 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from skillgraft.adapters.lora import ADAPTER, save_trained
-from skillgraft.checkpoint.layout import read_layout
+from skillgraft.checkpoint.layout import parameters_of, read_layout
 from skillgraft.data.documents import Document, Question
 from skillgraft.data.metrics import METRICS
 from skillgraft.data.passages import Passage
+from skillgraft.data.slices import asked_documents
 from skillgraft.data.synthesis.generation import Kept, write_locally
 from skillgraft.data.synthesis.local_writer import LocalWriter, as_chat
 from skillgraft.data.synthesis.prompt_templates import read_styles
 from skillgraft.data.synthesis.requests import Request, lines, plan_requests, without_cut_end
 from skillgraft.errors import TrainingError
 from skillgraft.evals.answers import answer
-from skillgraft.pipeline.estimate import parameters_of
-from skillgraft.self_edit_settings import SelfEditStage, asked_documents
+from skillgraft.settings.self_edit import SelfEditSettings
 from skillgraft.settings.text import WHOLE
 from skillgraft.train.common import load_model, load_tokenizer
 from skillgraft.train.examples import UNLEARNT, Row
@@ -50,7 +50,7 @@ Moved = Callable[[int, Mapping[str, float]], None]
 class Round:
     """One round: who writes, the folder in which it keeps what is done, how its learning is seeded and kept."""
 
-    stage: SelfEditStage
+    stage: SelfEditSettings
     writer: Path
     here: Path
     seed: int
@@ -58,7 +58,7 @@ class Round:
 
 
 def train_writer(
-    stage: SelfEditStage,
+    stage: SelfEditSettings,
     model_dir: Path,
     out: Path,
     workdir: Path,

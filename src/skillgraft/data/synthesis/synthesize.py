@@ -14,13 +14,13 @@ from skillgraft.data.synthesis.generation import Kept, write_by_endpoint, write_
 from skillgraft.data.synthesis.imported_renderings import read_given
 from skillgraft.data.synthesis.prompt_templates import Style, read_styles
 from skillgraft.data.synthesis.requests import GIVEN, Rendering, Request, plan_requests, select
-from skillgraft.settings.synthesis import SynthesizeStage
+from skillgraft.settings.synthesis import SynthesisSettings
 
 Progress = Callable[[int, int], None]
 
 
 def synthesize(
-    stage: SynthesizeStage,
+    stage: SynthesisSettings,
     *,
     documents: Sequence[Document],
     model: Path,
@@ -83,7 +83,7 @@ def _given(path: Path, documents: Sequence[Document], samples: int | None) -> li
 
 
 def _written(
-    stage: SynthesizeStage,
+    stage: SynthesisSettings,
     styles: Sequence[Style],
     documents: Sequence[Document],
     model: Path,
@@ -136,7 +136,7 @@ def _written(
 
 
 def _write_locally(
-    stage: SynthesizeStage,
+    stage: SynthesisSettings,
     requests: Sequence[Request],
     model: Path,
     tokenizer: Any,

@@ -1,8 +1,8 @@
 """What the teacher of a self-distillation is shown that its student is not. Loads no torch.
 
 The example of an answer is introduced and then asked to be said in own words, so that the teacher understands rather
-than repeats it (SDFT, arXiv 2601.19897, section 3). The words are our own; changing them raises `distil` and `mix` in
-`planning.VERSIONS`.
+than repeats it (SDFT, arXiv 2601.19897, section 3). The words are our own; changing them raises the versions of the
+stage kinds `distill` and `mix`.
 """
 
 from __future__ import annotations

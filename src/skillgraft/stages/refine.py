@@ -1,4 +1,4 @@
-"""The settings of a `refine` entry, and the ordinary stages that it stands for. Loads no torch.
+"""The stage kind `refine`: iterative refinement, an entry that stands for ordinary stages. Loads no torch.
 
 Iterative refinement is PaST's Algorithm 1 (arXiv 2601.11258): with v₀ = 0, for each of K disjoint slices D_k
 
@@ -12,39 +12,39 @@ a shorter one on the same slices.
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from skillgraft.errors import RecipeError
-from skillgraft.settings.base import BASE, Strict
+from skillgraft.settings.base import BASE, Chooses, DataPath, Finite, Ref, Settings
+from skillgraft.stages.kind import StageKind
 
 
-def _finite(value: float) -> float:
-    if not math.isfinite(value):
-        raise ValueError("must be a finite number")
-    return value
-
-
-class RefineStage(Strict):
+class RefineStage(Settings):
     """Iterative refinement: several rounds of SFT and RL on disjoint slices, the skill vector carried over."""
 
     kind: Literal["refine"] = Field(description="learn a skill in rounds: stands for the stages of each round")
-    from_: str = Field(
+    from_: Annotated[str, Ref("checkpoint")] = Field(
         BASE, alias="from", description="stage, 'base' or checkpoint that SFT starts from in every round"
     )
-    documents: Path = Field(description="what is cut into one slice a round, by document, in file order")
-    questions: Path = Field(description="JSONL with document, question, answers: RL asks those on the round's slice")
-    limit_documents: int | None = Field(None, ge=1, description="use the first so many documents only, in all rounds")
+    documents: Annotated[Path, DataPath("documents", use="learn")] = Field(
+        description="what is cut into one slice a round, by document, in file order"
+    )
+    questions: Annotated[Path, DataPath("questions", use="learn")] = Field(
+        description="JSONL with document, question, answers: RL asks those on the round's slice"
+    )
+    limit_documents: Annotated[int | None, Chooses()] = Field(
+        None, ge=1, description="use the first so many documents only, in all rounds"
+    )
     rounds: int = Field(2, ge=1, le=100, description="K, the number of rounds and of slices")
-    scale: Annotated[float, AfterValidator(_finite)] = Field(1.0, description="λ at which a round starts from v")
+    scale: Finite = Field(1.0, description="λ at which a round starts from v")
     sft: dict[str, Any] = Field({}, description="settings of every round's sft stage: trainer, lora")
     rl: dict[str, Any] = Field({}, description="settings of every round's rl stage: trainer, lora, reward, algorithm")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="what the last round's skill is stored in")
     domain: str | None = Field(None, description="what the skill was learnt on, for its manifest")
-    licence: str | None = Field(None, description="SPDX identifier, for its manifest")
+    license: str | None = Field(None, description="SPDX identifier, for its manifest")
 
 
 OWN = ("kind", "from", "documents", "questions", "limit_documents", "part")
@@ -77,7 +77,10 @@ def rounds_of(name: str, stage: RefineStage) -> dict[str, tuple[str, dict[str, A
             before = {"skill": f"{name}_v_{number - 1}", "scale": stage.scale}
             made[start] = (where, {"kind": "inject", "target": sft, **before})
         made[rl] = (f"{where}.rl", {"kind": "rl", "from": start, "questions": stage.questions, **data, **stage.rl})
-        about = {"domain": stage.domain, "licence": stage.licence}
+        about = {"domain": stage.domain, "license": stage.license}
         skill = {"kind": "extract", "rl": rl, "sft": sft, **about, **({"dtype": stage.dtype} if last else {})}
         made[name if last else f"{name}_v_{number}"] = (where, {k: v for k, v in skill.items() if v is not None})
     return made
+
+
+REFINE = StageKind(settings=RefineStage, makes="skill", expand=rounds_of)
