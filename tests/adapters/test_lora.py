@@ -5,7 +5,7 @@ from peft import get_peft_model
 from skillgraft.adapters.lora import empty_model, fitting_lora, lora_config, merged, roll_out_merged, save_trained
 from skillgraft.data.documents import Document
 from skillgraft.errors import RecipeError
-from skillgraft.train.common import load_model, load_tokenizer
+from skillgraft.models.loading import load_model, load_tokenizer
 from skillgraft.train.sft import train_sft
 from tests.tiny import edit_json, tiny_checkpoint, weights
 

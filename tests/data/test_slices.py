@@ -1,7 +1,8 @@
 import pytest
 
-from skillgraft.data.documents import Document, read_documents, read_questions
+from skillgraft.data.documents import Document, read_documents
 from skillgraft.data.slices import choose
+from skillgraft.data.tasks import read_questions
 from skillgraft.errors import DataError
 from skillgraft.settings.base import parse_slice
 from tests.recipes import write_jsonl

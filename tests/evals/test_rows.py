@@ -4,10 +4,12 @@ import pytest
 import yaml
 
 from skillgraft import run
-from skillgraft.data.documents import INSTRUCTION, read_documents, read_questions
+from skillgraft.data.documents import read_documents
+from skillgraft.data.tasks import read_questions
 from skillgraft.errors import DataError, MissingPathError, RecipeError
 from skillgraft.evals import rows
-from skillgraft.evals.answers import load
+from skillgraft.models.answering import load
+from skillgraft.models.prompts import INSTRUCTION
 from skillgraft.run import prepare
 from tests.recipes import tiny_recipe, write_jsonl
 

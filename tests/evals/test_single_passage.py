@@ -12,12 +12,12 @@ from skillgraft.data.passages import passages
 from skillgraft.errors import CompatibilityError, DataError, MissingPathError, RecipeError
 from skillgraft.evals import single_passage
 from skillgraft.evals.intervals import bootstrap
+from skillgraft.models.loading import load_model
 from skillgraft.recipe.load import load_recipe
 from skillgraft.report import read_report
 from skillgraft.settings.text import WHOLE
 from skillgraft.stages import KINDS
 from skillgraft.stages.costs import Costing
-from skillgraft.train.common import load_model
 from skillgraft.train.single_passage import Answerer, Learner
 from tests.recipes import PLACES, tiny_recipe, write_jsonl
 from tests.tiny import tiny_checkpoint, tiny_finetune, weights
@@ -145,13 +145,13 @@ def test_the_models_in_memory_are_those_that_stages_make(tmp_path, monkeypatch, 
         "unread": {"kind": "inject", "target": "base", "skill": "skill", "scale": 1.0},
     }
     seen = []
-    answer = single_passage.answer
+    answer = single_passage.closed_book
 
     def watched(model, *rest):
         seen.append({name: value.detach().clone() for name, value in model.named_parameters()})
         return answer(model, *rest)
 
-    monkeypatch.setattr(single_passage, "answer", watched)
+    monkeypatch.setattr(single_passage, "closed_book", watched)
     recipe = passages_recipe(tmp_path, stages, lora=lora, limit_documents=2)
     result = run(recipe, runs=tmp_path / "runs")
     start, unread, sft, grafted, second, _ = seen

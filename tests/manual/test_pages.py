@@ -12,7 +12,7 @@ from skillgraft import errors
 from skillgraft.cli.app import app
 from skillgraft.errors import RecipeError, SkillgraftError
 from skillgraft.manual.pages import FOLDER, find_page, headings, page_names, read_page, read_section, slug, title
-from skillgraft.recipe.schema import KINDS
+from skillgraft.stages import KINDS
 from tests.manual.blocks import ROOT
 
 
@@ -69,11 +69,11 @@ def test_pages_that_are_not_there():
 
 
 def test_pages_made_from_the_code():
-    for kind, form in KINDS.items():
+    for kind in KINDS:
         section = read_section(f"recipe#{kind}")
-        assert [f"| `{field.alias or name}` |" in section for name, field in form.model_fields.items()].count(
-            False
-        ) == 0
+        assert [
+            f"| `{field.alias or name}` |" in section for name, field in KINDS[kind].settings.model_fields.items()
+        ].count(False) == 0
     assert "integer, ≥ 1" in read_section("recipe#eval")
     assert "| `density` | number, ≤ 1, > 0 | `0.2` |" in read_section("merge-recipe#ties")
     commands = read_page("reference/commands")

@@ -8,7 +8,8 @@ import yaml
 from safetensors.torch import save_file
 
 from skillgraft import load_skill, run
-from skillgraft.data.documents import read_documents, read_questions
+from skillgraft.data.documents import read_documents
+from skillgraft.data.tasks import read_questions
 from skillgraft.errors import DataError, RecipeError
 from skillgraft.pipeline.plan import plan
 from skillgraft.recipe.load import load_recipe
@@ -116,7 +117,7 @@ def by_hand(folder, work, lora, rounds=2):
             start,
             place / "rl",
             place / "rl.work",
-            questions=asked,
+            tasks=asked,
             reward=RL["reward"],
             trainer={**RL["trainer"], "per_device_train_batch_size": 8},
             lora=lora,

@@ -9,10 +9,10 @@ import yaml
 from skillgraft import run
 from skillgraft.data.replay import read_replay
 from skillgraft.errors import DataError, MissingPathError, RecipeError, TrainingError
+from skillgraft.models.loading import load_tokenizer
 from skillgraft.pipeline.plan import plan
 from skillgraft.recipe.load import load_recipe
 from skillgraft.stages.sft import SftStage, check_chain
-from skillgraft.train.common import load_tokenizer
 from tests.recipes import PLACES, tiny_recipe, write_jsonl
 from tests.tiny import weights
 

@@ -63,7 +63,7 @@ def test_the_almanac(tmp_path):
     # Another checkpoint stands for the default model, which tests have not: every stage is planned, with its data.
     planned = plan(recipe, tiny_checkpoint(tmp_path / "base"), tmp_path / "stages")
     assert [stage.name for stage in planned if stage.cached] == []
-    for stage in planned:
+    for stage in (stage for stage in planned if hasattr(stage.settings, "trainer")):
         with suppress(CompatibilityError):  # the shipped skill fits the default model, not this tiny one
             check_stage(stage, planned)
 
@@ -109,7 +109,7 @@ def test_another_base_learns_its_own_skill_on_the_other_half(tmp_path, tiny):
     assert recipe.stages["grafted"].skill == "skill"
     assert recipe.stages["scores"].models == ["base", "sft", "grafted", "base_skill", "with_random"]
     planned = plan(recipe, tiny / "base", tmp_path / "stages")
-    for stage in planned:
+    for stage in (stage for stage in planned if hasattr(stage.settings, "trainer")):
         with suppress(CompatibilityError):  # the shipped skill fits the default model, not this tiny one
             check_stage(stage, planned)
 

@@ -12,13 +12,14 @@ from transformers import Trainer
 from trl import GRPOConfig, RLOOConfig
 
 from skillgraft import run
-from skillgraft.data.documents import Document, Question
+from skillgraft.data.documents import Document
+from skillgraft.data.tasks import Question
 from skillgraft.errors import SkillgraftError
+from skillgraft.models.loading import load_model, load_tokenizer
 from skillgraft.pipeline.executors.launcher import VARIABLES, _meet
 from skillgraft.train import data_parallel, pass_rates
 from skillgraft.train.algorithms import Grpo, Rloo
 from skillgraft.train.callbacks import KeepAlive
-from skillgraft.train.common import load_model, load_tokenizer
 from skillgraft.train.cpu.fused_logprobs import fast_head
 from skillgraft.train.examples import document_rows
 from skillgraft.train.rl import train_rl
@@ -187,10 +188,10 @@ ROUNDS = (5, 2)
 RECORDED = []
 
 
-def recorded(completion, answers):
+def recorded(given):
     """A reward that notes which questions this process was asked."""
-    RECORDED.append(answers[0])
-    return float(sum(letter in "aeiou" for letter in completion)) + len(completion) / 50
+    RECORDED.append(given.answers[0])
+    return float(sum(letter in "aeiou" for letter in given.completion)) + len(given.completion) / 50
 
 
 def reinforce(folder, algorithm="grpo", lora=None, stop=None, **settings):
@@ -217,7 +218,7 @@ def reinforce(folder, algorithm="grpo", lora=None, stop=None, **settings):
                         folder / "start",
                         folder / "out",
                         folder / "work",
-                        questions=FOUR,
+                        tasks=FOUR,
                         reward={f"{__name__}.recorded": 1.0},
                         algorithm=algorithm,
                         pass_rate_samples=2,

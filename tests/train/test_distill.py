@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from skillgraft.adapters.lora import lora_config
-from skillgraft.data.documents import Document, Question
+from skillgraft.data.documents import Document
 from skillgraft.data.synthesis.teacher_prompts import tell_about, with_context
+from skillgraft.data.tasks import Question
 from skillgraft.errors import DataError, RecipeError, TrainingError
+from skillgraft.models.loading import load_model, load_tokenizer
 from skillgraft.train import distill
-from skillgraft.train.common import load_model, load_tokenizer
 from skillgraft.train.distill import MovingAverage, distill_arguments, train_distill, weights_of
 from tests.tiny import tiny_checkpoint, tiny_finetune
 

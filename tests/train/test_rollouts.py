@@ -4,8 +4,8 @@ from datasets import Dataset
 from peft import LoraConfig
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
+from skillgraft.models.loading import load_model, load_tokenizer, quiet
 from skillgraft.train import rollouts
-from skillgraft.train.common import load_model, load_tokenizer, quiet
 from skillgraft.train.cpu.fused_logprobs import fast_head
 from skillgraft.train.cpu.varlen_attention import RAGGED
 from skillgraft.train.rollouts import SharedPrompts

@@ -3,16 +3,17 @@
 import pytest
 import torch
 
-from skillgraft.data.documents import Document, Question
+from skillgraft.data.documents import Document
 from skillgraft.data.metrics import METRICS
 from skillgraft.data.synthesis.generation import Kept
 from skillgraft.data.synthesis.prompt_templates import read_styles
 from skillgraft.data.synthesis.requests import plan_requests
+from skillgraft.data.tasks import Question
 from skillgraft.errors import RecipeError, TrainingError
-from skillgraft.evals.answers import answer
+from skillgraft.evals.answers import closed_book
+from skillgraft.models.loading import load_model, load_tokenizer
 from skillgraft.stages.self_edit import SelfEditStage
 from skillgraft.train import self_edit
-from skillgraft.train.common import load_model, load_tokenizer
 from skillgraft.train.self_edit import best, learning_texts, slices, train_writer, writing_rows
 from skillgraft.train.sft import train_sft
 from tests.babble import babbling_checkpoint
@@ -150,7 +151,7 @@ def _check_score(tmp_path, writer, here):
     renderings = learning_texts(document, text, split_lines=True).renderings
     trained = train_sft(writer, out, work, documents=renderings, lora={"r": 2}, trainer=LEARN)
     question = next(q for q in QUESTIONS if q.document == document.id)
-    [said], _ = answer(load_model(out).eval(), load_tokenizer(out), [question], 6, 1)
+    [said], _ = closed_book(load_model(out).eval(), load_tokenizer(out), [question], 6, 1)
     assert recorded["score"] == pytest.approx(METRICS["containment"](said, question.answers))
     assert recorded["tokens"] == trained.tokens
 

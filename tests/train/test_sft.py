@@ -1,9 +1,10 @@
 import pytest
 import torch
 
-from skillgraft.data.documents import Document, Question
+from skillgraft.data.documents import Document
+from skillgraft.data.tasks import Question
 from skillgraft.errors import RecipeError, TrainingError
-from skillgraft.train.common import load_model, load_tokenizer
+from skillgraft.models.loading import load_model, load_tokenizer
 from skillgraft.train.sft import fit, sft_arguments, train_sft
 from tests.tiny import tiny_checkpoint
 

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from skillgraft.errors import RecipeError, did_you_mean
-from skillgraft.train.common import load_model
+from skillgraft.models.loading import load_model
 
 ALL = "all-linear"
 """What PEFT calls all linear layers but the output head."""

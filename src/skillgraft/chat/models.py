@@ -14,9 +14,9 @@ from skillgraft.arithmetic.merging import machine_for
 from skillgraft.chat.commands import Settings
 from skillgraft.chat.plan import Asked, Seat
 from skillgraft.errors import DataError
-from skillgraft.train.common import load_model, load_tokenizer
-from skillgraft.train.precision import bf16_pays, device
-from skillgraft.train.prompts import encode
+from skillgraft.models.loading import load_model, load_tokenizer
+from skillgraft.models.precision import bf16_pays, device
+from skillgraft.models.prompts import encode
 
 
 def bytes_per_parameter() -> int:

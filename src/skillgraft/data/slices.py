@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from skillgraft.data.documents import Document, Question
+from skillgraft.data.documents import Document
+from skillgraft.data.tasks import Question
 from skillgraft.errors import DataError, RecipeError
 from skillgraft.settings.base import parse_slice
 

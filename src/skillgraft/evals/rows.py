@@ -15,17 +15,21 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from skillgraft.data.documents import Document, Question
+from skillgraft.data.documents import Document
 from skillgraft.data.retrieval import recall
+from skillgraft.data.tasks import Task
+from skillgraft.domains.kind import Domain
+from skillgraft.domains.knowledge import KNOWLEDGE
 from skillgraft.errors import RecipeError
-from skillgraft.evals.answers import answer_and_score, load
+from skillgraft.evals.answers import answer_and_score
 from skillgraft.evals.in_context import as_context, draw_examples, find_chunks, read_examples
 from skillgraft.evals.perplexity import context_length
 from skillgraft.evals.retention import measure
 from skillgraft.evals.tasks import Retention, read_retention
+from skillgraft.models.answering import load
+from skillgraft.models.prompts import Prompt, as_prompt, encode_prompts
 from skillgraft.settings.evaluation import EvalRow, EvaluationSettings
 from skillgraft.support.resume import kept_in
-from skillgraft.train.prompts import Prompt, as_prompt, encode_prompts
 
 Progress = Callable[[int, int], None]
 
@@ -35,9 +39,10 @@ class EvaluationTask:
     """What every row of a stage is asked: the questions, all documents, and how answers are made."""
 
     settings: EvaluationSettings
-    questions: Sequence[Question]
+    questions: Sequence[Task]
     documents: Sequence[Document]
     seed: int
+    domain: Domain = KNOWLEDGE
 
 
 def evaluate_rows(
@@ -108,6 +113,7 @@ def _answered(
         batch_size=task.settings.batch_size,
         progress=lambda done, of: progress(done),
         prompts=prompts,
+        domain=task.domain,
     )
     return raw | facts | {"prompt_tokens": sum(sizes) / len(sizes), "seconds": time.monotonic() - start}
 
@@ -136,19 +142,19 @@ def row_prompts(
 ) -> tuple[list[Prompt], dict[str, Any]]:
     """Return each question's prompt in a row (None: closed-book), and `found` by question where text was retrieved."""
     if row is None:
-        return [as_prompt(tokenizer, question.question) for question in task.questions], {}
+        return [task.domain.prompt(tokenizer, question) for question in task.questions], {}
     if row.shots_from is not None:
         pool = read_examples(row.shots_from, row.shots, task.questions)
         examples = [draw_examples(pool, row.shots, question, task.seed) for question in task.questions]
         pairs = zip(task.questions, examples, strict=True)
-        return [as_prompt(tokenizer, q.question, examples=drawn) for q, drawn in pairs], {}
+        return [as_prompt(tokenizer, q.prompt, examples=drawn) for q, drawn in pairs], {}
 
     def offsets(text: str) -> Sequence[tuple[int, int]]:
         return tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)["offset_mapping"]
 
     found = find_chunks(row, task.documents, offsets, task.questions)
     prompts = [
-        as_prompt(tokenizer, question.question, context=as_context(chunks))
+        as_prompt(tokenizer, question.prompt, context=as_context(chunks))
         for question, chunks in zip(task.questions, found, strict=True)
     ]
     return prompts, {"found": recall(found, task.questions)}

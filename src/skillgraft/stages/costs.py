@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from skillgraft.data.documents import Document, Question, read_documents, read_questions
+from skillgraft.data.documents import Document, read_documents
 from skillgraft.data.slices import choose
+from skillgraft.data.tasks import Question, read_questions
 from skillgraft.settings.base import stage_named
 from skillgraft.support.resources import cores
 

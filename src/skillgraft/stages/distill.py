@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from skillgraft.data.documents import read_documents, read_questions
+from skillgraft.data.documents import read_documents
+from skillgraft.data.tasks import read_questions
 from skillgraft.errors import RecipeError
 from skillgraft.settings.base import Chooses, DataPath, Ref, Settings, TrainerArguments
 from skillgraft.settings.synthesis import LONGEST_ANSWER, SEES, TeacherSees

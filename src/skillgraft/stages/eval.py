@@ -9,9 +9,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from skillgraft.checkpoint.layout import context_of, read_config
-from skillgraft.data.documents import Document, read_documents, read_questions
+from skillgraft.data.documents import Document, read_documents
 from skillgraft.data.retrieval import require_bm25s
 from skillgraft.data.slices import choose
+from skillgraft.domains import get_domain
 from skillgraft.errors import RecipeError, did_you_mean
 from skillgraft.evals.in_context import read_examples
 from skillgraft.evals.tasks import read_retention
@@ -37,6 +38,7 @@ class EvalStage(EvaluationSettings):
     """Scores of several models on the same questions, closed-book or with more in the prompt, and retention."""
 
     kind: Literal["eval"] = Field(description="score models")
+    domain: str = Field("knowledge", description="what is asked: its tasks, prompts and metrics")
     questions: Annotated[Path, DataPath("questions", use="ask")] = Field(
         description="JSONL with document, question, answers"
     )
@@ -59,6 +61,7 @@ class EvalStage(EvaluationSettings):
 
 def check(name: str, settings: EvalStage) -> None:
     """Raise for rows that put nothing or twice something into the prompt, for doubles, and for names of no model."""
+    get_domain(settings.domain)
     if isinstance(settings.retention, RetentionSettings):
         check_retention(f"stages.{name}.retention", settings.retention)
     _check_rows(f"stages.{name}.rows", settings.rows, settings.documents)
@@ -120,7 +123,7 @@ def read(settings: EvalStage) -> dict[str, str]:
             data["searched"] = documents_digest(every)
         if row.shots_from is not None:
             examples = read_examples(row.shots_from, row.shots, questions)
-            data[f"examples {row.id}"] = digest([[e.question, *e.answers] for e in examples])
+            data[f"examples {row.id}"] = digest([[e.prompt, *e.answers] for e in examples])
     return data
 
 
@@ -132,8 +135,9 @@ def run(settings: EvalStage, context: Context) -> StageResult:
 
     every = read_documents(context.data(settings.documents)) if settings.documents else []
     documents = choose(every, settings.limit_documents, settings.part)
-    questions = read_questions(context.data(settings.questions), documents or None)
-    task = EvaluationTask(settings, questions, every, context.seed)
+    domain = get_domain(settings.domain)
+    questions = domain.read_tasks(context.data(settings.questions), documents or None)
+    task = EvaluationTask(settings, questions, every, context.seed, domain)
     raw_results = evaluate_rows(task, context.inputs, context.work, context.counted)
     about = {name: {"model": name, **context.about[name]} for name in raw_results}
     labels = {name: about[name]["label"] for name in raw_results}
@@ -143,7 +147,7 @@ def run(settings: EvalStage, context: Context) -> StageResult:
     evaluation = {
         "stage": context.name,
         "questions": len(questions),
-        "documents": len({question.document for question in questions}),
+        "documents": len({question.cluster for question in questions}),
         "rows": [
             table.build_row(raw, questions, about[name], raw_results[reference]) for name, raw in raw_results.items()
         ],
@@ -175,11 +179,12 @@ def _check_found(planned: PlannedStage, row: EvalRow, root: Path) -> None:
     if context is None or longest <= context or documents is None or questions is None:
         return
     from skillgraft.evals.rows import EvaluationTask, prompt_sizes, row_prompts
-    from skillgraft.train.common import load_tokenizer
+    from skillgraft.models.loading import load_tokenizer
 
     every, tokenizer = read_documents(documents), load_tokenizer(root)
-    chosen = read_questions(questions, choose(every, settings.limit_documents, settings.part))
-    task = EvaluationTask(settings, chosen, every, 0)
+    domain = get_domain(settings.domain)
+    chosen = domain.read_tasks(questions, choose(every, settings.limit_documents, settings.part))
+    task = EvaluationTask(settings, chosen, every, 0, domain)
     prompt_sizes(task, row, row_prompts(task, row, tokenizer)[0], tokenizer, context)
 
 

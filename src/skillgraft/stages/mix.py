@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from skillgraft.data.documents import read_documents, read_questions
+from skillgraft.data.documents import read_documents
+from skillgraft.data.tasks import read_questions
 from skillgraft.errors import RecipeError
 from skillgraft.settings.base import BASE, Chooses, DataPath, Ref, Settings
 from skillgraft.settings.synthesis import SEES, TeacherSees
@@ -53,8 +54,8 @@ def run(settings: MixStage, context: Context) -> StageResult:
     import torch
 
     from skillgraft.data.synthesis.mixsd import mix_questions, write_mixed
-    from skillgraft.train.common import count_parameters, load_model, load_tokenizer
-    from skillgraft.train.precision import bf16_pays, describe, device
+    from skillgraft.models.loading import count_parameters, load_model, load_tokenizer
+    from skillgraft.models.precision import bf16_pays, describe, device
 
     documents = read_documents(context.data(settings.documents), settings.limit_documents) if settings.documents else []
     questions = read_questions(context.data(settings.questions), documents or None)

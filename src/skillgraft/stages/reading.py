@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from skillgraft.data.documents import Document, Question, check_questions, read_documents, read_questions
+from skillgraft.data.documents import Document, read_documents
 from skillgraft.data.slices import choose
 from skillgraft.data.synthesis.prompt_templates import read_styles
+from skillgraft.data.tasks import Question, check_questions, read_questions
 from skillgraft.errors import RecipeError
 from skillgraft.settings.base import stage_named
 from skillgraft.support.digest import digest

@@ -11,9 +11,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from skillgraft.checkpoint.fingerprint import fingerprint_file
-from skillgraft.data.documents import Document, read_documents, read_questions
+from skillgraft.data.documents import Document, read_documents
 from skillgraft.data.slices import choose
 from skillgraft.data.synthesis.endpoint_key import read_key
+from skillgraft.domains import get_domain
 from skillgraft.errors import RecipeError
 from skillgraft.settings.base import Chooses, DataPath, Ref, Settings, Slice, TrainerArguments
 from skillgraft.settings.synthesis import JUDGE, EndpointSettings
@@ -33,7 +34,7 @@ class RlStage(Settings):
     from_: Annotated[str, Ref("checkpoint")] = Field(
         alias="from", description="the SFT stage or checkpoint whose knowledge is to be used"
     )
-    domain: Literal["knowledge"] = Field("knowledge", description="what is learnt: closed-book questions")
+    domain: str = Field("knowledge", description="what is learnt: its tasks, prompts, rewards and metrics")
     questions: Annotated[Path, DataPath("questions", use="learn")] = Field(
         description="JSONL with document, question, answers"
     )
@@ -72,6 +73,7 @@ class RlStage(Settings):
 
 def check(name: str, settings: RlStage) -> None:
     """Raise for settings that contradict each other, and for a reward that pays for nothing."""
+    get_domain(settings.domain)
     if settings.reward is not None:
         _check_weights(f"stages.{name}.reward", settings.reward)
     if settings.rounds and "max_steps" in settings.trainer:
@@ -144,13 +146,15 @@ def run(settings: RlStage, context: Context) -> StageResult:
     from skillgraft.train.data_parallel import own_folder
     from skillgraft.train.rl import train_rl
 
-    questions = read_questions(context.data(settings.questions), _chosen(settings, context) or None)
+    domain = get_domain(settings.domain)
+    tasks = domain.read_tasks(context.data(settings.questions), _chosen(settings, context) or None)
     with (
         training(settings, context) as arguments,
         judge_of(settings, context.inputs, own_folder(context.work)) as judge,
     ):
         trained = train_rl(
-            questions=questions,
+            tasks=tasks,
+            domain=domain,
             reward=settings.reward,
             judge=judge,
             algorithm=settings.algorithm,
@@ -160,7 +164,7 @@ def run(settings: RlStage, context: Context) -> StageResult:
             rounds=settings.rounds,
             **arguments,
         )
-    details = {"questions": len(questions), "trained_questions": trained.questions}
+    details = {"questions": len(tasks), "trained_questions": trained.questions}
     return trained_result(trained, details, trained.curve, ["reward", "share_without_variance", "completion_tokens"])
 
 
@@ -175,15 +179,16 @@ def preflight(given: Preflight) -> Iterable[str]:
     settings = given.planned.settings
     if settings.judge_endpoint is not None:
         read_key(settings.judge_endpoint.key_variable)
-    from skillgraft.domains.rewards import DEFAULT_MIX, get_reward
+    from skillgraft.domains.rewards import get_reward
     from skillgraft.train.data_parallel import check_shares
     from skillgraft.train.rl import rl_arguments
 
     check_adaptation(settings.trainer, given.root(settings.from_), settings.lora)
-    mix = settings.reward or DEFAULT_MIX
+    domain = get_domain(settings.domain)
+    mix = dict(settings.reward or domain.default_reward)
     for name in mix:
         if name != JUDGE:
-            get_reward(name)
+            get_reward(name, domain.rewards)
     arguments = rl_arguments(mix, settings.trainer, settings.lora is not None, Path("unused"), 0, settings.algorithm)
     check_shares(arguments, given.processes)
     if given.processes > 1 and settings.skip_without_variance:

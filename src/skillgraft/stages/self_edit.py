@@ -8,9 +8,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from skillgraft.data.documents import read_documents, read_questions
+from skillgraft.data.documents import read_documents
 from skillgraft.data.slices import asked_documents
 from skillgraft.data.synthesis.prompt_templates import read_styles
+from skillgraft.data.tasks import read_questions
 from skillgraft.errors import RecipeError
 from skillgraft.settings.base import Chooses, DataPath, Ref, TrainerArguments
 from skillgraft.settings.self_edit import SelfEditSettings
@@ -66,7 +67,7 @@ def read(settings: SelfEditStage) -> dict[str, str]:
 @in_one_precision
 def run(settings: SelfEditStage, context: Context) -> StageResult:
     """Train a writer of renderings on those of its own that were learnt best."""
-    from skillgraft.train.precision import describe
+    from skillgraft.models.precision import describe
     from skillgraft.train.self_edit import train_writer
 
     documents = read_documents(context.data(settings.documents), settings.limit_documents)

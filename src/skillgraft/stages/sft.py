@@ -8,9 +8,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from skillgraft.data.documents import Document, Question, read_documents, read_questions
+from skillgraft.data.documents import Document, read_documents
 from skillgraft.data.replay import read_replay
 from skillgraft.data.slices import choose
+from skillgraft.data.tasks import Question, read_questions
 from skillgraft.errors import DataError, RecipeError
 from skillgraft.settings.base import Chooses, DataPath, Ref, Settings, Slice, TrainerArguments, stage_named
 from skillgraft.settings.text import WHOLE, ReplaySettings, TextSettings, check_text
@@ -117,7 +118,7 @@ def preflight(given: Preflight) -> Iterable[str]:
     """Raise for what the trainer refuses, for too little replay text, and for questions about nothing learnt before."""
     settings, start = given.planned.settings, given.root(given.planned.settings.from_)
     check_chain(given.stages, given.planned.name, settings)
-    from skillgraft.train.common import load_tokenizer
+    from skillgraft.models.loading import load_tokenizer
     from skillgraft.train.data_parallel import check_shares
     from skillgraft.train.sft import sft_arguments, sft_rows
 

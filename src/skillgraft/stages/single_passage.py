@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from skillgraft.data.documents import read_documents, read_questions
+from skillgraft.data.documents import read_documents
 from skillgraft.data.passages import passages
+from skillgraft.data.tasks import read_questions
 from skillgraft.errors import RecipeError
 from skillgraft.settings.base import BASE, Chooses, DataPath, Ref
 from skillgraft.settings.evaluation import LEARNT, START, SinglePassageSettings
@@ -73,7 +74,7 @@ def run(settings: SinglePassageStage, context: Context) -> StageResult:
     """Learn each passage alone, score it with and without skills, and forget it; a scored passage is kept."""
     from skillgraft.evals.single_passage import build_table, score_passages
     from skillgraft.evals.table import write_table
-    from skillgraft.train.precision import describe
+    from skillgraft.models.precision import describe
 
     chosen = passages(read_documents(context.data(settings.documents)), settings.limit_documents)
     documents = [passage.document for passage in chosen]

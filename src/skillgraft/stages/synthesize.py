@@ -10,9 +10,10 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from skillgraft.checkpoint.fingerprint import fingerprint_file
-from skillgraft.data.documents import read_documents, read_questions
+from skillgraft.data.documents import read_documents
 from skillgraft.data.synthesis.endpoint_key import read_key
 from skillgraft.data.synthesis.prompt_templates import read_styles
+from skillgraft.data.tasks import read_questions
 from skillgraft.errors import MissingPathError, RecipeError
 from skillgraft.settings.base import BASE, Chooses, DataPath, Ref
 from skillgraft.settings.synthesis import SynthesisSettings

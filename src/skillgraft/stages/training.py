@@ -20,7 +20,7 @@ def in_one_precision(run: Callable[[Any, Context], StageResult]) -> Callable[[An
 
     @functools.wraps(run)
     def wrapped(settings: Any, context: Context) -> StageResult:
-        from skillgraft.train.precision import one_precision
+        from skillgraft.models.precision import one_precision
 
         with one_precision(context.work):
             return run(settings, context)
@@ -71,8 +71,8 @@ def trained_result(
     trained: Any, details: Mapping[str, Any], curve: Sequence[Mapping[str, float]], headline: Sequence[str]
 ) -> StageResult:
     """Return what is recorded of a training run: its cost, what it ran on, its curve."""
+    from skillgraft.models.precision import describe
     from skillgraft.train.data_parallel import processes
-    from skillgraft.train.precision import describe
 
     return StageResult(details, trained.tokens, trained.flops, describe(), processes(), curve, headline)
 

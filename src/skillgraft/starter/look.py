@@ -10,7 +10,8 @@ from pathlib import Path
 from skillgraft.checkpoint.default_model import DEFAULT_BASE, DEFAULT_PARAMETERS, local_base
 from skillgraft.checkpoint.layout import read_layout
 from skillgraft.checkpoint.tokenizer import TOKENIZER_FILE, tokenizer_identity
-from skillgraft.data.documents import Document, check_questions, read_documents, read_questions
+from skillgraft.data.documents import Document, read_documents
+from skillgraft.data.tasks import check_questions, read_questions
 from skillgraft.errors import CheckpointError, CompatibilityError, DataError, MissingPathError
 from skillgraft.skills.shipped import RECALL, shipped_skills
 from skillgraft.stages.costs import BYTES_PER_TOKEN, training_needs

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
 from skillgraft.errors import RecipeError, TrainingError
-from skillgraft.train.precision import device
+from skillgraft.models.precision import device
 
 
 def processes() -> int:

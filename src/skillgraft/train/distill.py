@@ -39,21 +39,17 @@ from trl import DistillationConfig, DistillationTrainer
 from trl.trainer.utils import pad
 
 from skillgraft.adapters.lora import fitting_lora, roll_out_merged, save_trained
-from skillgraft.data.documents import INSTRUCTION, Document, Question
+from skillgraft.data.documents import Document
 from skillgraft.data.synthesis.teacher_prompts import by_document, tell_about, with_context
+from skillgraft.data.tasks import Question
 from skillgraft.errors import DataError, RecipeError, TrainingError
+from skillgraft.models.loading import count_parameters, load_model, load_tokenizer
+from skillgraft.models.prompts import INSTRUCTION, Prompt, as_prompt
 from skillgraft.settings.synthesis import LONGEST_ANSWER
 from skillgraft.train.callbacks import KeepAlive, Progress, newest_checkpoint, read_log, stop_on_interrupt
-from skillgraft.train.common import (
-    check_at_least,
-    count_parameters,
-    load_model,
-    load_tokenizer,
-    trainer_arguments,
-)
 from skillgraft.train.epochs import EpochSampler
-from skillgraft.train.prompts import Prompt, as_prompt
 from skillgraft.train.sft import Trained
+from skillgraft.train.trainer_arguments import check_at_least, trainer_arguments
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int

@@ -25,19 +25,20 @@ from transformers import PreTrainedTokenizerBase
 
 from skillgraft.adapters.lora import ADAPTER, save_trained
 from skillgraft.checkpoint.layout import parameters_of, read_layout
-from skillgraft.data.documents import Document, Question
-from skillgraft.data.metrics import METRICS
+from skillgraft.data.documents import Document
 from skillgraft.data.passages import Passage
 from skillgraft.data.slices import asked_documents
 from skillgraft.data.synthesis.generation import Kept, write_locally
 from skillgraft.data.synthesis.local_writer import LocalWriter, as_chat
 from skillgraft.data.synthesis.prompt_templates import read_styles
 from skillgraft.data.synthesis.requests import Request, lines, plan_requests, without_cut_end
+from skillgraft.data.tasks import Question
+from skillgraft.domains.knowledge import KNOWLEDGE
 from skillgraft.errors import TrainingError
-from skillgraft.evals.answers import answer
+from skillgraft.models.answering import answer
+from skillgraft.models.loading import load_model, load_tokenizer
 from skillgraft.settings.self_edit import SelfEditSettings
 from skillgraft.settings.text import WHOLE
-from skillgraft.train.common import load_model, load_tokenizer
 from skillgraft.train.examples import UNLEARNT, Row
 from skillgraft.train.sft import fit, sft_arguments
 from skillgraft.train.single_passage import Answerer, Learner
@@ -207,8 +208,9 @@ def _score(
     )
 
     def measured(questions: Sequence[Question]) -> list[float]:
-        said, _ = answer(answerer.model, answerer.tokenizer, questions, stage.max_answer_tokens, 64)
-        return [METRICS[stage.score](text, each.answers) for text, each in zip(said, questions, strict=True)]
+        prompts = [KNOWLEDGE.prompt(answerer.tokenizer, question) for question in questions]
+        said, _ = answer(answerer.model, answerer.tokenizer, prompts, stage.max_answer_tokens, 64)
+        return [KNOWLEDGE.metrics[stage.score](text, each.answers) for text, each in zip(said, questions, strict=True)]
 
     if "before" not in kept.by_id:
         found = measured([q for name in dict.fromkeys(r.document.id for r in requests) for q in asked[name]])

@@ -20,11 +20,11 @@ from skillgraft.arithmetic.merging import machine_for
 from skillgraft.arithmetic.plan import plan_merge
 from skillgraft.data.passages import Passage
 from skillgraft.errors import TrainingError
+from skillgraft.models.loading import load_model, load_tokenizer
+from skillgraft.models.precision import bf16_pays, device
 from skillgraft.settings.text import TextSettings
 from skillgraft.train.callbacks import Progress
-from skillgraft.train.common import load_model, load_tokenizer
 from skillgraft.train.examples import document_rows
-from skillgraft.train.precision import bf16_pays, device
 from skillgraft.train.sft import Trained, fit, sft_arguments
 
 LEARNING = "learning"

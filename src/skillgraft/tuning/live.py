@@ -15,12 +15,12 @@ from skillgraft.arithmetic.injection.live_weights import LiveWeights
 from skillgraft.arithmetic.merge_recipe import MergeRecipe
 from skillgraft.arithmetic.merging import machine_for
 from skillgraft.arithmetic.plan import plan_merge
-from skillgraft.data.documents import Question
 from skillgraft.data.metrics import METRICS
-from skillgraft.evals.answers import answer
+from skillgraft.data.tasks import Question
+from skillgraft.evals.answers import closed_book
 from skillgraft.evals.likelihood import answer_likelihood
-from skillgraft.train.common import load_model, load_tokenizer
-from skillgraft.train.precision import bf16_pays, device
+from skillgraft.models.loading import load_model, load_tokenizer
+from skillgraft.models.precision import bf16_pays, device
 from skillgraft.tuning.loop import LIKELIHOOD
 
 
@@ -38,7 +38,7 @@ class LiveModel:
         self._weights.become(plan_merge(recipe))
         found: dict[str, list[float]] = {}
         if any(name in METRICS for name in self._metrics):
-            texts, _ = answer(self._model, self._tokenizer, questions, self._max_new_tokens, self._batch_size)
+            texts, _ = closed_book(self._model, self._tokenizer, questions, self._max_new_tokens, self._batch_size)
             for name in self._metrics:
                 if name in METRICS:
                     found[name] = [METRICS[name](text, q.answers) for text, q in zip(texts, questions, strict=True)]

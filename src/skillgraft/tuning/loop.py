@@ -25,8 +25,8 @@ from skillgraft.arithmetic.merge_recipe import MergeRecipe
 from skillgraft.arithmetic.merging import as_recipe, merge
 from skillgraft.arithmetic.plan import plan_merge
 from skillgraft.checkpoint.json_file import read_json_object, write_json
-from skillgraft.data.documents import Question, read_questions
 from skillgraft.data.metrics import METRICS
+from skillgraft.data.tasks import Question, read_questions
 from skillgraft.errors import CheckpointError, DataError, RecipeError, did_you_mean
 from skillgraft.evals.intervals import bootstrap
 from skillgraft.evals.overlap import shared_questions
@@ -119,7 +119,7 @@ def _live(
 
     def score(candidate: MergeRecipe, questions: Sequence[Question]) -> Mapping[str, Sequence[float]]:
         if not loaded:
-            from skillgraft.train.precision import one_precision
+            from skillgraft.models.precision import one_precision
             from skillgraft.tuning.live import LiveModel
 
             with one_precision(work):

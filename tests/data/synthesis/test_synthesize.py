@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from skillgraft import run
-from skillgraft.data.documents import read_documents, read_questions
+from skillgraft.data.documents import read_documents
+from skillgraft.data.tasks import read_questions
 from skillgraft.errors import DataError, MissingPathError, RecipeError
 from skillgraft.pipeline.estimate import estimate
 from skillgraft.recipe.load import load_recipe

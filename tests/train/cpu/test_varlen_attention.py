@@ -7,7 +7,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from skillgraft.data.documents import Document
 from skillgraft.errors import TrainingError
-from skillgraft.train.common import load_model
+from skillgraft.models.loading import load_model
 from skillgraft.train.cpu import varlen_attention
 from skillgraft.train.cpu.fused_logprobs import fast_head
 from skillgraft.train.cpu.varlen_attention import RAGGED, Branches, packs, ragged_attention, use_attention

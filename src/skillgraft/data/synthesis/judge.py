@@ -148,7 +148,7 @@ def endpoint_judge(settings: EndpointSettings, kept: Kept) -> Judge:
 def local_judge(directory: Path, kept: Kept) -> Judge:
     """Return the checkpoint in `directory` as a judge."""
     from skillgraft.data.synthesis.local_writer import LocalWriter
-    from skillgraft.train.common import load_tokenizer
+    from skillgraft.models.loading import load_tokenizer
 
     writer = LocalWriter(directory, load_tokenizer(directory), temperature=0.0, top_p=1.0, max_new_tokens=MOST_TOKENS)
 

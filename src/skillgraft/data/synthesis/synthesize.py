@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from skillgraft.data.documents import Document, read_questions
+from skillgraft.data.documents import Document
 from skillgraft.data.synthesis.endpoint import Endpoint
 from skillgraft.data.synthesis.endpoint_key import read_key
 from skillgraft.data.synthesis.generation import Kept, write_by_endpoint, write_locally
 from skillgraft.data.synthesis.imported_renderings import read_given
 from skillgraft.data.synthesis.prompt_templates import Style, read_styles
 from skillgraft.data.synthesis.requests import GIVEN, Rendering, Request, plan_requests, select
+from skillgraft.data.tasks import read_questions
 from skillgraft.settings.synthesis import SynthesisSettings
 
 Progress = Callable[[int, int], None]
@@ -92,7 +93,7 @@ def _written(
     progress: Progress,
 ) -> tuple[list[Rendering], dict[str, Any]]:
     from skillgraft.data.chunks import chunks
-    from skillgraft.train.common import load_tokenizer
+    from skillgraft.models.loading import load_tokenizer
 
     tokenizer = load_tokenizer(model)
 
@@ -145,7 +146,7 @@ def _write_locally(
     progress: Progress,
 ) -> dict[str, Any]:
     from skillgraft.data.synthesis.local_writer import LocalWriter
-    from skillgraft.train.precision import describe, one_precision
+    from skillgraft.models.precision import describe, one_precision
 
     with one_precision(work):
         writer = LocalWriter(

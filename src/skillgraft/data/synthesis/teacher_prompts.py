@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from skillgraft.data.documents import Document, Question
+from skillgraft.data.documents import Document
+from skillgraft.data.tasks import Question
 from skillgraft.errors import DataError
 
 

@@ -64,8 +64,8 @@ class Team:
         assert planned.kind.run is not None
         if self.size == 1 or not planned.kind.parallel:
             return planned.kind.run(planned.settings, context)
+        from skillgraft.models.precision import one_precision
         from skillgraft.stages.context import SILENT
-        from skillgraft.train.precision import one_precision
 
         with one_precision(context.work):  # decided before the others look
             self._order((planned.settings, replace(context, reporter=SILENT)))
@@ -126,8 +126,8 @@ class Team:
         from accelerate.state import AcceleratorState
         from torch import distributed
 
+        from skillgraft.models.precision import device
         from skillgraft.train.data_parallel import agree
-        from skillgraft.train.precision import device
 
         if device().type != "cpu":
             torch.accelerator.set_device_index(int(self.variables.get("LOCAL_RANK", "0")))
@@ -238,7 +238,7 @@ def _meet() -> Team:
     """Connect to the launcher's key-value store and hide its variables."""
     from torch import distributed
 
-    from skillgraft.train.precision import device
+    from skillgraft.models.precision import device
 
     size = os.environ["WORLD_SIZE"]
     if found := [name for name in SHARDING if os.environ.get(name, "").lower() == "true"]:

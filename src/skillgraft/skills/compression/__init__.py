@@ -28,7 +28,7 @@ from skillgraft.checkpoint.layout import read_layout
 from skillgraft.checkpoint.provenance import software_versions
 from skillgraft.checkpoint.sorted_writer import SortedWriter
 from skillgraft.checkpoint.writer import atomic_directory
-from skillgraft.data.documents import questions_path, read_questions
+from skillgraft.data.tasks import questions_path, read_questions
 from skillgraft.errors import CompatibilityError, RecipeError
 from skillgraft.skills.card import card_text
 from skillgraft.skills.compatibility import check_compatibility

@@ -13,8 +13,8 @@ from skillgraft.arithmetic.injection.inject import inject
 from skillgraft.checkpoint.default_model import resolve_base
 from skillgraft.checkpoint.fingerprint import fingerprint_checkpoint, fingerprint_file
 from skillgraft.checkpoint.layout import read_layout
-from skillgraft.data.documents import questions_path, read_questions
 from skillgraft.data.metrics import METRICS
+from skillgraft.data.tasks import questions_path, read_questions
 from skillgraft.errors import DataError
 from skillgraft.evals.intervals import RESAMPLES, bootstrap
 from skillgraft.evals.overlap import shared_questions

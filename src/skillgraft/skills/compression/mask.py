@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from skillgraft.data.documents import Question
+from skillgraft.data.tasks import Question
 from skillgraft.errors import CompatibilityError
-from skillgraft.train.common import load_model, load_tokenizer
-from skillgraft.train.precision import device
-from skillgraft.train.prompts import encode
+from skillgraft.models.loading import load_model, load_tokenizer
+from skillgraft.models.precision import device
+from skillgraft.models.prompts import encode
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float

@@ -1,33 +1,21 @@
-"""What both training stages share: quiet and offline-safe trainers, arguments passed through, weights saved whole."""
+"""Trainer arguments: a recipe's `trainer:` mapping passed through to Transformers' and TRL's config classes."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import dataclasses
-import logging
 import math
-import os
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-import torch
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    TrainingArguments,
-)
-from transformers.utils import logging as transformers_logging
+from transformers import TrainingArguments
 
 from skillgraft.errors import RecipeError, did_you_mean
+from skillgraft.models.loading import quiet
+from skillgraft.models.precision import bf16_pays, device
 from skillgraft.train.data_parallel import processes
-from skillgraft.train.precision import bf16_pays, device
 
 RESERVED = {
     *("output_dir", "seed", "use_cpu", "bf16", "fp16", "reward_weights", "push_to_hub"),
@@ -51,24 +39,12 @@ def keep_freed_memory() -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def quiet() -> None:
-    """Keep the libraries' own bars and advice off the terminal: the stage list shows progress."""
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    for name in ("trl", "accelerate", "datasets", "peft"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    import datasets
-
-    datasets.disable_progress_bars()
-
-
 def trainer_arguments(
     config: type[TrainingArguments], defaults: Mapping[str, Any], given: Mapping[str, Any], workdir: Path, seed: int
 ) -> TrainingArguments:
     """Return `config` with our `defaults`, over them the recipe's `trainer:` mapping.
 
-    Of processes that train together each gets its part of the batch (see `train.together`).
+    Of processes that train together each gets its part of the batch (see `train.data_parallel`).
 
     Raises:
         RecipeError: a key that the trainer does not have, one that is `RESERVED`, or a value it refuses.
@@ -133,27 +109,3 @@ def _as_number(text: str) -> str:
 
 def _closest(key: str, known: set[str]) -> str:
     return did_you_mean(key, known).partition(" available:")[0].rstrip(";")
-
-
-def load_model(directory: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """Return the causal language model at `directory` in `dtype`, on the CPU."""
-    quiet()
-    model = AutoModelForCausalLM.from_pretrained(str(directory), dtype=dtype, local_files_only=True)
-    # Generation hands the last position to the output head as a strided slice. Torch 2.13 multiplies that in bf16 on
-    # the CPU without its fast kernel: 5.2 s instead of 0.02 s for 64 rows and 49,152 words.
-    model.get_output_embeddings().register_forward_pre_hook(lambda head, inputs: (inputs[0].contiguous(), *inputs[1:]))
-    return model
-
-
-def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
-    """Return the tokenizer at `directory`, with a padding token."""
-    quiet()
-    tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def count_parameters(model: PreTrainedModel) -> int:
-    """Return the number of parameters, tied ones counted once."""
-    return sum(parameter.numel() for parameter in model.parameters())

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from jinja2 import TemplateError
-from transformers import BatchEncoding, PreTrainedTokenizerBase
 
-from skillgraft.data.documents import INSTRUCTION
+if TYPE_CHECKING:
+    from transformers import BatchEncoding, PreTrainedTokenizerBase
+
+INSTRUCTION = "Answer with a short phrase."
+"""Said before every question, in RL and in evaluation alike, so that habit is not all there is to learn."""
 
 Prompt = str | list[dict[str, str]]
 """What TRL takes as a prompt: plain text, or a chat."""
