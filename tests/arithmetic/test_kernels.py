@@ -41,7 +41,7 @@ WAYS = {
     "one from the target": ([0, 2], [1, 0], [1, -1], [0.6], 0),
     "a difference of others": ([0, 2], [1, 2], [1, -1], [1.0], 0),
     "a sum of models": ([0, 1, 2, 3], [0, 1, 2], [1, 1, 1], [0.5, 0.3, 0.2], -1),
-    "a negative leaf": ([0, 1, 2], [1, 2], [-1, 1], [0.5, 0.25], 0),
+    "a negative source": ([0, 1, 2], [1, 2], [-1, 1], [0.5, 0.25], 0),
 }
 
 
@@ -53,15 +53,15 @@ def test_every_way_rounds_once(way, plain):
     scales = [1.0, 0.5, -0.25] if target >= 0 else [1.0]
     finite, outs, sums = merged(shorts, firsts, terms, signs, weights, target, scales)
     assert finite
-    leaves = list(map(wide, shorts))
+    sources = list(map(wide, shorts))
     made = 0.0
     for j, weight in enumerate(weights):
         value = 0.0
         for place in range(firsts[j], firsts[j + 1]):
-            value = value + signs[place] * leaves[terms[place]]
+            value = value + signs[place] * sources[terms[place]]
         made = value * weight if j == 0 else made + value * weight
     for number, scale in enumerate(scales):
-        exact = made * scale + leaves[target] if target >= 0 else made
+        exact = made * scale + sources[target] if target >= 0 else made
         stored = round_once(torch.from_numpy(exact), torch.bfloat16)
         assert np.array_equal(stored.view(torch.int16).numpy().view(np.uint16), outs[number])
         lost = float(np.sum((stored.double().numpy() - exact) ** 2))

@@ -38,7 +38,7 @@ def hard_cases(dtype):
 
 
 def by_kernel(values, dtype):
-    """The same through the compiled kernel: one leaf with weight 1."""
+    """The same through the compiled kernel: one source with weight 1."""
     raws = np.frombuffer(tensor_bytes(values), dtype=np.uint8).copy().reshape(1, -1)
     outs, sums = np.empty((1, len(values) * dtype.itemsize), dtype=np.uint8), np.empty(3)
     one, none = np.zeros(1, dtype=np.int64), np.empty((0, 0), dtype=np.bool_)

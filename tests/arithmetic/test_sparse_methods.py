@@ -14,7 +14,7 @@ from skillgraft.arithmetic import tiles as tiles_module
 from skillgraft.arithmetic.methods.breadcrumbs import band_ranks, breadcrumbs
 from skillgraft.arithmetic.methods.cabs import cabs
 from skillgraft.arithmetic.methods.mediator import count_conflicts, judge, layer_of
-from skillgraft.arithmetic.methods.pcb import Balance, exact_sum, exponential, kept_rank, power, scores
+from skillgraft.arithmetic.methods.pcb import PcbStatistics, exact_sum, exponential, kept_rank, power, scores
 from skillgraft.arithmetic.methods.pcb import numerators as plain_numerators
 from skillgraft.arithmetic.softmax_tiles import exact_sum as compiled_sum
 from skillgraft.arithmetic.softmax_tiles import numerators as compiled_numerators
@@ -191,7 +191,7 @@ def test_numpy_numba_and_torch_agree_on_every_bit():
     rng = np.random.default_rng(1)
     vectors = [rng.standard_normal(4096) * 10.0**-number for number in range(3)]
     low, high = (np.array([[end(one * other) for other in vectors] for one in vectors]) for end in (np.min, np.max))
-    balance = Balance((0, 1, 2), low, high, np.full((3, 3), 3.7), np.full(3, 2.3))
+    balance = PcbStatistics((0, 1, 2), low, high, np.full((3, 3), 3.7), np.full(3, 2.3))
     tensors = [torch.from_numpy(vector) for vector in vectors]
     plain, compiled, device = (
         scores(make(given, low, high), balance)

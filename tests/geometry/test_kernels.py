@@ -42,8 +42,8 @@ def test_differences_of_bf16(vectors, count):
         pairs,
         below,
     )
-    origin, *leaves = map(wide, shorts)
-    deltas = [leaf - origin for leaf in leaves]
+    origin, *sources = map(wide, shorts)
+    deltas = [source - origin for source in sources]
     assert base == pytest.approx(np.sum(origin**2), rel=1e-12)
     rows = iter(pairs)
     for i, one in enumerate(deltas):

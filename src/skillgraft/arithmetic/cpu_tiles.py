@@ -1,4 +1,4 @@
-"""One tile on the CPU: read the leaves' bytes, let the compiled kernel do the rest."""
+"""One tile on the CPU: read the sources' bytes, let the compiled kernel do the rest."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from skillgraft.arithmetic.buffers import Files, Scratch
+from skillgraft.arithmetic.buffers import Buffers, Files
 from skillgraft.arithmetic.combine import COMBINED, part_of
 from skillgraft.arithmetic.kernels import native
 from skillgraft.arithmetic.methods.dare import keep_mask
 from skillgraft.arithmetic.methods.model_stock import stock_ratio
 from skillgraft.arithmetic.methods.slerp import slerp_weights
 from skillgraft.arithmetic.plan import Operand, Plan, TensorPlan
-from skillgraft.arithmetic.tensor_sources import Leaf
+from skillgraft.arithmetic.tensor_sources import TensorSource
 from skillgraft.arithmetic.tiles import Tile
 from skillgraft.checkpoint.header import DTYPE_BYTES
 
@@ -30,7 +30,7 @@ class Computed(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """The leaves of a tile, each once, and which of them make up which operand."""
+    """The sources of a tile, each once, and which of them make up which operand."""
 
     raws: np.ndarray
     codes: np.ndarray
@@ -47,20 +47,20 @@ def compute(
     tile: Tile,
     facts: Any,
     scales: Sequence[float],
-    scratch: Scratch,
+    buffers: Buffers,
     files: Files,
 ) -> Computed:
     """Return one tile of a tensor for every λ in `scales`; the bytes lie in a buffer that the next call reuses."""
     count = tile.stop - tile.start
     vectors = plan.method.of == "vectors"
     if plan.method.name in COMBINED:
-        inputs, finite_inputs = _combined(plan, tensor, operands, tile, facts, scratch, files)
+        inputs, finite_inputs = _combined(plan, tensor, operands, tile, facts, buffers, files)
         how = _plain(np.ones(1))
     else:
-        inputs, finite_inputs = read_inputs(tensor, operands, tile, vectors, scratch, files), True
+        inputs, finite_inputs = read_inputs(tensor, operands, tile, vectors, buffers, files), True
         how = _settings(plan, tensor, operands, tile, facts)
-    outs = scratch.empty("outs", (len(scales), count * DTYPE_BYTES[tensor.spec.dtype]), np.uint8)
-    sums = scratch.empty("sums", (len(scales) + 2,))
+    outs = buffers.empty("outs", (len(scales), count * DTYPE_BYTES[tensor.spec.dtype]), np.uint8)
+    sums = buffers.empty("sums", (len(scales) + 2,))
     finite = native.merge_tile(
         inputs.raws,
         inputs.codes,
@@ -93,14 +93,14 @@ def _combined(
     operands: Sequence[Operand],
     tile: Tile,
     facts: Any,
-    scratch: Scratch,
+    buffers: Buffers,
     files: Files,
 ) -> tuple[Inputs, bool]:
-    """Return the target and what a method without a kernel makes of the task vectors, as two leaves; are all finite?"""
+    """Return the target and what a method without a kernel makes, as two sources; are all finite?"""
     count = tile.stop - tile.start
-    values = operand_values(tensor, operands, tile, scratch, files)
+    values = operand_values(tensor, operands, tile, buffers, files)
     finite = all(native.all_finite(row) for row in values)  # a mask would pass over NaN in silence
-    raws = scratch.empty("combined", (2, 8 * count), np.uint8)
+    raws = buffers.empty("combined", (2, 8 * count), np.uint8)
     tensor.target.read(tile.start, tile.stop, files, raws[0])
     raws[1].view(np.float64)[:] = COMBINED[plan.method.name](list(values), part_of(plan, tensor, operands, tile, facts))
     codes = np.array([native.CODES[tensor.target.dtype], native.F64])
@@ -108,12 +108,12 @@ def _combined(
 
 
 def operand_values(
-    tensor: TensorPlan, operands: Sequence[Operand], tile: Tile, scratch: Scratch, files: Files
+    tensor: TensorPlan, operands: Sequence[Operand], tile: Tile, buffers: Buffers, files: Files
 ) -> np.ndarray:
     """Return the operands' values of one tile (operands, count) in fp64."""
     count = tile.stop - tile.start
-    inputs = read_inputs(tensor, operands, tile, False, scratch, files)
-    values = scratch.empty("values", (len(operands), count))
+    inputs = read_inputs(tensor, operands, tile, False, buffers, files)
+    values = buffers.empty("values", (len(operands), count))
     for row in range(len(operands)):
         first, last = int(inputs.firsts[row]), int(inputs.firsts[row + 1])
         native.values_tile(
@@ -131,30 +131,30 @@ def operand_values(
 
 
 def read_inputs(
-    tensor: TensorPlan, operands: Sequence[Operand], tile: Tile, with_target: bool, scratch: Scratch, files: Files
+    tensor: TensorPlan, operands: Sequence[Operand], tile: Tile, with_target: bool, buffers: Buffers, files: Files
 ) -> Inputs:
-    """Read every leaf of a tile once."""
-    leaves, codes, firsts, terms, signs = scratch.last(
+    """Read every source of a tile once."""
+    sources, codes, firsts, terms, signs = buffers.last(
         (tensor, tuple(operands), with_target), lambda: _arrange(tensor, operands, with_target)
     )
     count = tile.stop - tile.start
-    widest = max(DTYPE_BYTES[leaf.dtype] for leaf in leaves)
-    raws = scratch.empty("raws", (len(leaves), count * widest), np.uint8)
-    for place, leaf in enumerate(leaves):
-        leaf.read(tile.start, tile.stop, files, raws[place])
+    widest = max(DTYPE_BYTES[source.dtype] for source in sources)
+    raws = buffers.empty("raws", (len(sources), count * widest), np.uint8)
+    for place, source in enumerate(sources):
+        source.read(tile.start, tile.stop, files, raws[place])
     return Inputs(raws, codes, firsts, terms, signs, 0 if with_target else -1)
 
 
 def _arrange(tensor: TensorPlan, operands: Sequence[Operand], with_target: bool) -> tuple[Any, ...]:
-    """Return the distinct leaves, their codes, and the terms of the operands as places among them."""
-    places: dict[Leaf, int] = {tensor.target: 0} if with_target else {}
+    """Return the distinct sources, their codes, and the terms of the operands as places among them."""
+    places: dict[TensorSource, int] = {tensor.target: 0} if with_target else {}
     firsts, terms, signs = [0], [], []
     for operand in operands:
         for term in operand.terms:
-            terms.append(places.setdefault(term.leaf, len(places)))
+            terms.append(places.setdefault(term.source, len(places)))
             signs.append(float(term.sign))
         firsts.append(len(terms))
-    codes = np.array([native.CODES[leaf.dtype] for leaf in places])
+    codes = np.array([native.CODES[source.dtype] for source in places])
     return tuple(places), codes, np.array(firsts), np.array(terms), np.array(signs)
 
 

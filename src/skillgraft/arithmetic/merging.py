@@ -15,7 +15,7 @@ from blake3 import blake3
 from skillgraft.arithmetic.cpu_tiles import compute as compute_on_cpu
 from skillgraft.arithmetic.merge_recipe import MergeRecipe, load_merge_recipe, parse_merge_recipe
 from skillgraft.arithmetic.plan import Plan, plan_merge
-from skillgraft.arithmetic.sidecar_files import copy_companions, stated_dtype
+from skillgraft.arithmetic.sidecar_files import copy_sidecar_files, stated_dtype
 from skillgraft.arithmetic.statistics.first_pass import gather_facts
 from skillgraft.arithmetic.statistics.score_pass import findings
 from skillgraft.arithmetic.stream import Compute, Machine, Output, Progress, Sums, stream
@@ -116,7 +116,7 @@ def write(
                 **(survival(in_order, output.scale) if plan.method.of == "vectors" else {}),
                 **findings(facts),
             }
-            copy_companions(plan.target, output.directory, dtype)
+            copy_sidecar_files(plan.target, output.directory, dtype)
             made_by = {"stage": kind, **plan.settings, "scale": output.scale}
             if "survived_rounding" in report:
                 made_by["survived_rounding"] = report["survived_rounding"]

@@ -68,11 +68,11 @@ def merge_factors(tensor: TensorPlan, recipe: MergeRecipe) -> TensorPlan:
             f"operands.{missing[0]} does not change {name!r}, which operands.{tensor.operands[0].number} does; copa "
             "merges the factors of adapters and skills on the same modules: leave one out, or use task_arithmetic"
         )
-    leaves = [operand.terms[0].leaf for operand in tensor.operands]
-    if all(isinstance(leaf, Stored) for leaf in leaves):
-        share = 1.0 / len(leaves)
+    sources = [operand.terms[0].source for operand in tensor.operands]
+    if all(isinstance(source, Stored) for source in sources):
+        share = 1.0 / len(sources)
         return replace(tensor, operands=tuple(replace(o, weight=o.weight * share) for o in tensor.operands))
-    ranks = [leaf.a.shape[0] if isinstance(leaf, Product) else None for leaf in leaves]
+    ranks = [source.a.shape[0] if isinstance(source, Product) else None for source in sources]
     if len(set(ranks)) > 1:
         said = ", ".join("no factors" if rank is None else f"rank {rank}" for rank in ranks)
         raise CompatibilityError(
@@ -80,12 +80,12 @@ def merge_factors(tensor: TensorPlan, recipe: MergeRecipe) -> TensorPlan:
             "all, or use task_arithmetic"
         )
     weights = tuple(operand.weight for operand in tensor.operands)
-    products = tuple(leaf for leaf in leaves if isinstance(leaf, Product))
+    products = tuple(source for source in sources if isinstance(source, Product))
     assert isinstance(parameters, Copa)
     merged = MergedProduct(products, weights, parameters.density, parameters.clamp, parameters.coefficient)
     first = tensor.operands[0]
     return replace(
-        tensor, operands=(replace(first, number=0, weight=1.0, terms=(first.terms[0]._replace(leaf=merged),)),)
+        tensor, operands=(replace(first, number=0, weight=1.0, terms=(first.terms[0]._replace(source=merged),)),)
     )
 
 

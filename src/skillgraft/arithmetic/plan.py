@@ -23,7 +23,7 @@ from skillgraft.arithmetic.method_plan import (
     merge_factors,
 )
 from skillgraft.arithmetic.methods import METHODS, Method
-from skillgraft.arithmetic.tensor_sources import Leaf, Product, Stored, leaf_of
+from skillgraft.arithmetic.tensor_sources import Product, Stored, TensorSource, source_of
 from skillgraft.checkpoint.fingerprint import fingerprint_checkpoint, fingerprint_file
 from skillgraft.checkpoint.header import TensorSpec
 from skillgraft.checkpoint.layout import ADAPTER_CONFIG_FILE, Layout, read_layout
@@ -38,10 +38,10 @@ OUTPUT_DTYPES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float1
 
 
 class Term(NamedTuple):
-    """One summand of an operand's value: `sign` times the leaf."""
+    """One summand of an operand's value: `sign` times the source."""
 
     sign: int
-    leaf: Leaf
+    source: TensorSource
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Operand:
     @cached_property
     def elements(self) -> int:
         """The elements that all terms have: fewer than the target's where a vocabulary is not padded."""
-        return min(term.leaf.elements for term in self.terms)
+        return min(term.source.elements for term in self.terms)
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Plan:
         return sum(tensor.spec.nbytes for tensor in self.tensors)
 
 
-Lookup = Callable[[str], Leaf | None]
+Lookup = Callable[[str], TensorSource | None]
 
 
 def plan_merge(recipe: MergeRecipe) -> Plan:
@@ -184,8 +184,8 @@ def plan_merge(recipe: MergeRecipe) -> Plan:
 
 def versions_of(tensors: Iterable[TensorPlan]) -> dict[Path, FileVersion]:
     """Return the version of every file that the tensors are read from."""
-    leaves = (leaf for t in tensors for leaf in (t.target, *(term.leaf for o in t.operands for term in o.terms)))
-    paths = dict.fromkeys(info.file for leaf in leaves for info in leaf.files)
+    sources = (source for t in tensors for source in (t.target, *(term.source for o in t.operands for term in o.terms)))
+    paths = dict.fromkeys(info.file for source in sources for info in source.files)
     return {path: file_version(path.stat()) for path in paths}
 
 
@@ -198,7 +198,7 @@ def adapter_fingerprint(adapter: Adapter) -> str:
 def of_adapter(adapter: Adapter) -> Lookup:
     """Return the lookup of an adapter's deltas."""
 
-    def find(name: str) -> Leaf | None:
+    def find(name: str) -> TensorSource | None:
         delta = adapter.deltas.get(name)
         return Product(delta.a, delta.b, delta.scaling) if delta is not None else None
 
@@ -208,11 +208,11 @@ def of_adapter(adapter: Adapter) -> Lookup:
 def of_skill(skill: Skill) -> Lookup:
     """Return the lookup of a skill's deltas."""
 
-    def find(name: str) -> Leaf | None:
+    def find(name: str) -> TensorSource | None:
         entry = skill.manifest.tensors.get(name)
         if entry is None:
             return None
-        return leaf_of(name, entry, [skill.stored[key] for key in stored_names(name, entry.form)])
+        return source_of(name, entry, [skill.stored[key] for key in stored_names(name, entry.form)])
 
     return find
 
@@ -234,12 +234,12 @@ def _operands(
     """
     found = []
     for number, (operand, terms) in enumerate(zip(given, lookups, strict=True)):
-        leaves = [(sign, lookup(name)) for sign, lookup in terms]
+        sources = [(sign, lookup(name)) for sign, lookup in terms]
         # A model that lacks the tensor (allowed explicitly) has no difference from another one either, nor has one
         # from a model that lacks it.
-        needed = [leaves[0][1], *(leaf for sign, leaf in leaves if sign < 0)] if operand.model is not None else []
-        whole = all(leaf is not None for leaf in needed)
-        present = tuple(Term(sign, leaf) for sign, leaf in leaves if leaf is not None)
+        needed = [sources[0][1], *(source for sign, source in sources if sign < 0)] if operand.model is not None else []
+        whole = all(source is not None for source in needed)
+        present = tuple(Term(sign, source) for sign, source in sources if source is not None)
         if method.first_pass != "gram":
             present = _cancelled(present)
         if (weight := operand.weight_of(name)) != 0 and present and whole:
@@ -266,10 +266,10 @@ def _check_divisor(weights: Sequence[float], method: Method, parameters: Any, wh
 
 
 def _cancelled(terms: Sequence[Term]) -> tuple[Term, ...]:
-    """Return the terms without pairs that are one leaf minus itself: an adapter on the base, less the base."""
+    """Return the terms without pairs that are one source minus itself: an adapter on the base, less the base."""
     left = list(terms)
     for term in terms:
-        opposite = Term(-term.sign, term.leaf)
+        opposite = Term(-term.sign, term.source)
         if term in left and opposite in left:
             left.remove(term)
             left.remove(opposite)
@@ -318,5 +318,5 @@ def _settings(recipe: MergeRecipe) -> dict[str, Any]:
 
 
 def _read_bytes(tensor: TensorPlan) -> int:
-    leaves = {term.leaf for operand in tensor.operands for term in operand.terms}
-    return sum(leaf.nbytes for leaf in leaves | {tensor.target})
+    sources = {term.source for operand in tensor.operands for term in operand.terms}
+    return sum(source.nbytes for source in sources | {tensor.target})

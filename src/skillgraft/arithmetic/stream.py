@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from skillgraft.arithmetic.buffers import Files, Scratch
+from skillgraft.arithmetic.buffers import Buffers, Files
 from skillgraft.arithmetic.cpu_tiles import Computed, operand_values
 from skillgraft.arithmetic.cpu_tiles import compute as compute_on_cpu
 from skillgraft.arithmetic.merge_recipe import Linear
@@ -65,9 +65,9 @@ class Machine:
     threads: int
     compute: Compute = compute_on_cpu
 
-    def scratches(self) -> list[Scratch]:
+    def thread_buffers(self) -> list[Buffers]:
         """Return one set of buffers for each thread."""
-        return [Scratch() for _ in range(self.threads)]
+        return [Buffers() for _ in range(self.threads)]
 
 
 def stream(
@@ -89,7 +89,7 @@ def stream(
     for output in outputs:
         _remove_strangers(output.directory, {file.name for file in by_file})
     done = _Count(progress, plan.bytes_read + plan.bytes_written * len(outputs))
-    scratches = machine.scratches()
+    thread_buffers = machine.thread_buffers()
     with Files(plan.versions) as files:
         for file, tensors in by_file.items():
             left = [(number, output) for number, output in enumerate(outputs)]
@@ -101,7 +101,9 @@ def stream(
             if not left:
                 done.add(file.name, sum(tensor.target.nbytes for tensor in tensors))
                 continue
-            found = _write_shard(plan, facts, file.name, tensors, [o for _, o in left], machine, files, scratches, done)
+            found = _write_shard(
+                plan, facts, file.name, tensors, [o for _, o in left], machine, files, thread_buffers, done
+            )
             for (number, output), shard_sums in zip(left, found, strict=True):
                 _finish(output.directory, file.name, shard_sums)
                 sums[number] |= shard_sums
@@ -134,7 +136,7 @@ def _write_shard(
     outputs: Sequence[Output],
     machine: Machine,
     files: Files,
-    scratches: Sequence[Scratch],
+    thread_buffers: Sequence[Buffers],
     done: _Count,
 ) -> list[Sums]:
     specs = [tensor.spec for tensor in tensors]
@@ -142,9 +144,9 @@ def _write_shard(
     shards = [ShardFile(output.directory / f"{name}{_PART}", specs, output.metadata) for output in outputs]
     try:
 
-        def visit(tensor: TensorPlan, tile: Tile, scratch: Scratch) -> None:
+        def visit(tensor: TensorPlan, tile: Tile, buffers: Buffers) -> None:
             scales = [output.scale for output in outputs]
-            losses = make_tile(plan, facts, tensor, tile, scales, shards, machine.compute, scratch, files)
+            losses = make_tile(plan, facts, tensor, tile, scales, shards, machine.compute, buffers, files)
             for sums, loss in zip(parts, losses if tensor.operands else [], strict=bool(tensor.operands)):
                 sums[tensor.spec.name].append(loss)
             operands = sum(tile.stop <= operand.elements for operand in tensor.operands)
@@ -152,7 +154,7 @@ def _write_shard(
             written = DTYPE_BYTES[tensor.spec.dtype] * len(outputs)
             done.add(tensor.spec.name, round((tile.stop - tile.start) * (width + written)))
 
-        each_tile(tiles_of(tensors), visit, threads=len(scratches), scratches=scratches)
+        each_tile(tiles_of(tensors), visit, thread_buffers)
     finally:
         for shard in shards:
             shard.close()
@@ -174,7 +176,7 @@ def make_tile(
     scales: Sequence[float],
     sinks: Sequence[Sink],
     compute: Compute,
-    scratch: Scratch,
+    buffers: Buffers,
     files: Files,
 ) -> list[tuple[float, float]]:
     """Make one tile for every λ and give it to its sink; return (squared loss, squared norm of the change) each."""
@@ -183,9 +185,9 @@ def make_tile(
     if not whole and (plan.method.of == "models" or plan.method.first_pass == "gram"):
         operands = []  # rows that not every model has are the target's
     if not operands or not any(scales):
-        _copy(tensor, tile, sinks, compute, plan, scratch, files)
+        _copy(tensor, tile, sinks, compute, plan, buffers, files)
         return [(0.0, 0.0)] * len(sinks)
-    return _combine(plan, facts, tensor, operands, tile, scales, sinks, compute, scratch, files)
+    return _combine(plan, facts, tensor, operands, tile, scales, sinks, compute, buffers, files)
 
 
 def tiles_of(tensors: Iterable[TensorPlan]) -> Iterator[tuple[TensorPlan, Tile]]:
@@ -204,15 +206,15 @@ def _combine(
     scales: Sequence[float],
     shards: Sequence[Sink],
     compute: Compute,
-    scratch: Scratch,
+    buffers: Buffers,
     files: Files,
 ) -> list[tuple[float, float]]:
     """Compute one tile for every λ and write it; return (squared loss, squared norm of the change) for each."""
     vectors = plan.method.of == "vectors"
     made = [number for number, scale in enumerate(scales) if scale != 0 or not vectors]
-    done = compute(plan, tensor, operands, tile, facts.get(tensor.spec.name), [scales[n] for n in made], scratch, files)
+    done = compute(plan, tensor, operands, tile, facts.get(tensor.spec.name), [scales[n] for n in made], buffers, files)
     if not done.finite:
-        raise not_finite(tensor, operands, tile, [scales[n] for n in made], scratch, files)
+        raise not_finite(tensor, operands, tile, [scales[n] for n in made], buffers, files)
     losses = [(0.0, 0.0)] * len(scales)
     for row, number in enumerate(made):
         shards[number].write(tensor.spec.name, tile.start * DTYPE_BYTES[tensor.spec.dtype], done.stored[row])
@@ -220,7 +222,7 @@ def _combine(
             losses[number] = (done.squared_losses[row], done.squared_norm)
     if len(made) < len(scales):
         rest = [shard for number, shard in enumerate(shards) if number not in made]
-        _copy(tensor, tile, rest, compute, plan, scratch, files)
+        _copy(tensor, tile, rest, compute, plan, buffers, files)
     return losses
 
 
@@ -230,20 +232,20 @@ def _copy(
     shards: Sequence[Sink],
     compute: Compute,
     plan: Plan,
-    scratch: Scratch,
+    buffers: Buffers,
     files: Files,
 ) -> None:
     """Write the target's own elements: its bytes, or one rounding to the planned dtype."""
     width = DTYPE_BYTES[tensor.spec.dtype]
     if tensor.target.dtype == tensor.spec.dtype:
-        raw = scratch.empty("copied", ((tile.stop - tile.start) * width,), np.uint8)
+        raw = buffers.empty("copied", ((tile.stop - tile.start) * width,), np.uint8)
         tensor.target.read(*tile, files, raw)
     else:
         cast = replace(plan, method=METHODS["linear"], parameters=Linear(normalize=False))
         alone = Operand(0, 1.0, (Term(1, tensor.target),))
-        done = compute(cast, tensor, [alone], tile, None, [1.0], scratch, files)
+        done = compute(cast, tensor, [alone], tile, None, [1.0], buffers, files)
         if not done.finite:
-            raise not_finite(tensor, (), tile, (), scratch, files)
+            raise not_finite(tensor, (), tile, (), buffers, files)
         raw = done.stored[0]
     for shard in shards:
         shard.write(tensor.spec.name, tile.start * width, raw)
@@ -254,17 +256,17 @@ def not_finite(
     operands: Sequence[Operand],
     tile: Tile,
     scales: Sequence[float],
-    scratch: Scratch,
+    buffers: Buffers,
     files: Files,
 ) -> CompatibilityError:
     """Return the error that says which operand holds NaN or infinity, or that the result overflows."""
     name = tensor.spec.name
-    for leaf in dict.fromkeys([tensor.target, *(term.leaf for operand in operands for term in operand.terms)]):
-        one = replace(tensor, target=leaf) if isinstance(leaf, Stored) else tensor
-        values = operand_values(one, [Operand(0, 1.0, (Term(1, leaf),))], tile, scratch, files)[0]
+    for source in dict.fromkeys([tensor.target, *(term.source for operand in operands for term in operand.terms)]):
+        one = replace(tensor, target=source) if isinstance(source, Stored) else tensor
+        values = operand_values(one, [Operand(0, 1.0, (Term(1, source),))], tile, buffers, files)[0]
         wrong = int(np.count_nonzero(~np.isfinite(values)))
         if wrong:
-            file = leaf.files[-1].file
+            file = source.files[-1].file
             return CompatibilityError(
                 f"{file.parent}: tensor {name!r} holds NaN or infinity ({wrong} of elements {tile.start} to "
                 f"{tile.stop} in {file.name}); expected finite weights: the checkpoint is damaged or its training "

@@ -1,6 +1,6 @@
 """Where the numbers of a merge come from: a stored tensor, or a delta in one of a skill's storage forms.
 
-A leaf gives the bytes of any part of its tensor. The plan is made of leaves, from headers alone.
+A source gives the bytes of any part of its tensor. The plan is made of sources, from headers alone.
 """
 
 from __future__ import annotations
@@ -213,11 +213,11 @@ class Sparse:
         return offsets
 
 
-Leaf = Stored | Product | MergedProduct | Packed | Sparse
+TensorSource = Stored | Product | MergedProduct | Packed | Sparse
 
 
-def leaf_of(name: str, entry: TensorEntry, stored: Sequence[TensorInfo]) -> Leaf:
-    """Return the leaf of a skill's delta; `stored` are the tensors that hold it, in the order of `stored_names`."""
+def source_of(name: str, entry: TensorEntry, stored: Sequence[TensorInfo]) -> TensorSource:
+    """Return the source of a skill's delta; `stored` are the tensors that hold it, in the order of `stored_names`."""
     if entry.form == DENSE:
         return Stored(stored[0])
     if entry.form == LOWRANK:

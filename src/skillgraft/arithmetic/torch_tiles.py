@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skillgraft.arithmetic.buffers import Files, Scratch
+from skillgraft.arithmetic.buffers import Buffers, Files
 from skillgraft.arithmetic.combine import COMBINED, part_of
 from skillgraft.arithmetic.cpu_tiles import Computed
 from skillgraft.arithmetic.methods import Part
@@ -20,7 +20,7 @@ from skillgraft.arithmetic.methods.slerp import slerp, slerp_weights
 from skillgraft.arithmetic.methods.ties import elect_and_average, ties
 from skillgraft.arithmetic.plan import Operand, Plan, TensorPlan
 from skillgraft.arithmetic.rounding import is_finite, round_once
-from skillgraft.arithmetic.tensor_sources import Leaf
+from skillgraft.arithmetic.tensor_sources import TensorSource
 from skillgraft.arithmetic.tiles import Tile
 from skillgraft.checkpoint.header import DTYPE_BYTES
 from skillgraft.checkpoint.tensor_io import tensor_bytes, torch_dtype
@@ -70,24 +70,24 @@ def on_device(device: torch.device) -> Callable[..., Computed]:
         tile: Tile,
         facts: Any,
         scales: Sequence[float],
-        scratch: Scratch,
+        buffers: Buffers,
         files: Files,
     ) -> Computed:
         vectors, read = plan.method.of == "vectors", {}
 
-        def wide(leaf: Leaf) -> Tensor:
-            if leaf not in read:
+        def wide(source: TensorSource) -> Tensor:
+            if source not in read:
                 count = tile.stop - tile.start
-                raw = scratch.empty("raw", (count * DTYPE_BYTES[leaf.dtype],), np.uint8)
-                leaf.read(tile.start, tile.stop, files, raw)
-                read[leaf] = torch.from_numpy(raw).view(torch_dtype(leaf.dtype)).to(device).double()
-            return read[leaf]
+                raw = buffers.empty("raw", (count * DTYPE_BYTES[source.dtype],), np.uint8)
+                source.read(tile.start, tile.stop, files, raw)
+                read[source] = torch.from_numpy(raw).view(torch_dtype(source.dtype)).to(device).double()
+            return read[source]
 
         values = []
         for operand in operands:
-            total = wide(operand.terms[0].leaf).clone().mul_(operand.terms[0].sign)
+            total = wide(operand.terms[0].source).clone().mul_(operand.terms[0].sign)
             for term in operand.terms[1:]:
-                total = total.add_(wide(term.leaf)) if term.sign > 0 else total.sub_(wide(term.leaf))
+                total = total.add_(wide(term.source)) if term.sign > 0 else total.sub_(wide(term.source))
             values.append(total)
         part = part_of(plan, tensor, operands, tile, facts)
         finite = all(is_finite(value) for value in values)  # an election would pass over NaN in silence

@@ -29,10 +29,10 @@ def merge_tile(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """Combine a tile of `count` elements and write it, rounded, for each λ in `scales`; return whether all is finite.
 
-    raws (leaves, bytes) with dtype `codes`; operand j is Σ signs·leaf over terms[firsts[j] : firsts[j + 1]], masked by
-    masks[j] over `density` where masks are given (operands, count); `thresholds` are fp32 magnitudes, none if empty.
+    raws (sources, bytes) with dtype `codes`; operand j is Σ signs·source over terms[firsts[j] : firsts[j + 1]], masked
+    by masks[j] over `density` where masks are given (operands, count); `thresholds` are fp32 magnitudes, none if empty.
     WEIGHTED_SUM makes (Σ weights·operand) / divisor · factor, ELECT the disjoint mean. With `target` >= 0 the result
-    is leaf `target` + λ·that. outs (λ, bytes); sums (1 + λ + 1): ‖made‖², each ‖stored − exact‖², the last ‖stored‖².
+    is source `target` + λ·that. outs (λ, bytes); sums (1 + λ + 1): ‖made‖², each ‖stored − exact‖², the last ‖stored‖².
     `work` (`WORK` + operands, `BLOCK`) is room to work in.
     """
     wide, exact, back, total, made, share = work[0], work[1], work[2], work[3], work[4], work[5]

@@ -19,7 +19,7 @@ _TAYLOR = tuple(1.0 / math.factorial(power) for power in range(12, -1, -1))
 
 
 @dataclass(frozen=True)
-class Balance:
+class PcbStatistics:
     """What PCB must know of N whole vectors: `numbers` tells which operands they are, in the recipe's order.
 
     `low` and `high` (N, N) are the extremes of τᵢ⊙τⱼ, `inter` (N, N) and `intra` (N) the softmax denominators, and
@@ -75,7 +75,7 @@ def power(base: Float[ndarray, " e"], exponent: int) -> Float[ndarray, " e"]:
     return total
 
 
-def scores(found: Mapping[tuple[int, int], Float[ndarray, " e"]], balance: Balance) -> list[Float[ndarray, " e"]]:
+def scores(found: Mapping[tuple[int, int], Float[ndarray, " e"]], balance: PcbStatistics) -> list[Float[ndarray, " e"]]:
     """Return βᵢ = Softmax(N·Norm(τᵢ⊙τᵢ)) ⊙ Σⱼ Softmax(Norm(τᵢ⊙τⱼ)) of each of N vectors; `found` are the numerators.
 
     Norm brings the smallest element of the whole vector to 0 and its largest to 1.

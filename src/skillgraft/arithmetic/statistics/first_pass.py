@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from skillgraft.arithmetic.buffers import Files, Scratch
+from skillgraft.arithmetic.buffers import Buffers, Files
 from skillgraft.arithmetic.cpu_tiles import operand_values
 from skillgraft.arithmetic.kernels import native
 from skillgraft.arithmetic.methods.slerp import slerp_weights
@@ -61,13 +61,13 @@ def _check_angles(grams: dict[str, list[list[float]]], t: float) -> None:
             raise CompatibilityError(f"tensor {name!r}: {error}; merge with linear, or leave one model out") from error
 
 
-def finite_values(tensor: TensorPlan, tile: Tile, scratch: Scratch, files: Files) -> tuple[list[Operand], np.ndarray]:
+def finite_values(tensor: TensorPlan, tile: Tile, buffers: Buffers, files: Files) -> tuple[list[Operand], np.ndarray]:
     """Return the operands that have this tile, and their finite values (operands, count) in fp64."""
     present = [operand for operand in tensor.operands if tile.stop <= operand.elements]
-    values = operand_values(tensor, present, tile, scratch, files) if present else np.empty((0, 0))
+    values = operand_values(tensor, present, tile, buffers, files) if present else np.empty((0, 0))
     for row, operand in enumerate(present):
         if not native.all_finite(values[row]):
-            raise not_finite(tensor, [operand], tile, (), scratch, files)
+            raise not_finite(tensor, [operand], tile, (), buffers, files)
     return present, values
 
 
@@ -76,18 +76,18 @@ def _gram(tensors: Sequence[TensorPlan], machine: Machine) -> dict[str, list[lis
     sums: dict[tuple[str, int, int], list[float]] = defaultdict(list)
     with Files() as files:
 
-        def visit(tensor: TensorPlan, tile: Tile, scratch: Scratch) -> None:
-            present, values = finite_values(tensor, tile, scratch, files)
+        def visit(tensor: TensorPlan, tile: Tile, buffers: Buffers) -> None:
+            present, values = finite_values(tensor, tile, buffers, files)
             if len(present) < len(tensor.operands):
                 return  # rows that not every operand has take no part
-            products = scratch.empty("products", (len(present), len(present)))
+            products = buffers.empty("products", (len(present), len(present)))
             native.gram_tile(values, products)
             places = [tensor.operands.index(operand) for operand in present]
             for row, i in enumerate(places):
                 for column, j in enumerate(places[row:], start=row):
                     sums[tensor.spec.name, i, j].append(float(products[row, column]))
 
-        each_tile(tiles_of(tensors), visit, threads=machine.threads, scratches=machine.scratches())
+        each_tile(tiles_of(tensors), visit, machine.thread_buffers())
     for (name, _, _), parts in sums.items():
         if not math.isfinite(math.fsum(parts)):
             raise CompatibilityError(
@@ -182,7 +182,7 @@ def _thresholds(plan: Plan, tensors: Sequence[TensorPlan], machine: Machine) -> 
     The k = max(1, ⌊density · n⌋) largest are kept, and what ties with the last of them: of each tensor, or, with
     `scope: model`, of the whole vector.
     """
-    density, scratches = plan.parameters.density, machine.scratches()
+    density, thread_buffers = plan.parameters.density, machine.thread_buffers()
     with Files() as files:
         if plan.parameters.scope == "tensor":
             found: dict[str, list[float]] = {}
@@ -192,7 +192,7 @@ def _thresholds(plan: Plan, tensors: Sequence[TensorPlan], machine: Machine) -> 
                     for tensor in group
                     for place in range(len(tensor.operands))
                 }
-                counts = _select(group, places, density, scratches, files)
+                counts = _select(group, places, density, thread_buffers, files)
                 for tensor in group:
                     found[tensor.spec.name] = [counts[tensor.spec.name, place] for place in range(len(tensor.operands))]
             return found
@@ -200,7 +200,7 @@ def _thresholds(plan: Plan, tensors: Sequence[TensorPlan], machine: Machine) -> 
         for tensor in tensors:
             for place, operand in enumerate(tensor.operands):
                 by_operand[operand.number].append((tensor, place))
-        counts = _select(tensors, by_operand, density, scratches, files)
+        counts = _select(tensors, by_operand, density, thread_buffers, files)
         return {tensor.spec.name: [counts[operand.number] for operand in tensor.operands] for tensor in tensors}
 
 
@@ -225,7 +225,7 @@ def _select(
     tensors: Sequence[TensorPlan],
     places: dict[Any, list[tuple[TensorPlan, int]]],
     density: float,
-    scratches: list[Scratch],
+    thread_buffers: list[Buffers],
     files: Files,
 ) -> dict[Any, float]:
     """Return the threshold of each population in `places`: (tensor, position of the operand) pairs."""
@@ -238,27 +238,27 @@ def _select(
     samples: dict[Any, list[np.ndarray]] = defaultdict(list)
     share = {key: min(1.0, SAMPLE / max(1, size)) for key, size in sizes.items()}
 
-    def look(tensor: TensorPlan, tile: Tile, scratch: Scratch) -> None:
-        present, values = finite_values(tensor, tile, scratch, files)
+    def look(tensor: TensorPlan, tile: Tile, buffers: Buffers) -> None:
+        present, values = finite_values(tensor, tile, buffers, files)
         for operand, row in zip(present, values, strict=True):
             keys = np.abs(row).astype(np.float32).view(np.int32)
             samples[population[tensor.spec.name, tensor.operands.index(operand)]].append(keys)
 
-    def visit(tensor: TensorPlan, tile: Tile, scratch: Scratch) -> None:
-        present, values = finite_values(tensor, tile, scratch, files)
+    def visit(tensor: TensorPlan, tile: Tile, buffers: Buffers) -> None:
+        present, values = finite_values(tensor, tile, buffers, files)
         for operand, row in zip(present, values, strict=True):
             count = counts[population[tensor.spec.name, tensor.operands.index(operand)]]
-            count.add(row, scratch.empty("keys", (len(row),), np.int32))
+            count.add(row, buffers.empty("keys", (len(row),), np.int32))
 
     least = min(share.values(), default=1.0)
-    each_tile(sample_runs(tensors, least), look, threads=len(scratches), scratches=scratches)
+    each_tile(sample_runs(tensors, least), look, thread_buffers)
     for key, count in counts.items():
         if samples[key]:
             narrow_by_sample(count, np.concatenate(samples[key]), sizes[key])
     while any(count.key is None for count in counts.values()):
         open_names = {name for (name, _), key in population.items() if counts[key].key is None}
         unsettled = (tensor for tensor in tensors if tensor.spec.name in open_names)
-        each_tile(tiles_of(unsettled), visit, threads=len(scratches), scratches=scratches)
+        each_tile(tiles_of(unsettled), visit, thread_buffers)
         for count in counts.values():
             count.close_round()
     return {key: _magnitude(count.key) for key, count in counts.items() if count.key is not None}

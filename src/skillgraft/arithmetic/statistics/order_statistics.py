@@ -7,14 +7,14 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from skillgraft.arithmetic.buffers import Scratch
+from skillgraft.arithmetic.buffers import Buffers
 from skillgraft.arithmetic.plan import TensorPlan
 from skillgraft.arithmetic.statistics.first_pass import sample_runs
 from skillgraft.arithmetic.statistics.key_search import KeySearch
 from skillgraft.arithmetic.stream import tiles_of
 from skillgraft.arithmetic.tiles import Tile, each_tile
 
-Scored = Callable[[TensorPlan, Tile, Scratch], Iterable[tuple[Hashable, np.ndarray]]]
+Scored = Callable[[TensorPlan, Tile, Buffers], Iterable[tuple[Hashable, np.ndarray]]]
 """Gives, for one tile, each population that has elements there and their scores, fp64 and not negative."""
 
 LARGEST_KEY = 0x7FF0000000000000
@@ -41,30 +41,30 @@ def select(
     ranks: Mapping[Hashable, Sequence[int]],
     sizes: Mapping[Hashable, int],
     scored: Scored,
-    scratches: Sequence[Scratch],
+    thread_buffers: Sequence[Buffers],
 ) -> dict[Hashable, list[float]]:
     """Return of each population in `ranks` the scores with these ranks, 1 the largest; `sizes` counts its elements."""
     searches = {name: [Search(rank) for rank in wanted] for name, wanted in ranks.items()}
     samples: dict[Hashable, list[np.ndarray]] = defaultdict(list)
 
-    def look(tensor: TensorPlan, tile: Tile, scratch: Scratch) -> None:
-        for name, values in scored(tensor, tile, scratch):
+    def look(tensor: TensorPlan, tile: Tile, buffers: Buffers) -> None:
+        for name, values in scored(tensor, tile, buffers):
             samples[name].append(_keys(values).copy())
 
-    def visit(tensor: TensorPlan, tile: Tile, scratch: Scratch) -> None:
-        for name, values in scored(tensor, tile, scratch):
+    def visit(tensor: TensorPlan, tile: Tile, buffers: Buffers) -> None:
+        for name, values in scored(tensor, tile, buffers):
             keys = _keys(values)
             for search in searches[name]:
                 search.add(keys)
 
     share = min((min(1.0, SAMPLE / max(1, size)) for size in sizes.values()), default=1.0)
-    each_tile(sample_runs(tensors, share), look, threads=len(scratches), scratches=scratches)
+    each_tile(sample_runs(tensors, share), look, thread_buffers)
     for name, found in samples.items():
         for search in searches[name]:
             search.guess(np.concatenate(found), sizes[name])
     every = [search for found in searches.values() for search in found]
     while any(search.key is None for search in every):
-        each_tile(tiles_of(tensors), visit, threads=len(scratches), scratches=scratches)
+        each_tile(tiles_of(tensors), visit, thread_buffers)
         for search in every:
             search.close_round()
     return {

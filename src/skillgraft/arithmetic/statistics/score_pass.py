@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from skillgraft.arithmetic.buffers import Files, Scratch
+from skillgraft.arithmetic.buffers import Buffers, Files
 from skillgraft.arithmetic.methods.breadcrumbs import band_ranks
 from skillgraft.arithmetic.methods.mediator import LayerConflict, count_conflicts, judge, layer_of
-from skillgraft.arithmetic.methods.pcb import Balance, kept_rank, power, rows_of, scores
+from skillgraft.arithmetic.methods.pcb import PcbStatistics, kept_rank, power, rows_of, scores
 from skillgraft.arithmetic.plan import Plan, TensorPlan
 from skillgraft.arithmetic.softmax_tiles import exact_sum, numerators
 from skillgraft.arithmetic.statistics.first_pass import finite_values, groups_of
@@ -29,11 +29,11 @@ from skillgraft.errors import CompatibilityError
 def bands(plan: Plan, machine: Machine) -> dict[str, list[tuple[float, float]]]:
     """Return per tensor and operand the largest and the smallest magnitude that breadcrumbs keeps."""
     found: dict[str, list[tuple[float, float]]] = {}
-    scratches = machine.scratches()
+    thread_buffers = machine.thread_buffers()
     with Files() as files:
 
-        def scored(tensor: TensorPlan, tile: Tile, scratch: Scratch) -> Iterator[tuple[Hashable, np.ndarray]]:
-            present, values = finite_values(tensor, tile, scratch, files)
+        def scored(tensor: TensorPlan, tile: Tile, buffers: Buffers) -> Iterator[tuple[Hashable, np.ndarray]]:
+            present, values = finite_values(tensor, tile, buffers, files)
             for operand, row in zip(present, values, strict=True):
                 yield (tensor.spec.name, tensor.operands.index(operand)), np.abs(row)
 
@@ -45,14 +45,14 @@ def bands(plan: Plan, machine: Machine) -> dict[str, list[tuple[float, float]]]:
             }
             parameters = plan.parameters
             ranks = {key: band_ranks(size, parameters.beta, parameters.gamma) for key, size in sizes.items()}
-            made = select(group, ranks, sizes, scored, scratches)
+            made = select(group, ranks, sizes, scored, thread_buffers)
             for tensor in group:
                 edges = [made[tensor.spec.name, place] for place in range(len(tensor.operands))]
                 found[tensor.spec.name] = [(most, least) for most, least in edges]
     return found
 
 
-def balances(plan: Plan, machine: Machine) -> dict[str, Balance]:
+def balances(plan: Plan, machine: Machine) -> dict[str, PcbStatistics]:
     """Return per tensor what PCB must know: of each tensor apart, or, with `scope: model`, of the whole vectors."""
     changed = _changed(plan)
     with Files() as files:
@@ -60,7 +60,7 @@ def balances(plan: Plan, machine: Machine) -> dict[str, Balance]:
             numbers = tuple(sorted({operand.number for tensor in changed for operand in tensor.operands}))
             whole = dict.fromkeys((tensor.spec.name for tensor in changed), numbers)
             return _balance(changed, whole, dict.fromkeys(whole, "model"), plan.parameters.ratio, machine, files)
-        found: dict[str, Balance] = {}
+        found: dict[str, PcbStatistics] = {}
         for group in groups_of(changed):
             apart = {tensor.spec.name: tuple(operand.number for operand in tensor.operands) for tensor in group}
             found |= _balance(group, apart, {name: name for name in apart}, plan.parameters.ratio, machine, files)
@@ -74,8 +74,8 @@ def conflicts(plan: Plan, machine: Machine) -> dict[str, tuple[LayerConflict, fl
     changed = _changed(plan)
     with Files() as files:
 
-        def visit(tensor: TensorPlan, tile: Tile, scratch: Scratch) -> None:
-            present, values = finite_values(tensor, tile, scratch, files)
+        def visit(tensor: TensorPlan, tile: Tile, buffers: Buffers) -> None:
+            present, values = finite_values(tensor, tile, buffers, files)
             if not present:
                 return
             opposed, shared = count_conflicts(list(values), [operand.weight for operand in present])
@@ -83,7 +83,7 @@ def conflicts(plan: Plan, machine: Machine) -> dict[str, tuple[LayerConflict, fl
                 counts[layer_of(tensor.spec.name)][0] += opposed
                 counts[layer_of(tensor.spec.name)][1] += shared
 
-        each_tile(tiles_of(changed), visit, threads=machine.threads, scratches=machine.scratches())
+        each_tile(tiles_of(changed), visit, machine.thread_buffers())
     in_order = dict.fromkeys(layer_of(tensor.spec.name) for tensor in changed)
     judged = judge({layer: (counts[layer][0], counts[layer][1]) for layer in in_order}, plan.parameters.threshold)
     usual = {operand.number: operand.weight for tensor in changed for operand in tensor.operands}
@@ -106,9 +106,9 @@ def _balance(
     ratio: float,
     machine: Machine,
     files: Files,
-) -> dict[str, Balance]:
+) -> dict[str, PcbStatistics]:
     """Return the balance of each tensor; those with one `population` are one vector, zero where it has no operand."""
-    scratches, lock = machine.scratches(), Lock()
+    thread_buffers, lock = machine.thread_buffers(), Lock()
     members = {population[name]: found for name, found in numbers.items()}
     sizes: dict[str, int] = dict.fromkeys(members, 0)
     low = {name: np.full((len(found), len(found)), np.inf) for name, found in members.items()}
@@ -116,13 +116,13 @@ def _balance(
     inter = {name: np.zeros((len(found), len(found)), dtype=object) for name, found in members.items()}
     intra = {name: np.zeros(len(found), dtype=object) for name, found in members.items()}
 
-    def rows(tensor: TensorPlan, tile: Tile, scratch: Scratch) -> list[np.ndarray]:
-        present, values = finite_values(tensor, tile, scratch, files)
+    def rows(tensor: TensorPlan, tile: Tile, buffers: Buffers) -> list[np.ndarray]:
+        present, values = finite_values(tensor, tile, buffers, files)
         found = [operand.number for operand in present]
         return rows_of(numbers[tensor.spec.name], found, list(values)) if found else []
 
-    def extremes(tensor: TensorPlan, tile: Tile, scratch: Scratch) -> None:
-        vectors, name = rows(tensor, tile, scratch), population[tensor.spec.name]
+    def extremes(tensor: TensorPlan, tile: Tile, buffers: Buffers) -> None:
+        vectors, name = rows(tensor, tile, buffers), population[tensor.spec.name]
         with np.errstate(over="ignore"):  # refused below
             products = [(i, j, vectors[i] * vectors[j]) for i in range(len(vectors)) for j in range(i, len(vectors))]
         ends = [(i, j, product.min(), product.max()) for i, j, product in products]
@@ -131,8 +131,8 @@ def _balance(
             for i, j, least, most in ends:
                 low[name][i, j], high[name][i, j] = min(low[name][i, j], least), max(high[name][i, j], most)
 
-    def denominators(tensor: TensorPlan, tile: Tile, scratch: Scratch) -> None:
-        vectors, name = rows(tensor, tile, scratch), population[tensor.spec.name]
+    def denominators(tensor: TensorPlan, tile: Tile, buffers: Buffers) -> None:
+        vectors, name = rows(tensor, tile, buffers), population[tensor.spec.name]
         found = numerators(vectors, low[name], high[name]) if vectors else {}
         between = {pair: exact_sum(values) for pair, values in found.items()}
         within = [exact_sum(power(found[i, i], len(vectors))) for i in range(len(vectors))]
@@ -142,21 +142,21 @@ def _balance(
             for i, total in enumerate(within):
                 intra[name][i] += total
 
-    each_tile(tiles_of(tensors), extremes, threads=len(scratches), scratches=scratches)
+    each_tile(tiles_of(tensors), extremes, thread_buffers)
     for name, size in sizes.items():
         if size and not np.isfinite(np.triu(high[name]) - np.triu(low[name])).all():
             raise CompatibilityError(
                 f"tensor {next(tensor for tensor, of in population.items() if of == name)!r}: products of its elements "
                 "overflow fp64; expected smaller weights: no coefficient can be computed"
             )
-    each_tile(tiles_of(tensors), denominators, threads=len(scratches), scratches=scratches)
+    each_tile(tiles_of(tensors), denominators, thread_buffers)
     made = {
-        name: Balance(found, low[name], high[name], _as_floats(inter[name]), _as_floats(intra[name]))
+        name: PcbStatistics(found, low[name], high[name], _as_floats(inter[name]), _as_floats(intra[name]))
         for name, found in members.items()
     }
 
-    def scored(tensor: TensorPlan, tile: Tile, scratch: Scratch) -> Iterator[tuple[Hashable, np.ndarray]]:
-        vectors, name = rows(tensor, tile, scratch), population[tensor.spec.name]
+    def scored(tensor: TensorPlan, tile: Tile, buffers: Buffers) -> Iterator[tuple[Hashable, np.ndarray]]:
+        vectors, name = rows(tensor, tile, buffers), population[tensor.spec.name]
         if vectors:
             betas = scores(numerators(vectors, low[name], high[name]), made[name])
             yield from (((name, place), beta) for place, beta in enumerate(betas))
@@ -164,7 +164,7 @@ def _balance(
     keys: dict[Hashable, int] = {
         (name, place): sizes[name] for name, found in members.items() for place in range(len(found))
     }
-    edges = select(tensors, {key: [kept_rank(size, ratio)] for key, size in keys.items()}, keys, scored, scratches)
+    edges = select(tensors, {key: [kept_rank(size, ratio)] for key, size in keys.items()}, keys, scored, thread_buffers)
     for name, found in members.items():
         made[name] = replace(made[name], thresholds=tuple(edges[name, place][0] for place in range(len(found))))
     return {name: made[population[name]] for name in numbers}
