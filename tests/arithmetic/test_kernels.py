@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from skillgraft.arithmetic.kernels import native
+from skillgraft.arithmetic.kernels.codes import BF16, WEIGHTED_SUM
 from skillgraft.arithmetic.rounding import round_once
 
 LARGE = 3 * native.BLOCK + 11
@@ -25,9 +26,9 @@ def merged(shorts, firsts, terms, signs, weights, target, scales):
     raws = np.stack([short.view(np.uint8) for short in shorts])
     outs, sums = np.empty((len(scales), 2 * LARGE), dtype=np.uint8), np.empty(len(scales) + 2)
     finite = native.merge_tile(
-        raws, np.full(len(shorts), native.BF16), LARGE, np.array(firsts), np.array(terms), np.array(signs, float),
-        np.array(weights, float), np.empty((0, 0), dtype=np.bool_), 1.0, native.WEIGHTED_SUM, np.empty(0), False, 1.0,
-        1.0, target, np.array(scales, float), native.HALF_VALUES, outs, native.BF16, sums,
+        raws, np.full(len(shorts), BF16), LARGE, np.array(firsts), np.array(terms), np.array(signs, float),
+        np.array(weights, float), np.empty((0, 0), dtype=np.bool_), 1.0, WEIGHTED_SUM, np.empty(0), False, 1.0,
+        1.0, target, np.array(scales, float), native.HALF_VALUES, outs, BF16, sums,
     )  # fmt: skip
     return finite, outs.view(np.uint16), sums
 

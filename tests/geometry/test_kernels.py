@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from skillgraft.arithmetic.kernels.native import BF16, HALF_VALUES
+from skillgraft.arithmetic.kernels.codes import BF16
+from skillgraft.arithmetic.kernels.native import HALF_VALUES
 from skillgraft.geometry import native
 
 

@@ -14,12 +14,11 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 
 from skillgraft.arithmetic.buffers import Buffers, Files
-from skillgraft.arithmetic.cpu_tiles import Computed, compute, operand_values
+from skillgraft.arithmetic.cpu_tiles import ComputedTile, compute
 from skillgraft.arithmetic.extraction_inputs import (
     ExtractionInputs,
     base_reference,
@@ -28,12 +27,12 @@ from skillgraft.arithmetic.extraction_inputs import (
     read_factors,
     verify_adapter,
 )
-from skillgraft.arithmetic.merge_recipe import Linear
-from skillgraft.arithmetic.methods import METHODS, Method
+from skillgraft.arithmetic.methods.linear import LINEAR, Linear
 from skillgraft.arithmetic.norms import product_norm, sum_of_squares
-from skillgraft.arithmetic.plan import Operand, TensorPlan, Term
+from skillgraft.arithmetic.plan_types import Operand, TensorPlan, Term
 from skillgraft.arithmetic.stream import Progress
 from skillgraft.arithmetic.tensor_sources import Stored
+from skillgraft.arithmetic.tile_values import operand_values
 from skillgraft.arithmetic.tiles import Tile, cut, default_threads, each_tile
 from skillgraft.checkpoint.fingerprint import recorded_sha256
 from skillgraft.checkpoint.header import DTYPE_BYTES, TensorSpec
@@ -206,34 +205,28 @@ def _keep_dense(
     info = inputs.sft.tensors[name]
     rl, sft = Stored(inputs.rl.tensors[name]), Stored(info)
     tensor = TensorPlan(TensorSpec(name, code, info.shape), sft, (Operand(0, 1.0, (Term(1, rl), Term(-1, sft))),))
-    sums: list[Computed] = []
+    tiles: list[ComputedTile] = []
 
     def visit(_: None, tile: Tile, buffers: Buffers) -> None:
-        found = compute(_DIFFERENCE, tensor, tensor.operands, tile, None, [1.0], buffers, files)
-        if not found.finite:
+        computed = compute(LINEAR, _PLAIN_SUM, tensor, tensor.operands, tile, None, [1.0], buffers, files)
+        if not computed.finite:
             raise _not_finite(inputs, name, rl, sft, tile, files)
-        file.put(tile.start * DTYPE_BYTES[code], found.stored[0])
-        sums.append(found)
+        file.put(tile.start * DTYPE_BYTES[code], computed.stored[0])
+        tiles.append(computed)
 
     each_tile(((None, tile) for tile in cut(sft.elements)), visit, thread_buffers)
-    exact = math.fsum(part.squared_norm for part in sums)
+    exact = math.fsum(computed.squared_norm for computed in tiles)
     if exact == 0:
         return
     record.exact += exact
-    record.lost += math.fsum(part.squared_losses[0] for part in sums) if code != "F32" else 0.0
+    record.lost += math.fsum(computed.squared_losses[0] for computed in tiles) if code != "F32" else 0.0
     file.keep(name)
-    norm = math.fsum(part.squared_stored for part in sums) ** 0.5
+    norm = math.fsum(computed.squared_stored for computed in tiles) ** 0.5
     record.entries[name] = TensorEntry.model_validate({"form": DENSE, "shape": info.shape, "dtype": code, "norm": norm})
 
 
-class _Difference(NamedTuple):
-    """What `compute` needs of a plan to make RL − SFT itself, without a target below it."""
-
-    method: Method
-    parameters: Linear
-
-
-_DIFFERENCE: Any = _Difference(METHODS["linear"], Linear(normalize=False))
+_PLAIN_SUM = Linear(normalize=False)
+"""RL − SFT itself, as the one operand of a sum without a target below it."""
 
 
 def _not_finite(

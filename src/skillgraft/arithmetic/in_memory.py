@@ -10,11 +10,11 @@ from typing import NamedTuple
 import numpy as np
 
 from skillgraft.arithmetic.buffers import Buffers, Files
-from skillgraft.arithmetic.cpu_tiles import operand_values
-from skillgraft.arithmetic.plan import Operand, Plan, TensorPlan, Term
-from skillgraft.arithmetic.statistics.first_pass import gather_facts
-from skillgraft.arithmetic.stream import Machine, Sink, make_tile, tiles_of
+from skillgraft.arithmetic.plan import Plan
+from skillgraft.arithmetic.plan_types import Operand, TensorPlan, Term, tiles_of
+from skillgraft.arithmetic.stream import Machine, Sink, gather_statistics, make_tile
 from skillgraft.arithmetic.tensor_sources import Stored
+from skillgraft.arithmetic.tile_values import operand_values
 from skillgraft.arithmetic.tiles import Tile, each_tile
 from skillgraft.checkpoint.header import TensorInfo, TensorSpec
 from skillgraft.checkpoint.layout import Layout
@@ -22,11 +22,11 @@ from skillgraft.checkpoint.layout import Layout
 
 def make_tensors(plan: Plan, tensors: Sequence[TensorPlan], sink: Sink, machine: Machine, scale: float = 1.0) -> None:
     """Compute `tensors` of a plan for one λ and give their stored bytes to `sink`, tile by tile, from any thread."""
-    facts = gather_facts(plan, machine)
+    statistics = gather_statistics(plan, machine)
     with Files(plan.versions) as files:
 
         def visit(tensor: TensorPlan, tile: Tile, buffers: Buffers) -> None:
-            make_tile(plan, facts, tensor, tile, [scale], [sink], machine.compute, buffers, files)
+            make_tile(plan, statistics, tensor, tile, [scale], [sink], machine.compute, buffers, files)
 
         each_tile(tiles_of(tensors), visit, machine.thread_buffers())
         files.check_unchanged()

@@ -154,7 +154,7 @@ def compare_tile(raws, codes, count, firsts, terms, signs, base, halves, pairs, 
     terms[firsts[j] : firsts[j + 1]]. pairs (vectors·(vectors + 1)/2, 4) gets DOT, FOURTH, SAME, OPPOSITE of each pair
     i <= j, row by row; below (vectors) counts elements that are not zero and smaller than half the spacing of bf16
     numbers at the base. A product of two elements below 1e-308 counts as zero. `values` (vectors, `BLOCK`) and `wide`
-    (`BLOCK`,) are room to work in.
+    (`BLOCK`,) are workspace.
     """
     vectors = len(firsts) - 1
     for row in range(len(pairs)):

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from skillgraft.adapters.peft_file import read_adapter
 from skillgraft.arithmetic.buffers import FileVersion, file_version
+from skillgraft.arithmetic.lookups import Lookup, of_adapter, of_skill
 from skillgraft.arithmetic.matching import check_adapter_fits, check_models, rows_of_vocabulary
-from skillgraft.arithmetic.merge_recipe import OVERRIDES
-from skillgraft.arithmetic.plan import Lookup, Operand, Term, of_adapter, of_skill
+from skillgraft.arithmetic.merge_schema import OVERRIDES
+from skillgraft.arithmetic.plan_types import Operand, Term
 from skillgraft.arithmetic.tensor_sources import Stored, TensorSource
 from skillgraft.checkpoint.layout import Layout, read_layout
 from skillgraft.errors import CompatibilityError, RecipeError, did_you_mean

@@ -15,7 +15,7 @@ import numpy as np
 
 from skillgraft.arithmetic.buffers import Buffers, Files
 from skillgraft.arithmetic.kernels import native
-from skillgraft.arithmetic.plan import Operand
+from skillgraft.arithmetic.plan_types import Operand
 from skillgraft.arithmetic.stream import Progress
 from skillgraft.arithmetic.tiles import Tile
 from skillgraft.geometry.nulls import subspace_overlap

@@ -16,6 +16,7 @@ import numpy as np
 
 from skillgraft.arithmetic.buffers import Buffers, Files
 from skillgraft.arithmetic.kernels import native
+from skillgraft.arithmetic.kernels.codes import CODES
 from skillgraft.arithmetic.stream import Progress
 from skillgraft.arithmetic.tiles import Tile, cut, each_tile
 from skillgraft.checkpoint.header import DTYPE_BYTES
@@ -185,7 +186,7 @@ def arrange(tensor: ComparedTensor, present: Sequence[Any]) -> Inputs:
             terms.append(sources.setdefault(term.source, len(sources)))
             signs.append(float(term.sign))
         firsts.append(len(terms))
-    codes = np.array([native.CODES[source.dtype] for source in sources], dtype=np.int64)
+    codes = np.array([CODES[source.dtype] for source in sources], dtype=np.int64)
     return Inputs(tuple(sources), codes, np.array(firsts), np.array(terms, dtype=np.int64), np.array(signs))
 
 

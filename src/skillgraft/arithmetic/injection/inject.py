@@ -26,7 +26,8 @@ from skillgraft.arithmetic.injection.ledger import (
     write_own_provenance,
 )
 from skillgraft.arithmetic.injection.removal import plan_of_original, plan_removal, removal_report
-from skillgraft.arithmetic.merge_recipe import MergeRecipe, check_vector_method, parse_merge_recipe
+from skillgraft.arithmetic.merge_recipe import check_vector_method, parse_merge_recipe
+from skillgraft.arithmetic.merge_schema import MergeRecipe
 from skillgraft.arithmetic.merging import Recorder, machine_for, write
 from skillgraft.arithmetic.plan import OUTPUT_DTYPES, Plan, plan_merge
 from skillgraft.arithmetic.stream import Machine, Progress, Sums

@@ -20,7 +20,8 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from skillgraft.arithmetic.plan import Plan, TensorPlan
+from skillgraft.arithmetic.plan import Plan
+from skillgraft.arithmetic.plan_types import TensorPlan
 from skillgraft.arithmetic.stream import Sums
 from skillgraft.checkpoint.fingerprint import fingerprint_checkpoint
 from skillgraft.checkpoint.header import DTYPE_BYTES

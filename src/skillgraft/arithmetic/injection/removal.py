@@ -20,7 +20,7 @@ import numpy as np
 from skillgraft.arithmetic.buffers import Files
 from skillgraft.arithmetic.in_memory import Distance, UndoneBounds, make_tensors
 from skillgraft.arithmetic.injection.ledger import Injected, Record, added, read_record, takes_out, undoes
-from skillgraft.arithmetic.merge_recipe import MergeRecipe
+from skillgraft.arithmetic.merge_schema import MergeRecipe
 from skillgraft.arithmetic.plan import OUTPUT_DTYPES, Plan, plan_merge, versions_of
 from skillgraft.arithmetic.stream import Machine
 from skillgraft.arithmetic.tensor_sources import Stored

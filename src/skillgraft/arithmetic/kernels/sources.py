@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from skillgraft.arithmetic.kernels.native import BF16, BLOCK, F32, F64
+from skillgraft.arithmetic.kernels.codes import BF16, F32, F64
+from skillgraft.arithmetic.kernels.native import BLOCK
 
 strict = njit(nogil=True, error_model="numpy")
 loose = njit(nogil=True, error_model="numpy", fastmath={"reassoc", "nsz", "contract"})
@@ -150,7 +151,7 @@ def two_differences(codes, firsts, terms, signs, base):  # type: ignore[no-untyp
 def values_tile(raws, codes, count, first, last, terms, signs, halves, out, wide):  # type: ignore[no-untyped-def]
     """Write one operand's values, Σ signs·source over terms[first : last], into `out` (count,) fp64.
 
-    `wide` (`BLOCK`,) is room to work in.
+    `wide` (`BLOCK`,) is workspace.
     """
     for start in range(0, count, BLOCK):
         size = min(BLOCK, count - start)

@@ -1,4 +1,4 @@
-"""The k-th largest of scores that are streamed and never held: exact, by counting keys of fp64."""
+"""Order statistics: the k-th largest of scores that are streamed and never held, exact, by counting keys of fp64."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 import numpy as np
 
 from skillgraft.arithmetic.buffers import Buffers
-from skillgraft.arithmetic.plan import TensorPlan
-from skillgraft.arithmetic.statistics.first_pass import sample_runs
+from skillgraft.arithmetic.plan_types import TensorPlan, tiles_of
 from skillgraft.arithmetic.statistics.key_search import KeySearch
-from skillgraft.arithmetic.stream import tiles_of
+from skillgraft.arithmetic.statistics.sampling import sample_runs
 from skillgraft.arithmetic.tiles import Tile, each_tile
 
 Scored = Callable[[TensorPlan, Tile, Buffers], Iterable[tuple[Hashable, np.ndarray]]]
@@ -21,9 +20,10 @@ LARGEST_KEY = 0x7FF0000000000000
 """The bits of infinity as an integer; those of numbers that are not negative sort as the numbers do."""
 
 SAMPLE = 1 << 19
+"""Elements of a sample."""
 
 
-class Search(KeySearch):
+class ScoreSearch(KeySearch):
     """The search for one score among keys of fp64."""
 
     LARGEST = LARGEST_KEY
@@ -44,32 +44,32 @@ def select(
     thread_buffers: Sequence[Buffers],
 ) -> dict[Hashable, list[float]]:
     """Return of each population in `ranks` the scores with these ranks, 1 the largest; `sizes` counts its elements."""
-    searches = {name: [Search(rank) for rank in wanted] for name, wanted in ranks.items()}
+    searches = {name: [ScoreSearch(rank) for rank in wanted] for name, wanted in ranks.items()}
     samples: dict[Hashable, list[np.ndarray]] = defaultdict(list)
 
-    def look(tensor: TensorPlan, tile: Tile, buffers: Buffers) -> None:
+    def sample(tensor: TensorPlan, tile: Tile, buffers: Buffers) -> None:
         for name, values in scored(tensor, tile, buffers):
             samples[name].append(_keys(values).copy())
 
-    def visit(tensor: TensorPlan, tile: Tile, buffers: Buffers) -> None:
+    def count(tensor: TensorPlan, tile: Tile, buffers: Buffers) -> None:
         for name, values in scored(tensor, tile, buffers):
             keys = _keys(values)
             for search in searches[name]:
                 search.add(keys)
 
     share = min((min(1.0, SAMPLE / max(1, size)) for size in sizes.values()), default=1.0)
-    each_tile(sample_runs(tensors, share), look, thread_buffers)
-    for name, found in samples.items():
+    each_tile(sample_runs(tensors, share), sample, thread_buffers)
+    for name, keys in samples.items():
         for search in searches[name]:
-            search.guess(np.concatenate(found), sizes[name])
-    every = [search for found in searches.values() for search in found]
+            search.guess(np.concatenate(keys), sizes[name])
+    every = [search for of_population in searches.values() for search in of_population]
     while any(search.key is None for search in every):
-        each_tile(tiles_of(tensors), visit, thread_buffers)
+        each_tile(tiles_of(tensors), count, thread_buffers)
         for search in every:
             search.close_round()
     return {
-        name: [float(np.array(search.key, dtype=np.int64).view(np.float64)) for search in found]
-        for name, found in searches.items()
+        name: [float(np.array(search.key, dtype=np.int64).view(np.float64)) for search in of_population]
+        for name, of_population in searches.items()
     }
 
 

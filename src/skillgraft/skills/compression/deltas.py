@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from skillgraft.arithmetic.buffers import Buffers, Files
-from skillgraft.arithmetic.statistics.first_pass import Count
+from skillgraft.arithmetic.statistics.thresholds import MagnitudeSearch
 from skillgraft.arithmetic.tensor_sources import TensorSource, source_of
 from skillgraft.arithmetic.tiles import cut
 from skillgraft.checkpoint.header import DTYPE_BYTES
@@ -87,7 +87,7 @@ def largest_threshold(skill: Skill, density: float, files: Files) -> float:
     Counted by streaming, so that nothing is sorted and no tensor is held; never 0, since zeros need no keeping.
     """
     wanted = max(1, math.floor(density * sum(skill.entry(name).elements for name in skill.names)))
-    count = Count(wanted)
+    count = MagnitudeSearch(wanted)
     while count.key is None:
         for name in skill.names:
             for _, values in _tiles(_leaf(skill, name), files):
