@@ -74,14 +74,14 @@ def test_a_difference_from_a_model_without_the_tensor_is_none(models):
 def test_an_input_replaced_after_the_plan_is_noticed(models, monkeypatch):
     import skillgraft.arithmetic.merging as merging
 
-    whole = merging.gather_facts
+    whole = merging.gather_statistics
 
     def replace(*arguments):
         tiny_finetune(models / "base", models / "new", seed=9)
         os.replace(models / "new/model.safetensors", models / "a/model.safetensors")
         return whole(*arguments)
 
-    monkeypatch.setattr(merging, "gather_facts", replace)
+    monkeypatch.setattr(merging, "gather_statistics", replace)
     with pytest.raises(CheckpointError, match=r"a/model\.safetensors: replaced or changed since its header was read"):
         run(models, "linear", "a")
     assert not (models / "out").exists()

@@ -8,7 +8,8 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from skillgraft.arithmetic import merge_recipe
+from skillgraft.arithmetic.merge_schema import MergeRecipe, OperandSpec
+from skillgraft.arithmetic.methods import METHODS
 from skillgraft.cli.app import app
 from skillgraft.recipe.json_schema import SCHEMAS, merge_schema, recipe_schema, schema_text
 from skillgraft.recipe.schema import Recipe
@@ -133,9 +134,9 @@ def test_merge_recipes():
     [
         Recipe,
         *(kind.settings for kind in KINDS.values()),
-        merge_recipe.MergeRecipe,
-        merge_recipe.OperandSpec,
-        *merge_recipe.PARAMETERS.values(),
+        MergeRecipe,
+        OperandSpec,
+        *(method.parameters for method in METHODS.values()),
     ],
     ids=lambda form: form.__name__,
 )

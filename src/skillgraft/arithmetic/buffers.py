@@ -18,7 +18,7 @@ from skillgraft.errors import CheckpointError
 KEPT_BYTES = 1 << 27
 
 
-class Scratch:
+class Buffers:
     """The buffers of one thread, each known by a key; one that is too small is replaced by a larger one."""
 
     def __init__(self) -> None:

@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from skillgraft.arithmetic.buffers import Files, Scratch
-from skillgraft.arithmetic.cpu_tiles import operand_values
-from skillgraft.arithmetic.plan import Operand, Plan, TensorPlan, Term
-from skillgraft.arithmetic.statistics.first_pass import gather_facts
-from skillgraft.arithmetic.stream import Machine, Sink, make_tile, tiles_of
+from skillgraft.arithmetic.buffers import Buffers, Files
+from skillgraft.arithmetic.plan import Plan
+from skillgraft.arithmetic.plan_types import Operand, TensorPlan, Term, tiles_of
+from skillgraft.arithmetic.stream import Machine, Sink, gather_statistics, make_tile
 from skillgraft.arithmetic.tensor_sources import Stored
+from skillgraft.arithmetic.tile_values import operand_values
 from skillgraft.arithmetic.tiles import Tile, each_tile
 from skillgraft.checkpoint.header import TensorInfo, TensorSpec
 from skillgraft.checkpoint.layout import Layout
@@ -22,13 +22,13 @@ from skillgraft.checkpoint.layout import Layout
 
 def make_tensors(plan: Plan, tensors: Sequence[TensorPlan], sink: Sink, machine: Machine, scale: float = 1.0) -> None:
     """Compute `tensors` of a plan for one λ and give their stored bytes to `sink`, tile by tile, from any thread."""
-    facts = gather_facts(plan, machine)
+    statistics = gather_statistics(plan, machine)
     with Files(plan.versions) as files:
 
-        def visit(tensor: TensorPlan, tile: Tile, scratch: Scratch) -> None:
-            make_tile(plan, facts, tensor, tile, [scale], [sink], machine.compute, scratch, files)
+        def visit(tensor: TensorPlan, tile: Tile, buffers: Buffers) -> None:
+            make_tile(plan, statistics, tensor, tile, [scale], [sink], machine.compute, buffers, files)
 
-        each_tile(tiles_of(tensors), visit, threads=machine.threads, scratches=machine.scratches())
+        each_tile(tiles_of(tensors), visit, machine.thread_buffers())
         files.check_unchanged()
 
 
@@ -37,15 +37,15 @@ def operand_norms(plan: Plan, machine: Machine) -> dict[tuple[str, int], float]:
     sums: dict[tuple[str, int], list[float]] = defaultdict(list)
     with Files(plan.versions) as files:
 
-        def visit(tensor: TensorPlan, tile: Tile, scratch: Scratch) -> None:
+        def visit(tensor: TensorPlan, tile: Tile, buffers: Buffers) -> None:
             present = [operand for operand in tensor.operands if tile.stop <= operand.elements]
             if present:
-                values = operand_values(tensor, present, tile, scratch, files)
+                values = operand_values(tensor, present, tile, buffers, files)
                 for operand, row in zip(present, values, strict=True):
                     sums[tensor.spec.name, operand.number].append(float(row @ row))
 
         changed = [tensor for tensor in plan.tensors if tensor.operands]
-        each_tile(tiles_of(changed), visit, threads=machine.threads, scratches=machine.scratches())
+        each_tile(tiles_of(changed), visit, machine.thread_buffers())
     return {key: math.fsum(parts) ** 0.5 for key, parts in sums.items()}
 
 
@@ -127,9 +127,9 @@ class Distance:
 
 def _stored(info: TensorInfo, tile: Tile, files: Files) -> np.ndarray:
     """Return stored elements in fp64."""
-    leaf = Stored(info)
-    whole = TensorPlan(TensorSpec(info.name, info.dtype, info.shape), leaf, ())
-    return operand_values(whole, [Operand(0, 1.0, (Term(1, leaf),))], tile, Scratch(), files)[0]
+    source = Stored(info)
+    whole = TensorPlan(TensorSpec(info.name, info.dtype, info.shape), source, ())
+    return operand_values(whole, [Operand(0, 1.0, (Term(1, source),))], tile, Buffers(), files)[0]
 
 
 def _gaps(values: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:

@@ -11,25 +11,23 @@ import math
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from skillgraft.arithmetic.buffers import Files, Scratch
-from skillgraft.arithmetic.cpu_tiles import Computed, operand_values
+from skillgraft.arithmetic.buffers import Buffers, Files
+from skillgraft.arithmetic.cpu_tiles import ComputedTile
 from skillgraft.arithmetic.cpu_tiles import compute as compute_on_cpu
-from skillgraft.arithmetic.merge_recipe import Linear
-from skillgraft.arithmetic.methods import METHODS
-from skillgraft.arithmetic.plan import Operand, Plan, TensorPlan, Term
-from skillgraft.arithmetic.tensor_sources import Stored
-from skillgraft.arithmetic.tiles import Tile, cut, each_tile
+from skillgraft.arithmetic.methods.linear import LINEAR, Linear
+from skillgraft.arithmetic.plan import Plan
+from skillgraft.arithmetic.plan_types import Operand, TensorPlan, Term, tiles_of
+from skillgraft.arithmetic.tile_values import not_finite
+from skillgraft.arithmetic.tiles import Tile, each_tile
 from skillgraft.checkpoint.header import DTYPE_BYTES
-from skillgraft.checkpoint.tensor_io import TORCH_NAMES
 from skillgraft.checkpoint.weights import ShardFile, write_index
-from skillgraft.errors import CompatibilityError
 
 Progress = Callable[[str, int, int], None]
 """Called after each tile with the tensor's name, the bytes read and written so far, and all that will be."""
@@ -54,7 +52,7 @@ class Sink(Protocol):
         """Take bytes of the tensor `name` from its byte `begin` on; threads may do so at once."""
 
 
-Compute = Callable[..., Computed]
+Compute = Callable[..., ComputedTile]
 """A function with the arguments of `cpu_tiles.compute`."""
 
 
@@ -65,22 +63,32 @@ class Machine:
     threads: int
     compute: Compute = compute_on_cpu
 
-    def scratches(self) -> list[Scratch]:
+    def thread_buffers(self) -> list[Buffers]:
         """Return one set of buffers for each thread."""
-        return [Scratch() for _ in range(self.threads)]
+        return [Buffers() for _ in range(self.threads)]
+
+
+def gather_statistics(plan: Plan, machine: Machine) -> dict[str, Any]:
+    """Return what the plan's method must know of each tensor that changes, by name; nothing for most methods."""
+    statistic = plan.method.statistics
+    if statistic is None:
+        return {}
+    changed = [tensor for tensor in plan.tensors if tensor.operands]
+    return statistic.gather(changed, plan.parameters, machine.thread_buffers())
 
 
 def stream(
     plan: Plan,
-    facts: Mapping[str, Any],
+    statistics: Mapping[str, Any],
     outputs: Sequence[Output],
     machine: Machine,
     progress: Progress | None = None,
 ) -> list[Sums]:
     """Write the weights of every output, shard by shard; return per output what rounding cost each changed tensor.
 
-    `facts` are those of the first pass, by tensor name. Raises `CompatibilityError`, naming tensor and operand, for
-    NaN, infinity or overflow, and `CheckpointError` for a file that changed since its header was read.
+    `statistics` are those that the plan's method asks for, by tensor name (`gather_statistics`). Raises
+    `CompatibilityError`, naming tensor and operand, for NaN, infinity or overflow, and `CheckpointError` for a file
+    that changed since its header was read.
     """
     by_file: dict[Path, list[TensorPlan]] = defaultdict(list)
     for tensor in plan.tensors:
@@ -89,7 +97,7 @@ def stream(
     for output in outputs:
         _remove_strangers(output.directory, {file.name for file in by_file})
     done = _Count(progress, plan.bytes_read + plan.bytes_written * len(outputs))
-    scratches = machine.scratches()
+    thread_buffers = machine.thread_buffers()
     with Files(plan.versions) as files:
         for file, tensors in by_file.items():
             left = [(number, output) for number, output in enumerate(outputs)]
@@ -101,7 +109,9 @@ def stream(
             if not left:
                 done.add(file.name, sum(tensor.target.nbytes for tensor in tensors))
                 continue
-            found = _write_shard(plan, facts, file.name, tensors, [o for _, o in left], machine, files, scratches, done)
+            found = _write_shard(
+                plan, statistics, file.name, tensors, [o for _, o in left], machine, files, thread_buffers, done
+            )
             for (number, output), shard_sums in zip(left, found, strict=True):
                 _finish(output.directory, file.name, shard_sums)
                 sums[number] |= shard_sums
@@ -128,13 +138,13 @@ class _Count:
 
 def _write_shard(
     plan: Plan,
-    facts: Mapping[str, Any],
+    statistics: Mapping[str, Any],
     name: str,
     tensors: Sequence[TensorPlan],
     outputs: Sequence[Output],
     machine: Machine,
     files: Files,
-    scratches: Sequence[Scratch],
+    thread_buffers: Sequence[Buffers],
     done: _Count,
 ) -> list[Sums]:
     specs = [tensor.spec for tensor in tensors]
@@ -142,9 +152,9 @@ def _write_shard(
     shards = [ShardFile(output.directory / f"{name}{_PART}", specs, output.metadata) for output in outputs]
     try:
 
-        def visit(tensor: TensorPlan, tile: Tile, scratch: Scratch) -> None:
+        def visit(tensor: TensorPlan, tile: Tile, buffers: Buffers) -> None:
             scales = [output.scale for output in outputs]
-            losses = make_tile(plan, facts, tensor, tile, scales, shards, machine.compute, scratch, files)
+            losses = make_tile(plan, statistics, tensor, tile, scales, shards, machine.compute, buffers, files)
             for sums, loss in zip(parts, losses if tensor.operands else [], strict=bool(tensor.operands)):
                 sums[tensor.spec.name].append(loss)
             operands = sum(tile.stop <= operand.elements for operand in tensor.operands)
@@ -152,7 +162,7 @@ def _write_shard(
             written = DTYPE_BYTES[tensor.spec.dtype] * len(outputs)
             done.add(tensor.spec.name, round((tile.stop - tile.start) * (width + written)))
 
-        each_tile(tiles_of(tensors), visit, threads=len(scratches), scratches=scratches)
+        each_tile(tiles_of(tensors), visit, thread_buffers)
     finally:
         for shard in shards:
             shard.close()
@@ -168,59 +178,54 @@ def _write_shard(
 
 def make_tile(
     plan: Plan,
-    facts: Mapping[str, Any],
+    statistics: Mapping[str, Any],
     tensor: TensorPlan,
     tile: Tile,
     scales: Sequence[float],
     sinks: Sequence[Sink],
     compute: Compute,
-    scratch: Scratch,
+    buffers: Buffers,
     files: Files,
 ) -> list[tuple[float, float]]:
     """Make one tile for every λ and give it to its sink; return (squared loss, squared norm of the change) each."""
     operands = [operand for operand in tensor.operands if tile.stop <= operand.elements]
     whole = len(operands) == len(tensor.operands)
-    if not whole and (plan.method.of == "models" or plan.method.first_pass == "gram"):
+    if not whole and (plan.method.inputs == "models" or not plan.method.weighted):
         operands = []  # rows that not every model has are the target's
     if not operands or not any(scales):
-        _copy(tensor, tile, sinks, compute, plan, scratch, files)
+        _copy(tensor, tile, sinks, compute, buffers, files)
         return [(0.0, 0.0)] * len(sinks)
-    return _combine(plan, facts, tensor, operands, tile, scales, sinks, compute, scratch, files)
-
-
-def tiles_of(tensors: Iterable[TensorPlan]) -> Iterator[tuple[TensorPlan, Tile]]:
-    """Yield every tile of every tensor, each cut where some operand ends."""
-    for tensor in tensors:
-        for tile in cut(tensor.target.elements, tensor.breaks, tensor.block):
-            yield tensor, tile
+    return _combine(plan, statistics, tensor, operands, tile, scales, sinks, compute, buffers, files)
 
 
 def _combine(
     plan: Plan,
-    facts: Mapping[str, Any],
+    statistics: Mapping[str, Any],
     tensor: TensorPlan,
     operands: Sequence[Operand],
     tile: Tile,
     scales: Sequence[float],
     shards: Sequence[Sink],
     compute: Compute,
-    scratch: Scratch,
+    buffers: Buffers,
     files: Files,
 ) -> list[tuple[float, float]]:
     """Compute one tile for every λ and write it; return (squared loss, squared norm of the change) for each."""
-    vectors = plan.method.of == "vectors"
-    made = [number for number, scale in enumerate(scales) if scale != 0 or not vectors]
-    done = compute(plan, tensor, operands, tile, facts.get(tensor.spec.name), [scales[n] for n in made], scratch, files)
-    if not done.finite:
-        raise not_finite(tensor, operands, tile, [scales[n] for n in made], scratch, files)
+    vectors = plan.method.inputs == "vectors"
+    changing = [number for number, scale in enumerate(scales) if scale != 0 or not vectors]
+    changing_scales = [scales[number] for number in changing]
+    of_tensor = statistics.get(tensor.spec.name)
+    computed = compute(plan.method, plan.parameters, tensor, operands, tile, of_tensor, changing_scales, buffers, files)
+    if not computed.finite:
+        raise not_finite(tensor, operands, tile, changing_scales, buffers, files)
     losses = [(0.0, 0.0)] * len(scales)
-    for row, number in enumerate(made):
-        shards[number].write(tensor.spec.name, tile.start * DTYPE_BYTES[tensor.spec.dtype], done.stored[row])
+    for row, number in enumerate(changing):
+        shards[number].write(tensor.spec.name, tile.start * DTYPE_BYTES[tensor.spec.dtype], computed.stored[row])
         if vectors:
-            losses[number] = (done.squared_losses[row], done.squared_norm)
-    if len(made) < len(scales):
-        rest = [shard for number, shard in enumerate(shards) if number not in made]
-        _copy(tensor, tile, rest, compute, plan, scratch, files)
+            losses[number] = (computed.squared_losses[row], computed.squared_norm)
+    if len(changing) < len(scales):
+        unchanged = [shard for number, shard in enumerate(shards) if number not in changing]
+        _copy(tensor, tile, unchanged, compute, buffers, files)
     return losses
 
 
@@ -229,54 +234,25 @@ def _copy(
     tile: Tile,
     shards: Sequence[Sink],
     compute: Compute,
-    plan: Plan,
-    scratch: Scratch,
+    buffers: Buffers,
     files: Files,
 ) -> None:
     """Write the target's own elements: its bytes, or one rounding to the planned dtype."""
     width = DTYPE_BYTES[tensor.spec.dtype]
     if tensor.target.dtype == tensor.spec.dtype:
-        raw = scratch.empty("copied", ((tile.stop - tile.start) * width,), np.uint8)
+        raw = buffers.empty("copied", ((tile.stop - tile.start) * width,), np.uint8)
         tensor.target.read(*tile, files, raw)
     else:
-        cast = replace(plan, method=METHODS["linear"], parameters=Linear(normalize=False))
         alone = Operand(0, 1.0, (Term(1, tensor.target),))
-        done = compute(cast, tensor, [alone], tile, None, [1.0], scratch, files)
-        if not done.finite:
-            raise not_finite(tensor, (), tile, (), scratch, files)
-        raw = done.stored[0]
+        computed = compute(LINEAR, _PLAIN_SUM, tensor, [alone], tile, None, [1.0], buffers, files)
+        if not computed.finite:
+            raise not_finite(tensor, (), tile, (), buffers, files)
+        raw = computed.stored[0]
     for shard in shards:
         shard.write(tensor.spec.name, tile.start * width, raw)
 
 
-def not_finite(
-    tensor: TensorPlan,
-    operands: Sequence[Operand],
-    tile: Tile,
-    scales: Sequence[float],
-    scratch: Scratch,
-    files: Files,
-) -> CompatibilityError:
-    """Return the error that says which operand holds NaN or infinity, or that the result overflows."""
-    name = tensor.spec.name
-    for leaf in dict.fromkeys([tensor.target, *(term.leaf for operand in operands for term in operand.terms)]):
-        one = replace(tensor, target=leaf) if isinstance(leaf, Stored) else tensor
-        values = operand_values(one, [Operand(0, 1.0, (Term(1, leaf),))], tile, scratch, files)[0]
-        wrong = int(np.count_nonzero(~np.isfinite(values)))
-        if wrong:
-            file = leaf.files[-1].file
-            return CompatibilityError(
-                f"{file.parent}: tensor {name!r} holds NaN or infinity ({wrong} of elements {tile.start} to "
-                f"{tile.stop} in {file.name}); expected finite weights: the checkpoint is damaged or its training "
-                "diverged"
-            )
-    largest = max(scales, key=abs, default=0.0)
-    change = f" + {largest} · v" if operands else ""
-    return CompatibilityError(
-        f"tensor {name!r}{change} overflows {TORCH_NAMES[tensor.spec.dtype]}; use a smaller scale or another dtype, "
-        "such as float32"
-    )
-
+_PLAIN_SUM = Linear(normalize=False)
 
 _PART = ".part"
 _RECORD = ".finished.json"

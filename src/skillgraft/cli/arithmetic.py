@@ -16,7 +16,7 @@ from skillgraft.cli.console import err_console, out_console, print_or_write
 from skillgraft.errors import OutputExistsError, RecipeError
 
 if TYPE_CHECKING:
-    from skillgraft.arithmetic.merge_recipe import MergeRecipe
+    from skillgraft.arithmetic.merge_schema import MergeRecipe
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="Directory to write; must not exist.", show_default=False)]

@@ -45,9 +45,9 @@ def complete_library(incomplete: str) -> list[str]:
 
 def complete_methods(incomplete: str) -> list[str]:
     """Return the merging methods that begin so."""
-    from skillgraft.arithmetic.methods import METHODS
+    from skillgraft.arithmetic.methods import all_methods
 
-    return _beginning(METHODS, incomplete)
+    return _beginning(all_methods(), incomplete)
 
 
 def complete_pages(incomplete: str) -> list[str]:

@@ -87,15 +87,15 @@ def _upon_base(values, base, count, out):  # type: ignore[no-untyped-def]
 
 
 @loose
-def _brain_upon_base(leaf, base, count, values, out):  # type: ignore[no-untyped-def]
-    """Write leaf − base, both bf16, into `values` and sum as `_alone` does in the same pass; return ‖base‖².
+def _brain_upon_base(source, base, count, values, out):  # type: ignore[no-untyped-def]
+    """Write source − base, both bf16, into `values` and sum as `_alone` does in the same pass; return ‖base‖².
 
     Two different numbers of bf16 are never closer than half the spacing at one of them: `below` has nothing to count.
     """
     dot = fourth = nonzero = squares = 0.0
     for k in range(count):
         wide = brain(base[k])
-        value = brain(leaf[k]) - wide
+        value = brain(source[k]) - wide
         values[k] = value
         square = value * value
         dot += square
@@ -150,11 +150,11 @@ def _brain_two_upon_base(one, other, base, count, pairs):  # type: ignore[no-unt
 def compare_tile(raws, codes, count, firsts, terms, signs, base, halves, pairs, below, values, wide):  # type: ignore[no-untyped-def]
     """Sum a tile of `count` elements; return ‖base‖², 0 where `base` is negative.
 
-    raws (leaves, bytes) with dtype `codes`, leaf `base` being the base; vector j is Σ signs·leaf over
+    raws (sources, bytes) with dtype `codes`, source `base` being the base; vector j is Σ signs·source over
     terms[firsts[j] : firsts[j + 1]]. pairs (vectors·(vectors + 1)/2, 4) gets DOT, FOURTH, SAME, OPPOSITE of each pair
     i <= j, row by row; below (vectors) counts elements that are not zero and smaller than half the spacing of bf16
     numbers at the base. A product of two elements below 1e-308 counts as zero. `values` (vectors, `BLOCK`) and `wide`
-    (`BLOCK`,) are room to work in.
+    (`BLOCK`,) are workspace.
     """
     vectors = len(firsts) - 1
     for row in range(len(pairs)):

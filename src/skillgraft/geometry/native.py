@@ -20,15 +20,18 @@ _compare_tile = Compiled(
     "compare_tile",
     "u1[:,:] i8[:] i8 i8[:] i8[:] f8[:] i8 f4[:] =f8[:,:] =f8[:] =f8[:,:] =f8[:]",
     "f8",
-    ("skillgraft.geometry.native", "skillgraft.arithmetic.kernels.sources", "skillgraft.arithmetic.kernels.native"),
+    (
+        "skillgraft.geometry.native",
+        *(f"skillgraft.arithmetic.kernels.{name}" for name in ("codes", "native", "sources")),
+    ),
 )
-_rooms = threading.local()
+_workspace = threading.local()
 
 
 def compare_tile(*arguments: Any) -> float:
     """Call `kernels.compare_tile` with all but its last two arguments; return ‖base‖²."""
     vectors = len(arguments[3]) - 1
-    rows = getattr(_rooms, "rows", None)
+    rows = getattr(_workspace, "rows", None)
     if rows is None or len(rows) < vectors + 1:
-        rows = _rooms.rows = np.empty((vectors + 1, BLOCK))
+        rows = _workspace.rows = np.empty((vectors + 1, BLOCK))
     return float(_compare_tile(*arguments, rows[1:], rows[0]))

@@ -1,4 +1,4 @@
-"""The plan of a comparison, made and checked from headers alone: which leaves make up each vector, tensor by tensor."""
+"""The plan of a comparison, made and checked from headers alone: the sources of each vector, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from pathlib import Path
 
 from skillgraft.adapters.peft_file import read_adapter
 from skillgraft.arithmetic.buffers import FileVersion, file_version
+from skillgraft.arithmetic.lookups import Lookup, of_adapter, of_skill
 from skillgraft.arithmetic.matching import check_adapter_fits, check_models, rows_of_vocabulary
-from skillgraft.arithmetic.merge_recipe import OVERRIDES
-from skillgraft.arithmetic.plan import Lookup, Operand, Term, of_adapter, of_skill
-from skillgraft.arithmetic.tensor_sources import Leaf, Stored
+from skillgraft.arithmetic.merge_schema import OVERRIDES
+from skillgraft.arithmetic.plan_types import Operand, Term
+from skillgraft.arithmetic.tensor_sources import Stored, TensorSource
 from skillgraft.checkpoint.layout import Layout, read_layout
 from skillgraft.errors import CompatibilityError, RecipeError, did_you_mean
 from skillgraft.geometry.operands import ADAPTER, CHECKPOINT, DIFFERENCE, OperandSpec
@@ -40,10 +41,10 @@ class ComparedTensor:
         return tuple(sorted({min(operand.elements, self.elements) for operand in self.operands}))
 
     @property
-    def leaves(self) -> tuple[Leaf, ...]:
+    def sources(self) -> tuple[TensorSource, ...]:
         """Everything that is read, each once."""
         first = (self.base,) if self.base is not None else ()
-        return tuple(dict.fromkeys((*first, *(term.leaf for o in self.operands for term in o.terms))))
+        return tuple(dict.fromkeys((*first, *(term.source for o in self.operands for term in o.terms))))
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class ComparePlan:
     @property
     def bytes_read(self) -> int:
         """Bytes that one pass reads."""
-        return sum(leaf.nbytes for tensor in self.tensors for leaf in tensor.leaves)
+        return sum(source.nbytes for tensor in self.tensors for source in tensor.sources)
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def plan_comparison(vectors: Sequence[OperandSpec], base: Path | None, allow: Co
     for tensor in tensors:
         if reference is not None and any(stop < tensor.elements for stop in tensor.breaks):
             remarks.append(f"{tensor.name}: {rows_of_vocabulary(reference, tensor.name)}")
-    paths = dict.fromkeys(info.file for tensor in tensors for leaf in tensor.leaves for info in leaf.files)
+    paths = dict.fromkeys(info.file for tensor in tensors for source in tensor.sources for info in source.files)
     versions = {path: file_version(path.stat()) for path in paths}
     return ComparePlan(base, tuple(vectors), tensors, tuple(dict.fromkeys(remarks)), versions)
 
@@ -189,7 +190,7 @@ def _tensors(found: Sequence[_Found], reference: Layout | None, with_base: bool)
     for name, shape in shapes.items():
         operands = []
         for number, operand in enumerate(found):
-            terms = tuple(Term(sign, leaf) for sign, lookup in operand.terms if (leaf := lookup(name)) is not None)
+            terms = tuple(Term(sign, source) for sign, lookup in operand.terms if (source := lookup(name)) is not None)
             if terms:
                 operands.append(Operand(number, 1.0, terms))
         base = Stored(reference.tensors[name]) if with_base and reference is not None else None

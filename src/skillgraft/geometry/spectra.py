@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from skillgraft.arithmetic.buffers import Files, Scratch
+from skillgraft.arithmetic.buffers import Buffers, Files
 from skillgraft.arithmetic.kernels import native
-from skillgraft.arithmetic.plan import Operand
+from skillgraft.arithmetic.plan_types import Operand
 from skillgraft.arithmetic.stream import Progress
 from skillgraft.arithmetic.tiles import Tile
 from skillgraft.geometry.nulls import subspace_overlap
 from skillgraft.geometry.plan import ComparedTensor, ComparePlan
-from skillgraft.geometry.sums import arrange, read_leaves
+from skillgraft.geometry.sums import arrange, read_sources
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -127,7 +127,7 @@ def _blocks(tensor: ComparedTensor, operand: Operand, files: Files) -> Iterator[
     """Yield the vector's matrix by blocks of rows in fp64; a matrix that is wider than tall comes whole."""
     rows, columns = tensor.shape
     step = max(1, BLOCK_ELEMENTS // columns) if rows >= columns else rows
-    alone, scratch = replace(tensor, base=None), Scratch()
+    alone, buffers = replace(tensor, base=None), Buffers()
     inputs = arrange(alone, [operand])
     for first in range(0, rows, step):
         last = min(first + step, rows)
@@ -136,7 +136,7 @@ def _blocks(tensor: ComparedTensor, operand: Operand, files: Files) -> Iterator[
         if stop > first * columns:
             tile = Tile(first * columns, stop)
             count = tile.stop - tile.start
-            raws = read_leaves(inputs, tile, scratch, files)
+            raws = read_sources(inputs, tile, buffers, files)
             native.values_tile(
                 raws,
                 inputs.codes,

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from skillgraft.arithmetic.buffers import Files, Scratch
+from skillgraft.arithmetic.buffers import Buffers, Files
 from skillgraft.arithmetic.kernels import native
+from skillgraft.arithmetic.kernels.codes import CODES
 from skillgraft.arithmetic.stream import Progress
 from skillgraft.arithmetic.tiles import Tile, cut, each_tile
 from skillgraft.checkpoint.header import DTYPE_BYTES
@@ -68,23 +69,23 @@ def sum_tensors(plan: ComparePlan, threads: int, progress: Progress | None = Non
     found: dict[str, Sums] = {}
     vectors = len(plan.vectors)
 
-    def visit(gathering: _Gathering, tile: Tile, scratch: Scratch) -> None:
+    def visit(gathering: _Gathering, tile: Tile, buffers: Buffers) -> None:
         nonlocal done
-        part = _sum_tile(gathering.tensor, vectors, tile, scratch, files)
+        part = _sum_tile(gathering.tensor, vectors, tile, buffers, files)
         with lock:
             gathering.parts.append(part)
             gathering.left -= 1
             if not gathering.left:
                 found[gathering.tensor.name] = gathering.close(vectors)
             if progress is not None:
-                done += sum(leaf.nbytes * (tile.stop - tile.start) for leaf in gathering.tensor.leaves) // max(
+                done += sum(source.nbytes * (tile.stop - tile.start) for source in gathering.tensor.sources) // max(
                     1, gathering.tensor.elements
                 )
                 progress(gathering.tensor.name, done, total)
 
-    scratches = [Scratch() for _ in range(threads)]
+    thread_buffers = [Buffers() for _ in range(threads)]
     with Files(plan.versions) as files:
-        each_tile(_tiles(plan.tensors), visit, threads=threads, scratches=scratches)
+        each_tile(_tiles(plan.tensors), visit, thread_buffers)
         files.check_unchanged()
     return {tensor.name: found[tensor.name] for tensor in plan.tensors}
 
@@ -132,12 +133,12 @@ def _tiles(tensors: Iterable[ComparedTensor]) -> Iterator[tuple[_Gathering, Tile
             yield gathering, tile
 
 
-def _sum_tile(tensor: ComparedTensor, vectors: int, tile: Tile, scratch: Scratch, files: Files) -> np.ndarray:
+def _sum_tile(tensor: ComparedTensor, vectors: int, tile: Tile, buffers: Buffers, files: Files) -> np.ndarray:
     """Return one tile's sums in a row: ‖base‖², `below` of each vector, and the four sums of each pair i <= j."""
     present = tuple(operand for operand in tensor.operands if tile.stop <= operand.elements)
-    inputs = scratch.last((tensor.name, present), lambda: arrange(tensor, present))
+    inputs = buffers.last((tensor.name, present), lambda: arrange(tensor, present))
     count = tile.stop - tile.start
-    raws = read_leaves(inputs, tile, scratch, files)
+    raws = read_sources(inputs, tile, buffers, files)
     given = len(present)
     pairs, below = np.empty((given * (given + 1) // 2, 4)), np.empty(given)
     base = compare_tile(
@@ -167,9 +168,9 @@ def _sum_tile(tensor: ComparedTensor, vectors: int, tile: Tile, scratch: Scratch
 
 @dataclass(frozen=True)
 class Inputs:
-    """The leaves of a tensor and which of them make up which vector, in the kernel's terms."""
+    """The sources of a tensor and which of them make up which vector, in the kernel's terms."""
 
-    leaves: tuple[Any, ...]
+    sources: tuple[Any, ...]
     codes: np.ndarray
     firsts: np.ndarray
     terms: np.ndarray
@@ -177,36 +178,36 @@ class Inputs:
 
 
 def arrange(tensor: ComparedTensor, present: Sequence[Any]) -> Inputs:
-    """Return the distinct leaves of the base, which comes first, and of the `present` operands."""
-    leaves: dict[Any, int] = {tensor.base: 0} if tensor.base is not None else {}
+    """Return the distinct sources of the base, which comes first, and of the `present` operands."""
+    sources: dict[Any, int] = {tensor.base: 0} if tensor.base is not None else {}
     firsts, terms, signs = [0], [], []
     for operand in present:
         for term in operand.terms:
-            terms.append(leaves.setdefault(term.leaf, len(leaves)))
+            terms.append(sources.setdefault(term.source, len(sources)))
             signs.append(float(term.sign))
         firsts.append(len(terms))
-    codes = np.array([native.CODES[leaf.dtype] for leaf in leaves], dtype=np.int64)
-    return Inputs(tuple(leaves), codes, np.array(firsts), np.array(terms, dtype=np.int64), np.array(signs))
+    codes = np.array([CODES[source.dtype] for source in sources], dtype=np.int64)
+    return Inputs(tuple(sources), codes, np.array(firsts), np.array(terms, dtype=np.int64), np.array(signs))
 
 
-def read_leaves(inputs: Inputs, tile: Tile, scratch: Scratch, files: Files) -> np.ndarray:
-    """Read the bytes of a tile of every leaf, each once."""
-    widest = max((DTYPE_BYTES[leaf.dtype] for leaf in inputs.leaves), default=1)
-    raws = scratch.empty("raws", (len(inputs.leaves), (tile.stop - tile.start) * widest), np.uint8)
-    for place, leaf in enumerate(inputs.leaves):
-        leaf.read(tile.start, tile.stop, files, raws[place])
+def read_sources(inputs: Inputs, tile: Tile, buffers: Buffers, files: Files) -> np.ndarray:
+    """Read the bytes of a tile of every source, each once."""
+    widest = max((DTYPE_BYTES[source.dtype] for source in inputs.sources), default=1)
+    raws = buffers.empty("raws", (len(inputs.sources), (tile.stop - tile.start) * widest), np.uint8)
+    for place, source in enumerate(inputs.sources):
+        source.read(tile.start, tile.stop, files, raws[place])
     return raws
 
 
 def refuse_not_finite(tensor: ComparedTensor, inputs: Inputs, raws: np.ndarray, count: int, tile: Tile) -> None:
     """Raise `CompatibilityError` naming the file whose part of a tile holds NaN or infinity; return if none does."""
     values, one = np.empty(count), np.ones(1)
-    for place, leaf in enumerate(inputs.leaves):
+    for place, source in enumerate(inputs.sources):
         term = np.array([place])
         native.values_tile(raws, inputs.codes, count, 0, 1, term, one, native.HALF_VALUES, values)
         wrong = int(np.count_nonzero(~np.isfinite(values)))
         if wrong:
-            file = leaf.files[-1].file
+            file = source.files[-1].file
             raise CompatibilityError(
                 f"{file.parent}: tensor {tensor.name!r} holds NaN or infinity ({wrong} of elements {tile.start} to "
                 f"{tile.stop} in {file.name}); expected finite weights: the checkpoint is damaged or its training "

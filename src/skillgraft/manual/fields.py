@@ -38,7 +38,8 @@ def recipe_page() -> str:
 
 def merge_recipe_page() -> str:
     """Return the fields of a merge recipe and the parameters of every method as Markdown."""
-    from skillgraft.arithmetic.merge_recipe import PARAMETERS, MergeRecipe, OperandSpec
+    from skillgraft.arithmetic.merge_schema import MergeRecipe, OperandSpec
+    from skillgraft.arithmetic.methods import all_methods
 
     head = (
         "# Merge recipe fields\n\nThe YAML file of `skillgraft merge`. Paths are relative to its folder. The JSON "
@@ -46,8 +47,8 @@ def merge_recipe_page() -> str:
     )
     parts = [head, _table(MergeRecipe), f"## operand spec\n\n{OperandSpec.__doc__}\n\n{_table(OperandSpec)}"]
     parts.append("## Parameters by method\n")
-    for method, form in PARAMETERS.items():
-        parts.append(f"### {method}\n\n{_table(form)}")
+    for name, method in all_methods().items():
+        parts.append(f"### {name}\n\n{_table(method.parameters)}")
     return "\n".join(parts)
 
 

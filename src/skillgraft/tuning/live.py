@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from skillgraft.arithmetic.injection.live_weights import LiveWeights
-from skillgraft.arithmetic.merge_recipe import MergeRecipe
+from skillgraft.arithmetic.merge_schema import MergeRecipe
 from skillgraft.arithmetic.merging import machine_for
 from skillgraft.arithmetic.plan import plan_merge
 from skillgraft.data.metrics import METRICS

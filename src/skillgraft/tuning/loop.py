@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 from blake3 import blake3
 
-from skillgraft.arithmetic.merge_recipe import MergeRecipe
+from skillgraft.arithmetic.merge_schema import MergeRecipe
 from skillgraft.arithmetic.merging import as_recipe, merge
 from skillgraft.arithmetic.plan import plan_merge
 from skillgraft.checkpoint.json_file import read_json_object, write_json

@@ -18,15 +18,16 @@ from skillgraft.adapters.peft_file import is_adapter, read_adapter
 from skillgraft.arithmetic.in_memory import operand_norms
 from skillgraft.arithmetic.injection.ledger import (
     Injected,
+    LedgerEntry,
     Record,
-    Share,
     read_record,
     recognised,
-    write_balance,
+    write_ledger,
     write_own_provenance,
 )
 from skillgraft.arithmetic.injection.removal import plan_of_original, plan_removal, removal_report
-from skillgraft.arithmetic.merge_recipe import MergeRecipe, check_vector_method, parse_merge_recipe
+from skillgraft.arithmetic.merge_recipe import check_vector_method, parse_merge_recipe
+from skillgraft.arithmetic.merge_schema import MergeRecipe
 from skillgraft.arithmetic.merging import Recorder, machine_for, write
 from skillgraft.arithmetic.plan import OUTPUT_DTYPES, Plan, plan_merge
 from skillgraft.arithmetic.stream import Machine, Progress, Sums
@@ -239,16 +240,16 @@ class _History(NamedTuple):
 def _history(plan: Plan, skills: Sequence[Skill | None], scale: float) -> _History:
     known, remarks = read_record(plan.target.path)
     given, method, parameters = (plan.settings[key] for key in ("skills", "method", "parameters"))
-    shares = tuple(Share(**each) for each in given)
+    entries = tuple(LedgerEntry(**each) for each in given)
     scales = tuple((pattern, weight) for pattern, weight in plan.settings.get("scales", ())) or None
-    asked = Injected(skills=shares, method=method, parameters=parameters, scale=scale, scales=scales)
+    asked = Injected(skills=entries, method=method, parameters=parameters, scale=scale, scales=scales)
     if known is None:
         return _History(None, asked, None, remarks)
     own = zip(asked.skills, skills, strict=True)
-    same = {share.fingerprint: source for share, skill in own if skill is not None and (source := _source(skill))}
+    same = {entry.fingerprint: source for entry, skill in own if skill is not None and (source := _source(skill))}
     meant = recognised(asked, known, same)
     doubt = None
-    if known.balance.weights != plan.inputs["target"]:
+    if known.ledger.weights != plan.inputs["target"]:
         doubt = f"{plan.target.path} changed, or was saved anew, since the injection wrote it"
     elif meant != asked:
         doubt = "only its manifest says that a repacked skill is what was injected"
@@ -267,7 +268,7 @@ def _recorder(plan: Plan, skills: Sequence[Skill | None], history: _History) -> 
     base = _base(plan.target, skills)
 
     def record(directory: Path, made_by: Mapping[str, Any], losses: Sums) -> None:
-        write_balance(directory, plan, known, asked.at(float(made_by["scale"])), doubt is None, losses, made_by, base)
+        write_ledger(directory, plan, known, asked.at(float(made_by["scale"])), doubt is None, losses, made_by, base)
 
     return record
 

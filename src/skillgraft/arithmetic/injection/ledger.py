@@ -20,7 +20,8 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from skillgraft.arithmetic.plan import Plan, TensorPlan
+from skillgraft.arithmetic.plan import Plan
+from skillgraft.arithmetic.plan_types import TensorPlan
 from skillgraft.arithmetic.stream import Sums
 from skillgraft.checkpoint.fingerprint import fingerprint_checkpoint
 from skillgraft.checkpoint.header import DTYPE_BYTES
@@ -42,7 +43,7 @@ class _Kept(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
 
 
-class Share(_Kept):
+class LedgerEntry(_Kept):
     """One skill and its scale."""
 
     name: str
@@ -53,7 +54,7 @@ class Share(_Kept):
 class Injected(_Kept):
     """Skills with their scales, the method that makes one vector of them, and λ over all; `scales`: by pattern too."""
 
-    skills: tuple[Share, ...]
+    skills: tuple[LedgerEntry, ...]
     method: str
     parameters: dict[str, Any]
     scale: Finite
@@ -72,22 +73,22 @@ class Injected(_Kept):
     def amounts(self) -> dict[str, float]:
         """The scale of each skill, λ included, by fingerprint."""
         amounts: Counter[str] = Counter()
-        for share in self.skills:
-            amounts[share.fingerprint] += share.scale * self.scale  # type: ignore[assignment]
+        for entry in self.skills:
+            amounts[entry.fingerprint] += entry.scale * self.scale  # type: ignore[assignment]
         return dict(amounts)
 
     @property
     def by_name(self) -> dict[str, float]:
         """The scale of each skill, λ included, by name."""
-        return {share.name: share.scale * self.scale for share in self.skills}
+        return {entry.name: entry.scale * self.scale for entry in self.skills}
 
     @property
     def is_nothing(self) -> bool:
         """Whether every scale is 0."""
-        return not any(share.scale * self.scale for share in self.skills)
+        return not any(entry.scale * self.scale for entry in self.skills)
 
 
-class Balance(_Kept):
+class Ledger(_Kept):
     """What `steps` injections into `original` (a fingerprint) come to.
 
     `rounding` ≥ ‖weights − (original + held)‖ over all tensors: the sum of what each step lost, measured as it was
@@ -107,7 +108,7 @@ class Record(NamedTuple):
     last: Injected
     target: str
     dtype: str | None
-    balance: Balance
+    ledger: Ledger
 
 
 def read_record(directory: Path) -> tuple[Record | None, tuple[str, ...]]:
@@ -118,11 +119,11 @@ def read_record(directory: Path) -> tuple[Record | None, tuple[str, ...]]:
         return None, ()
     try:
         text = json.dumps(made, allow_nan=False)
-        balance = Balance.model_validate_json(json.dumps(made.get("balance"), allow_nan=False))
+        ledger = Ledger.model_validate_json(json.dumps(made.get("balance"), allow_nan=False))
         last, target, dtype = Injected.model_validate_json(text), provenance["inputs"]["target"], made["dtype"]
         if not isinstance(target, str) or not isinstance(dtype, str | None):
             raise TypeError("inputs.target or dtype is no text")
-        return Record(last, target, dtype, balance), ()
+        return Record(last, target, dtype, ledger), ()
     except ValidationError as error:
         first = error.errors()[0]
         why = f"{'.'.join(map(str, first['loc'])) or 'balance'}: {first['msg']}"
@@ -147,13 +148,13 @@ def added(held: Injected, asked: Injected) -> Injected | None:
         whole = held.at(_sum(held.scale, asked.scale))
         return whole if same and held.parameters == asked.parameters and math.isfinite(whole.scale) else None
     before, change = held.amounts, asked.amounts
-    names = {share.fingerprint: share.name for share in (*asked.skills, *held.skills)}
-    shares = tuple(
-        Share(name=names[key], fingerprint=key, scale=_sum(before.get(key, 0.0), change.get(key, 0.0)))
+    names = {entry.fingerprint: entry.name for entry in (*asked.skills, *held.skills)}
+    entries = tuple(
+        LedgerEntry(name=names[key], fingerprint=key, scale=_sum(before.get(key, 0.0), change.get(key, 0.0)))
         for key in {**before, **change}
     )
-    finite = all(math.isfinite(share.scale) for share in shares)
-    return held.model_copy(update={"skills": shares, "scale": 1.0}) if finite else None
+    finite = all(math.isfinite(entry.scale) for entry in entries)
+    return held.model_copy(update={"skills": entries, "scale": 1.0}) if finite else None
 
 
 def takes_out(held: Injected, asked: Injected) -> bool:
@@ -173,14 +174,14 @@ def undoes(last: Injected, asked: Injected) -> bool:
 
 def recognised(asked: Injected, known: Record, same: Mapping[str, str]) -> Injected:
     """Return `asked` with the recorded skills' fingerprints where it has others that are the `same` skills."""
-    recorded = known.last.amounts.keys() | known.balance.held.amounts.keys()
-    shares = tuple(
-        share.model_copy(update={"fingerprint": same[share.fingerprint]})
-        if share.fingerprint not in recorded and same.get(share.fingerprint) in recorded
-        else share
-        for share in asked.skills
+    recorded = known.last.amounts.keys() | known.ledger.held.amounts.keys()
+    entries = tuple(
+        entry.model_copy(update={"fingerprint": same[entry.fingerprint]})
+        if entry.fingerprint not in recorded and same.get(entry.fingerprint) in recorded
+        else entry
+        for entry in asked.skills
     )
-    return asked.model_copy(update={"skills": shares})
+    return asked.model_copy(update={"skills": entries})
 
 
 def _sum(amount: float, change: float) -> float:
@@ -193,7 +194,7 @@ def _pruned(held: Injected) -> Injected:
     return held if whole else held.model_copy(update={"skills": tuple(s for s in held.skills if s.scale * held.scale)})
 
 
-def write_balance(
+def write_ledger(
     directory: Path,
     plan: Plan,
     known: Record | None,
@@ -209,18 +210,18 @@ def write_balance(
     """
     weights = fingerprint_checkpoint(directory)
     lost = _lost(plan, asked.scale, losses)
-    held = added(known.balance.held, asked) if known is not None else None
+    held = added(known.ledger.held, asked) if known is not None else None
     if known is None or held is None:
         nothing = asked.model_copy(update={"skills": ()})
         held = added(nothing, asked) or asked
-        balance = Balance(original=plan.inputs["target"], held=_pruned(held), steps=1, rounding=lost, weights=weights)
+        ledger = Ledger(original=plan.inputs["target"], held=_pruned(held), steps=1, rounding=lost, weights=weights)
     else:
-        before = known.balance.rounding if believed else None
+        before = known.ledger.rounding if believed else None
         rounding = _finite(before + lost) if before is not None and lost is not None else None
-        changes = {"held": _pruned(held), "steps": known.balance.steps + 1, "rounding": rounding, "weights": weights}
-        balance = known.balance.model_copy(update=changes)
-    without = {"held": {"scales"}} if balance.held.scales is None else None
-    made = {**made_by, "balance": balance.model_dump(mode="json", exclude=without)}
+        changes = {"held": _pruned(held), "steps": known.ledger.steps + 1, "rounding": rounding, "weights": weights}
+        ledger = known.ledger.model_copy(update=changes)
+    without = {"held": {"scales"}} if ledger.held.scales is None else None
+    made = {**made_by, "balance": ledger.model_dump(mode="json", exclude=without)}
     write_provenance(directory, kind="inject", base=base, made_by=made, inputs=plan.inputs)
 
 
@@ -234,7 +235,7 @@ def write_own_provenance(directory: Path, original: Path, fingerprint: str, cast
     provenance = read_provenance(original)
     if provenance is None:
         return
-    if record is None or cast or record.balance.weights != fingerprint:
+    if record is None or cast or record.ledger.weights != fingerprint:
         shutil.copyfile(source, directory / PROVENANCE_FILE)
         return
     provenance["made_by"]["balance"]["weights"] = fingerprint_checkpoint(directory)

@@ -20,7 +20,7 @@ import numpy as np
 from skillgraft.arithmetic.buffers import Files
 from skillgraft.arithmetic.in_memory import Distance, UndoneBounds, make_tensors
 from skillgraft.arithmetic.injection.ledger import Injected, Record, added, read_record, takes_out, undoes
-from skillgraft.arithmetic.merge_recipe import MergeRecipe
+from skillgraft.arithmetic.merge_schema import MergeRecipe
 from skillgraft.arithmetic.plan import OUTPUT_DTYPES, Plan, plan_merge, versions_of
 from skillgraft.arithmetic.stream import Machine
 from skillgraft.arithmetic.tensor_sources import Stored
@@ -75,7 +75,7 @@ def plan_removal(
     Raises `RecipeError` for an `original` where something would be left, and `CompatibilityError` for one that does
     not give the target again.
     """
-    rest = added(known.balance.held, asked) if known is not None and takes_out(known.balance.held, asked) else None
+    rest = added(known.ledger.held, asked) if known is not None and takes_out(known.ledger.held, asked) else None
     last = known is not None and rest is not None and undoes(known.last, asked)
     whole = rest is not None and rest.is_nothing
 
@@ -84,7 +84,7 @@ def plan_removal(
         return _reproduces(layout, recipe, plan, asked, forward, machine)
 
     def is_below(layout: Layout) -> bool:
-        rounding = known.balance.rounding if known is not None and doubt is None else None
+        rounding = known.ledger.rounding if known is not None and doubt is None else None
         return rounding is not None and _lies_within(rounding, layout, recipe, plan, asked, machine)
 
     left = rest.by_name if rest is not None else {}
@@ -103,18 +103,18 @@ def plan_removal(
         return Removal(left, layout, fingerprint_checkpoint(original), _differences(layout, plan.target))
     if known is None or rest is None:
         return None
-    steps = 2 if last else known.balance.steps + 1
-    if steps > 2 and known.balance.rounding is None:
+    steps = 2 if last else known.ledger.steps + 1
+    if steps > 2 and known.ledger.rounding is None:
         doubt = doubt or f"what the injections into {plan.target.path} lost is not known"
     said = (f"{doubt}: how far the result is from the original is not known",) if doubt else ()
     near = Removal(left, remarks=said, on_grid=last and known.dtype is None, bounded=doubt is None, steps=steps)
     if last:
         near = _from_noted_place(near, known.target, gives_target, plan)
-    if whole and near.original is None and not (last and known.balance.original == known.target):
-        near = _from_noted_place(near, known.balance.original, is_below, plan)
+    if whole and near.original is None and not (last and known.ledger.original == known.target):
+        near = _from_noted_place(near, known.ledger.original, is_below, plan)
     if last or whole:
         return near
-    remaining = ", ".join(f"{share.name} at {share.scale * rest.scale:g}" for share in rest.skills if share.scale)
+    remaining = ", ".join(f"{entry.name} at {entry.scale * rest.scale:g}" for entry in rest.skills if entry.scale)
     return replace(near, remarks=(*said, f"of what was injected there remains: {remaining}"))
 
 
@@ -139,7 +139,7 @@ def _from_noted_place(near: Removal, original: str, proves: Callable[[Layout], b
 
 
 def _said(injected: Injected, factor: float = 1.0) -> str:
-    return " + ".join(f"{share.name} at {share.scale * injected.scale * factor:g}" for share in injected.skills)
+    return " + ".join(f"{entry.name} at {entry.scale * injected.scale * factor:g}" for entry in injected.skills)
 
 
 def _differences(original: Layout, target: Layout) -> tuple[str, ...]:
@@ -176,8 +176,8 @@ def _reproduces(
     grafted = plan.target.tensors
     if {n: info.shape for n, info in original.tensors.items()} != {n: info.shape for n, info in grafted.items()}:
         return False
-    spec = {share.fingerprint: o for share, o in zip(asked.skills, recipe.operands, strict=True)}
-    operands = [spec[share.fingerprint].model_copy(update={"weight": share.scale}) for share in injected.skills]
+    spec = {entry.fingerprint: o for entry, o in zip(asked.skills, recipe.operands, strict=True)}
+    operands = [spec[entry.fingerprint].model_copy(update={"weight": entry.scale}) for entry in injected.skills]
     forward = plan_merge(recipe.model_copy(update={"base": original.path, "operands": operands, "dtype": None}))
     tensors = [replace(t, spec=t.spec._replace(dtype=grafted[t.spec.name].dtype)) for t in forward.tensors]
     with Files() as files:
@@ -263,7 +263,7 @@ def removal_report(plan: Plan, removal: Removal, scale: float, out: Path, machin
 
 def _summed(out: Path) -> float | None:
     record, _ = read_record(out)
-    return record.balance.rounding if record is not None else None
+    return record.ledger.rounding if record is not None else None
 
 
 def _rounding(dtypes: Sequence[str], steps: int) -> str:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 
-from skillgraft.arithmetic.kernels.native import BF16, F32, F64
+from skillgraft.arithmetic.kernels.codes import BF16, F32, F64
 from skillgraft.arithmetic.kernels.sources import brain, plus_square, strict
 
 
 @strict
-def store(exact, code, start, count, raw, back, room):  # type: ignore[no-untyped-def]
+def store(exact, code, start, count, raw, back, workspace):  # type: ignore[no-untyped-def]
     """Round `exact` once, to nearest and ties to even, into `raw`; `back` gets what was stored, in fp64.
 
-    `room` is a block's fp64 numbers to work in.
+    `workspace` is a block of fp64 numbers.
     """
     if code == BF16:
         short = raw[2 * start : 2 * (start + count)].view(np.uint16)
         if _store_brain(exact, count, short, back):
-            _store_brain_with_care(exact, count, short, back, room)
+            _store_brain_with_care(exact, count, short, back, workspace)
     elif code == F32:
         stored = raw[4 * start : 4 * (start + count)].view(np.float32)
         for k in range(count):
@@ -137,9 +137,9 @@ def finish_brain_alone(made, count, short):  # type: ignore[no-untyped-def]
 
 
 @strict
-def _store_brain_with_care(exact, count, short, back, room):  # type: ignore[no-untyped-def]
+def _store_brain_with_care(exact, count, short, back, workspace):  # type: ignore[no-untyped-def]
     """Round to bf16 by way of fp32, for subnormal and very large numbers, infinity and NaN."""
-    bits = room.view(np.uint32)
+    bits = workspace.view(np.uint32)
     ties = np.uint32(0)
     for k in range(count):
         bits[k] = np.float32(exact[k]).view(np.uint32)

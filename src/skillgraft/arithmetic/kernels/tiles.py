@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from skillgraft.arithmetic.kernels.native import BF16, BLOCK, ELECT, WEIGHTED_SUM
+from skillgraft.arithmetic.kernels.codes import BF16, ELECT, WEIGHTED_SUM
+from skillgraft.arithmetic.kernels.native import BLOCK
 from skillgraft.arithmetic.kernels.rounding import finish_brain, finish_brain_alone, finish_two_brain, store
 from skillgraft.arithmetic.kernels.sources import (
     all_finite,
@@ -29,11 +30,11 @@ def merge_tile(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """Combine a tile of `count` elements and write it, rounded, for each λ in `scales`; return whether all is finite.
 
-    raws (leaves, bytes) with dtype `codes`; operand j is Σ signs·leaf over terms[firsts[j] : firsts[j + 1]], masked by
-    masks[j] over `density` where masks are given (operands, count); `thresholds` are fp32 magnitudes, none if empty.
+    raws (sources, bytes) with dtype `codes`; operand j is Σ signs·source over terms[firsts[j] : firsts[j + 1]], masked
+    by masks[j] over `density` where masks are given (operands, count); `thresholds` are fp32 magnitudes, none if empty.
     WEIGHTED_SUM makes (Σ weights·operand) / divisor · factor, ELECT the disjoint mean. With `target` >= 0 the result
-    is leaf `target` + λ·that. outs (λ, bytes); sums (1 + λ + 1): ‖made‖², each ‖stored − exact‖², the last ‖stored‖².
-    `work` (`WORK` + operands, `BLOCK`) is room to work in.
+    is source `target` + λ·that. outs (λ, bytes); sums (1 + λ + 1): ‖made‖², each ‖stored − exact‖², the last ‖stored‖².
+    `work` (`WORK` + operands, `BLOCK`) is workspace.
     """
     wide, exact, back, total, made, share = work[0], work[1], work[2], work[3], work[4], work[5]
     values = work[6:]
@@ -211,7 +212,7 @@ def keys_between(values, low, high, out, single, inside):  # type: ignore[no-unt
     """Write the magnitude keys of `values` from `low` to `high` into `out`; return (how many, how many are beyond).
 
     A key is the bits of |value| in fp32 as an integer: keys sort as magnitudes do. `single` (`BLOCK`,) in fp32 and
-    `inside` (`BLOCK`,) in bytes are room to work in.
+    `inside` (`BLOCK`,) in bytes are workspace.
     """
     bits = single.view(np.int32)
     found = beyond = 0
@@ -243,7 +244,7 @@ def keys_between(values, low, high, out, single, inside):  # type: ignore[no-unt
 def count_against(values, keys, more, same, single):  # type: ignore[no-untyped-def]
     """Add to `more` and `same` how many of `values` have a magnitude key above each of `keys`, and equal to it.
 
-    `single` (`BLOCK`,) in fp32 is room to work in.
+    `single` (`BLOCK`,) in fp32 is workspace.
     """
     bits = single.view(np.int32)
     for start in range(0, len(values), BLOCK):

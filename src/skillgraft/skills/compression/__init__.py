@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
-from skillgraft.arithmetic.buffers import Files, Scratch, file_version
+from skillgraft.arithmetic.buffers import Buffers, Files, file_version
 from skillgraft.arithmetic.extraction import timestamp
 from skillgraft.arithmetic.stream import Progress
 from skillgraft.checkpoint.default_model import resolve_base
@@ -93,7 +93,7 @@ def pack(
             choices = choose(source, settings, overhead, files, step, localisation)
             check_memory(source, (name for name, choice in choices.items() if choice.form not in ("keep", "leave")))
 
-            def encoded(name: str, scratch: Scratch) -> Encoded:
+            def encoded(name: str, scratch: Buffers) -> Encoded:
                 return encode(source, name, choices[name], files, scratch)
 
             for name, made in side_by_side(source, choices, encoded):

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skillgraft.arithmetic.buffers import Files, Scratch
-from skillgraft.arithmetic.statistics.first_pass import Count
-from skillgraft.arithmetic.tensor_sources import Leaf, leaf_of
+from skillgraft.arithmetic.buffers import Buffers, Files
+from skillgraft.arithmetic.statistics.thresholds import MagnitudeSearch
+from skillgraft.arithmetic.tensor_sources import TensorSource, source_of
 from skillgraft.arithmetic.tiles import cut
 from skillgraft.checkpoint.header import DTYPE_BYTES
 from skillgraft.checkpoint.tensor_io import numpy_dtype
@@ -43,13 +43,13 @@ def check_memory(skill: Skill, names: Iterable[str]) -> None:
             )
 
 
-def read_delta(skill: Skill, name: str, files: Files, scratch: Scratch | None = None) -> Float32[Tensor, "*shape"]:
+def read_delta(skill: Skill, name: str, files: Files, scratch: Buffers | None = None) -> Float32[Tensor, "*shape"]:
     """Return a parameter's delta in fp32, in `scratch` where given; of factors the fp64 product, rounded once.
 
     Raises `CompatibilityError`, naming the tensor, for NaN or infinity and as `check_memory` does.
     """
     check_memory(skill, (name,))
-    flat, leaf = (scratch or Scratch()).empty("delta", (skill.entry(name).elements,), np.float32), _leaf(skill, name)
+    flat, leaf = (scratch or Buffers()).empty("delta", (skill.entry(name).elements,), np.float32), _leaf(skill, name)
     if leaf.dtype == "F32":
         leaf.read(0, len(flat), files, flat.view(np.uint8))
     else:
@@ -62,7 +62,7 @@ def read_delta(skill: Skill, name: str, files: Files, scratch: Scratch | None = 
 
 
 def decompose(
-    skill: Skill, name: str, rank: int, files: Files, scratch: Scratch
+    skill: Skill, name: str, rank: int, files: Files, scratch: Buffers
 ) -> tuple[Svd, Float32[Tensor, "rows columns"]]:
     """Return the leading `rank` directions of a matrix's delta, or all that it has, and, in `scratch`, the delta."""
     with _decomposing(skill, name):
@@ -87,7 +87,7 @@ def largest_threshold(skill: Skill, density: float, files: Files) -> float:
     Counted by streaming, so that nothing is sorted and no tensor is held; never 0, since zeros need no keeping.
     """
     wanted = max(1, math.floor(density * sum(skill.entry(name).elements for name in skill.names)))
-    count = Count(wanted)
+    count = MagnitudeSearch(wanted)
     while count.key is None:
         for name in skill.names:
             for _, values in _tiles(_leaf(skill, name), files):
@@ -121,12 +121,12 @@ def _not_finite(skill: Skill, name: str) -> CompatibilityError:
     )
 
 
-def _leaf(skill: Skill, name: str) -> Leaf:
+def _leaf(skill: Skill, name: str) -> TensorSource:
     entry = skill.entry(name)
-    return leaf_of(name, entry, [skill.stored[key] for key in stored_names(name, entry.form)])
+    return source_of(name, entry, [skill.stored[key] for key in stored_names(name, entry.form)])
 
 
-def _tiles(leaf: Leaf, files: Files) -> Iterator[tuple[int, Float[np.ndarray, " count"]]]:
+def _tiles(leaf: TensorSource, files: Files) -> Iterator[tuple[int, Float[np.ndarray, " count"]]]:
     """Yield the position and values of every tile, in a dtype that holds them exactly."""
     for start, stop in cut(leaf.elements):
         raw = np.empty((stop - start) * DTYPE_BYTES[leaf.dtype], dtype=np.uint8)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skillgraft.arithmetic.buffers import Files, Scratch
+from skillgraft.arithmetic.buffers import Buffers, Files
 from skillgraft.arithmetic.norms import (
     frobenius_norm,
     product_error,
@@ -43,7 +43,7 @@ class Encoded(NamedTuple):
     lost: float
 
 
-def encode(skill: Skill, name: str, choice: Choice, files: Files, scratch: Scratch) -> Encoded:
+def encode(skill: Skill, name: str, choice: Choice, files: Files, scratch: Buffers) -> Encoded:
     """Return a parameter's delta in the form chosen. Raises `CompatibilityError` where a dtype cannot hold it."""
     old = skill.entry(name)
     if choice.form == "keep":
@@ -95,7 +95,7 @@ def _sparse(old: TensorEntry, name: str, choice: Choice, delta: Float32[Tensor, 
     return _finished(old, facts, data, delta, sum_of_squared_differences(stored, delta))
 
 
-def _factored(skill: Skill, name: str, choice: Choice, files: Files, scratch: Scratch) -> Encoded:
+def _factored(skill: Skill, name: str, choice: Choice, files: Files, scratch: Buffers) -> Encoded:
     old = skill.entry(name)
     rank = choice.rank if choice.form == "lowrank" else sum(choice.bits.values())
     found, exact = decompose(skill, name, rank, files, scratch)

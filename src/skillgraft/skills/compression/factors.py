@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skillgraft.arithmetic.buffers import Scratch
+from skillgraft.arithmetic.buffers import Buffers
 from skillgraft.support import resources
 
 if TYPE_CHECKING:
@@ -71,12 +71,12 @@ def squared_spectrum(matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, " s
     return torch.linalg.eigvalsh(_gram(_tall(matrix))).double().clamp(min=0.0).flip(0)
 
 
-def truncated_svd(matrix: Float[Tensor, "rows columns"], rank: int, scratch: Scratch | None = None) -> Svd:
+def truncated_svd(matrix: Float[Tensor, "rows columns"], rank: int, scratch: Buffers | None = None) -> Svd:
     """Return the `rank` leading directions (fewer where the matrix has fewer)."""
     tall = _tall(matrix)
     rank = min(rank, tall.shape[1])
     tall = tall.to(_dtype(tall))
-    images = _images(tall, rank, scratch or Scratch()) if SMALL_RANK * rank <= tall.shape[1] else None
+    images = _images(tall, rank, scratch or Buffers()) if SMALL_RANK * rank <= tall.shape[1] else None
     if images is None:
         images = (torch.linalg.eigh(_gram(tall))[1][:, -rank:].T.to(tall.dtype) @ tall.T).T
     q = torch.linalg.qr(images)[0]
@@ -112,7 +112,7 @@ def _gram(tall: Float[Tensor, "rows side"]) -> Float[Tensor, "side side"]:
     return total
 
 
-def _images(tall: Float[Tensor, "rows side"], rank: int, scratch: Scratch) -> Float[Tensor, "rows rank"] | None:
+def _images(tall: Float[Tensor, "rows side"], rank: int, scratch: Buffers) -> Float[Tensor, "rows rank"] | None:
     """Return A·V for the leading right singular vectors V, None where the Krylov space grew too large."""
     total = float(torch.linalg.vector_norm(tall).double().square())
     if total == 0:
@@ -134,7 +134,7 @@ def _images(tall: Float[Tensor, "rows side"], rank: int, scratch: Scratch) -> Fl
 
 
 def _rounded(
-    tall: Float[Tensor, "rows side"], scratch: Scratch
+    tall: Float[Tensor, "rows side"], scratch: Buffers
 ) -> tuple[Float[Tensor, "rows side"], Float[Tensor, "side rows"]]:
     """Return A and Aᵀ in bf16, both by rows: products of a transposed view take twice the time."""
     rounded = _empty(scratch, "tall", tall.shape, torch.bfloat16)
@@ -146,7 +146,7 @@ def _rounded(
     return rounded, wide
 
 
-def _empty(scratch: Scratch, key: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def _empty(scratch: Buffers, key: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return torch.from_numpy(scratch.empty(key, tuple(shape), _NUMPY[dtype])).view(dtype)
 
 
@@ -171,7 +171,7 @@ def _krylov(
     wide: Float[Tensor, "side rows"],
     block: Float[Tensor, "rank side"],
     total: float,
-    scratch: Scratch,
+    scratch: Buffers,
 ) -> _Leading | None:
     """Return the best that the block Krylov space of AᵀA from `block` holds, None where it grew too large.
 

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import torch
 
-from skillgraft.arithmetic.buffers import Scratch
+from skillgraft.arithmetic.buffers import Buffers
 from skillgraft.skills.skill import Skill
 from skillgraft.support import resources
 
@@ -21,11 +21,11 @@ WORKING_BYTES = 12
 
 
 def side_by_side(
-    skill: Skill, names: Iterable[str], work: Callable[[str, Scratch], Result]
+    skill: Skill, names: Iterable[str], work: Callable[[str, Buffers], Result]
 ) -> Iterator[tuple[str, Result]]:
     """Yield each parameter's name with what `work` makes of it, in the order given; an error comes in its turn.
 
-    As many at once as there are cores, and memory for the largest of them. Each thread has a `Scratch` for what does
+    As many at once as there are cores, and memory for the largest of them. Each thread has a `Buffers` for what does
     not outlive `work`: fresh memory costs as much as several passes over it.
     """
     names = list(names)
@@ -34,7 +34,7 @@ def side_by_side(
 
     def begin() -> None:
         torch.set_num_threads(max(1, before // workers))
-        own.scratch = Scratch()
+        own.scratch = Buffers()
 
     pool = ThreadPoolExecutor(workers, initializer=begin)
     waiting: deque[tuple[str, Future[Result]]] = deque()
