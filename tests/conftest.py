@@ -1,13 +1,43 @@
-"""No test reaches the network or the user's cache."""
+"""No test reaches the network or the user's cache, and what costs time beside tests is spent once."""
 
+import gc
 import os
 import socket
+import sys
 
 import pytest
 
+# One thread each: models are tiny, and several workers with the threads of all cores wait for each other for minutes.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["SKILLGRAFT_PRECISION"] = "fp32"  # one arithmetic on every machine: values are compared
+
+
+def pytest_collection_finish(session):
+    freeze()
+
+
+@pytest.fixture(autouse=True)
+def frozen():
+    """Take what was imported from the collector's reach: trainers collect garbage whenever one has trained."""
+    if len(sys.modules) > _frozen[0] + 50:
+        freeze()
+
+
+_frozen = [0]
+
+
+def freeze():
+    gc.collect()
+    gc.freeze()
+    _frozen[0] = len(sys.modules)
+
+
+@pytest.fixture(autouse=True)
+def no_sync(monkeypatch):
+    """A stage and a checkpoint write out all disks of the machine: see `tests/support/test_written_out.py`."""
+    monkeypatch.setattr(os, "sync", lambda: None)
 
 
 class NetworkBlockedError(RuntimeError):
