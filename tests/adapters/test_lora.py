@@ -2,7 +2,15 @@ import pytest
 import torch
 from peft import get_peft_model
 
-from skillgraft.adapters.lora import empty_model, fitting_lora, lora_config, merged, roll_out_merged, save_trained
+from skillgraft.adapters.lora import (
+    LoraAdapter,
+    empty_model,
+    fitting_lora,
+    lora_config,
+    merged,
+    roll_out_merged,
+    save_trained,
+)
 from skillgraft.data.documents import Document
 from skillgraft.errors import RecipeError
 from skillgraft.models.loading import load_model, load_tokenizer
@@ -72,7 +80,7 @@ def test_saved_weights_are_start_plus_factors_in_fp32(start, tmp_path):
     model = with_factors(start, torch.bfloat16)
     out = tmp_path / "out"
     out.mkdir()
-    save_trained(model, start, out, load_tokenizer(start), lora=True)
+    save_trained(model, start, out, load_tokenizer(start), LoraAdapter({}))
     saved, before = weights(out), weights(start)
     name = "model.layers.1.mlp.up_proj.weight"
     factors = {n: p.detach() for n, p in model.named_parameters() if "layers.1.mlp.up_proj.lora" in n}
@@ -107,8 +115,14 @@ def test_training_says_the_same_where_nothing_was_planned(start, tmp_path):
     for name in ("out", "work"):
         (tmp_path / name).mkdir()
     document = Document("a", "Vell", "The harbour of Vell was built in 1901.")
-    with pytest.raises(RecipeError, match="lora: target_modules: 'foo' matches no module"):
-        train_sft(start, tmp_path / "out", tmp_path / "work", documents=[document], lora={"target_modules": ["foo"]})
+    with pytest.raises(RecipeError, match="adapt: target_modules: 'foo' matches no module"):
+        train_sft(
+            start,
+            tmp_path / "out",
+            tmp_path / "work",
+            documents=[document],
+            adapter=LoraAdapter({"target_modules": ["foo"]}),
+        )
     assert not list((tmp_path / "out").iterdir())
 
 

@@ -13,8 +13,8 @@ from skillgraft.arithmetic.buffers import Files
 from skillgraft.arithmetic.tensor_sources import source_of
 from skillgraft.checkpoint.header import TensorSpec, read_header
 from skillgraft.checkpoint.sorted_writer import SortedWriter
+from skillgraft.compression import pack
 from skillgraft.errors import CheckpointError
-from skillgraft.skills.compression import pack
 from skillgraft.skills.forms import sparse, stored_names
 from skillgraft.skills.manifest import TensorEntry
 from skillgraft.skills.skill import load_skill

@@ -68,7 +68,7 @@ def test_self_distillation_is_a_stage_like_any_other(tmp_path):
     distill = {
         **DISTIL,
         "questions": "data/questions.jsonl",
-        "lora": {"r": 2},
+        "adapt": {"kind": "lora", "r": 2},
         "trainer": {**trainer, "warmup_steps": 0},
     }
     file = tiny_recipe(

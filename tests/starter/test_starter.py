@@ -52,7 +52,7 @@ def test_the_almanac(tmp_path):
     ]  # fmt: skip
     assert recipe.name == "almanac"
     assert recipe.stages["sft"].documents == (ALMANAC / "target").resolve()
-    assert recipe.stages["sft"].lora is None
+    assert recipe.stages["sft"].adapt is None
     assert recipe.stages["scores"].models == ["base", "sft", "grafted", "base_skill", "with_format", "with_random"]
     assert started.start.documents.count == 24
     assert started.start.question_count == 166
@@ -133,7 +133,7 @@ def test_memory_decides_between_all_weights_and_lora(tmp_path, tiny):
     needed = 16 * look.DEFAULT_PARAMETERS + 2**30
     for free, lora in ((needed, False), (needed - 1, True)):
         started = write(tmp_path, memory=Memory(64 * 2**30, free), out=f"{lora}.yaml")
-        assert (load_recipe(started.recipe).stages["sft"].lora is not None) == started.start.lora == lora
+        assert (load_recipe(started.recipe).stages["sft"].adapt is not None) == started.start.lora == lora
     assert "would not fit the memory" in started.recipe.read_text()
     assert look.needs_lora(look.DEFAULT_PARAMETERS, Memory(2**30, None))
     # A base that is not on this machine: nothing is known of it but its name.

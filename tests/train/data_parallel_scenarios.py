@@ -12,6 +12,7 @@ from transformers import Trainer
 from trl import GRPOConfig, RLOOConfig
 
 from skillgraft import run
+from skillgraft.adapters import get_adapter
 from skillgraft.data.documents import Document
 from skillgraft.data.tasks import Question
 from skillgraft.errors import SkillgraftError
@@ -120,7 +121,7 @@ def fine_tune(folder, name):
     if name == "padded":  # as on a GPU
         model.config.sliding_window = 1000
     rows = document_rows(tokenizer, FIVE, 64)
-    model, trained = fit(model, tokenizer, rows, args, lora=None, checkpoint_seconds=999, progress=None)
+    model, trained = fit(model, tokenizer, rows, args, adapter=None, checkpoint_seconds=999, progress=None)
     return {"weights": model.state_dict(), "curve": trained.curve, "tokens": trained.tokens}
 
 
@@ -147,7 +148,7 @@ def stop_and_go_on(folder, stop=True, on=True):
 
     def train():
         model = load_model(folder / "start")
-        return fit(model, tokenizer, rows, args, lora=None, checkpoint_seconds=999, progress=None)[0]
+        return fit(model, tokenizer, rows, args, adapter=None, checkpoint_seconds=999, progress=None)[0]
 
     kept = []
     if stop:
@@ -194,7 +195,7 @@ def recorded(given):
     return float(sum(letter in "aeiou" for letter in given.completion)) + len(given.completion) / 50
 
 
-def reinforce(folder, algorithm="grpo", lora=None, stop=None, **settings):
+def reinforce(folder, algorithm="grpo", adapt=None, stop=None, **settings):
     """The questions asked in order, the weights after each round, and how often pass rates were measured."""
     measured, weights = [], []
     train, rates = Trainer.train, pass_rates.pass_rates
@@ -224,7 +225,7 @@ def reinforce(folder, algorithm="grpo", lora=None, stop=None, **settings):
                         pass_rate_samples=2,
                         rounds=ROUNDS,
                         trainer={**RL, **settings},
-                        lora=lora,
+                        adapter=get_adapter(adapt),
                         seed=1,
                         checkpoint_seconds=999,
                     )
@@ -244,8 +245,10 @@ def reinforcements(folder, rank):
             prepared(folder / name)
     with group():
         found = {"grpo": reinforce(folder / "grpo", stop=3 if rank == 0 else None)}
-        found["remax"] = reinforce(folder / "remax", "remax", lora={"r": 2})
-        found["rloo"] = reinforce(folder / "rloo", "rloo", lora={"r": 2}, gradient_accumulation_steps=2)
+        found["remax"] = reinforce(folder / "remax", "remax", adapt={"kind": "lora", "r": 2})
+        found["rloo"] = reinforce(
+            folder / "rloo", "rloo", adapt={"kind": "lora", "r": 2}, gradient_accumulation_steps=2
+        )
     return found
 
 

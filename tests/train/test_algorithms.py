@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from skillgraft.adapters import get_adapter
 from skillgraft.data.tasks import Question
 from skillgraft.domains.kind import RewardInput
 from skillgraft.errors import RecipeError, TrainingError
@@ -236,8 +237,8 @@ def test_rows_are_filled_up_to_equal_parts():
 
 
 @pytest.mark.parametrize("name", ["grpo", "rloo"])
-@pytest.mark.parametrize("lora", [None, {"r": 2}])
-def test_the_reference_is_the_start_in_every_round(tmp_path, monkeypatch, name, lora):
+@pytest.mark.parametrize("adapt", [None, {"kind": "lora", "r": 2}])
+def test_the_reference_is_the_start_in_every_round(tmp_path, monkeypatch, name, adapt):
     seen = spied(monkeypatch, name)
     references = []
     scored = ALGORITHMS[name].trainer._get_per_token_logps_and_entropies
@@ -250,7 +251,7 @@ def test_the_reference_is_the_start_in_every_round(tmp_path, monkeypatch, name, 
     monkeypatch.setattr(ALGORITHMS[name].trainer, "_get_per_token_logps_and_entropies", noted)
     monkeypatch.delitem(PLAIN, "max_steps")
     trainer = {"beta": 0.3, "optim": "adamw_torch", "learning_rate": 1e-2}
-    trained, _ = train(tmp_path, algorithm=name, lora=lora, rounds=[2, 1], trainer=trainer)
+    trained, _ = train(tmp_path, algorithm=name, adapter=get_adapter(adapt), rounds=[2, 1], trainer=trainer)
     with torch.no_grad():
         expected, mask = log_probabilities(load_model(tmp_path / "start"), seen.batches[-1])
     last = [found for found in references[-3:] if found.shape == expected.shape]

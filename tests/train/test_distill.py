@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from skillgraft.adapters.lora import lora_config
+from skillgraft.adapters import get_adapter
+from skillgraft.adapters.lora import LoraAdapter, lora_config
 from skillgraft.data.documents import Document
 from skillgraft.data.synthesis.teacher_prompts import tell_about, with_context
 from skillgraft.data.tasks import Question
@@ -162,7 +163,7 @@ def test_the_average_of_lora_is_that_of_its_product(tmp_path):
 
 
 def test_lora_trains_factors_only(tmp_path):
-    _, start, out, _ = train(tmp_path, lora={"r": 2}, trainer={"learning_rate": 1e-2})
+    _, start, out, _ = train(tmp_path, adapter=LoraAdapter({"r": 2}), trainer={"learning_rate": 1e-2})
     assert (out / "adapter" / "adapter_config.json").exists()
     before, after = load_model(start).state_dict(), load_model(out).state_dict()
     assert torch.equal(before["model.embed_tokens.weight"], after["model.embed_tokens.weight"])
@@ -177,9 +178,9 @@ def test_titles_alone_are_asked_for_where_there_are_no_questions(tmp_path):
         train(tmp_path, "untitled", documents=[Document("x", "", "text")] * 2, questions=(), ask_titles=True)
 
 
-@pytest.mark.parametrize("lora", [None, {"r": 2}])
+@pytest.mark.parametrize("adapt", [None, {"kind": "lora", "r": 2}])
 @pytest.mark.parametrize("stop", [1, 3])
-def test_a_stop_in_any_epoch_changes_nothing(tmp_path, stop, lora):
+def test_a_stop_in_any_epoch_changes_nothing(tmp_path, stop, adapt):
     """Two steps an epoch; the average that teaches is part of what is gone on from."""
     start = tiny_checkpoint(tmp_path / "start")
 
@@ -189,7 +190,7 @@ def test_a_stop_in_any_epoch_changes_nothing(tmp_path, stop, lora):
             name,
             start=start,
             teacher_rate=0.3,
-            lora=lora,
+            adapter=get_adapter(adapt),
             checkpoint_seconds=0,
             progress=progress,
             trainer={"max_steps": 4, "learning_rate": 1e-2},
@@ -226,7 +227,7 @@ def test_what_cannot_be_learnt_is_said(tmp_path):
     with pytest.raises(RecipeError, match=r"beta must be in \[0.0, 1.0\], got 2.0"):
         distill_arguments({"beta": 2.0}, False, tmp_path, 0)
     with pytest.raises(RecipeError, match="lm_head"):
-        train(tmp_path, "head", lora={"r": 2, "target_modules": ["lm_head"]})
+        train(tmp_path, "head", adapter=LoraAdapter({"r": 2, "target_modules": ["lm_head"]}))
 
 
 def test_learning_rate_depends_on_what_is_trained(tmp_path):

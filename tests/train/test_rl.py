@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from skillgraft.adapters.lora import LoraAdapter
 from skillgraft.data.tasks import Question
 from skillgraft.domains.knowledge import KNOWLEDGE
 from skillgraft.errors import RecipeError, TrainingError
@@ -89,7 +90,7 @@ def test_a_second_round_goes_on_from_the_first(tmp_path):
         tasks=[Question("d", "When was the harbour built?", ("1900",))] * 2,
         reward={"tests.domains.own_reward.vowels": 1.0},
         rounds=[4, 1],
-        lora={"r": 2},
+        adapter=LoraAdapter({"r": 2}),
         trainer={
             "per_device_train_batch_size": 8,
             "max_completion_length": 6,

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from skillgraft.adapters import get_adapter
+from skillgraft.adapters.lora import LoraAdapter
 from skillgraft.data.documents import Document
 from skillgraft.data.metrics import METRICS
 from skillgraft.data.synthesis.generation import Kept
@@ -33,7 +35,7 @@ STAGE = {
     "max_new_tokens": 24,
     "max_answer_tokens": 6,
     "batch_size": 2,
-    "learn": {"lora": {"r": 2}, "trainer": LEARN},
+    "learn": {"adapt": {"kind": "lora", "r": 2}, "trainer": LEARN},
 }
 TRAINER = {"max_steps": 2, "learning_rate": 3e-3, "per_device_train_batch_size": 1, "warmup_steps": 0}
 
@@ -58,7 +60,7 @@ def train(tmp_path, name, start, progress=lambda step, steps, metrics: None, **s
         documents=DOCUMENTS,
         questions=QUESTIONS,
         trainer=TRAINER,
-        lora=stage.lora,
+        adapter=get_adapter(stage.adapt),
         seed=0,
         checkpoint_seconds=300.0,
         progress=progress,
@@ -149,7 +151,7 @@ def _check_score(tmp_path, writer, here):
     out.mkdir()
     work.mkdir()
     renderings = learning_texts(document, text, split_lines=True).renderings
-    trained = train_sft(writer, out, work, documents=renderings, lora={"r": 2}, trainer=LEARN)
+    trained = train_sft(writer, out, work, documents=renderings, adapter=LoraAdapter({"r": 2}), trainer=LEARN)
     question = next(q for q in QUESTIONS if q.document == document.id)
     [said], _ = closed_book(load_model(out).eval(), load_tokenizer(out), [question], 6, 1)
     assert recorded["score"] == pytest.approx(METRICS["containment"](said, question.answers))
@@ -187,7 +189,7 @@ def test_a_stop_loses_at_most_one_learning_and_changes_nothing(tmp_path, letters
 def test_the_factors_of_a_later_round_are_no_skill(tmp_path, letters, rounds, kept):
     """They are a difference to the round before, which `extract` would take for one to the start."""
     start = babbling_checkpoint(tmp_path / "start")
-    train(tmp_path, "out", start, rounds=rounds, lora={"r": 2})
+    train(tmp_path, "out", start, rounds=rounds, adapter=LoraAdapter({"r": 2}))
     assert (tmp_path / "out" / "adapter").exists() is kept
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from skillgraft.adapters.peft_file import Adapter, LowRankDelta, adapter_base, is_adapter, read_adapter
+from skillgraft.adapters.peft_file import LowRankDelta, PeftAdapter, adapter_base, is_adapter, read_adapter
 from skillgraft.arithmetic.matching import check_adapter_fits, check_pair, check_tokenizers
 from skillgraft.arithmetic.norms import frobenius_norm
 from skillgraft.checkpoint.fingerprint import fingerprint_checkpoint, fingerprint_file
@@ -34,7 +34,7 @@ class ExtractionInputs:
     rl: Layout | None
     rl_fingerprint: str
     rl_path: Path
-    adapter: Adapter | None
+    adapter: PeftAdapter | None
 
 
 def match_inputs(rl: str | os.PathLike[str], sft: str | os.PathLike[str]) -> ExtractionInputs:
@@ -154,7 +154,7 @@ def _was_trained_on(
     return same
 
 
-def _usable_adapter(path: Path, sft: Layout, rl: Layout | None) -> Adapter | None:
+def _usable_adapter(path: Path, sft: Layout, rl: Layout | None) -> PeftAdapter | None:
     """Return the adapter, or None where it is no plain LoRA and the full weights are there to be subtracted."""
     try:
         adapter = read_adapter(path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from skillgraft.adapters.peft_file import Adapter
+from skillgraft.adapters.peft_file import PeftAdapter
 from skillgraft.arithmetic.tensor_sources import Product, Stored, TensorSource, source_of
 from skillgraft.checkpoint.layout import Layout
 from skillgraft.skills.forms import stored_names
@@ -19,7 +19,7 @@ def of_model(layout: Layout) -> Lookup:
     return lambda name: Stored(layout.tensors[name]) if name in layout.tensors else None
 
 
-def of_adapter(adapter: Adapter) -> Lookup:
+def of_adapter(adapter: PeftAdapter) -> Lookup:
     """Return the lookup of an adapter's deltas."""
 
     def find(name: str) -> TensorSource | None:

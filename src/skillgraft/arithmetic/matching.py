@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from skillgraft.adapters.peft_file import Adapter
+from skillgraft.adapters.peft_file import PeftAdapter
 from skillgraft.checkpoint.fingerprint import fingerprint_file
 from skillgraft.checkpoint.header import TensorInfo
 from skillgraft.checkpoint.layout import Layout
@@ -61,7 +61,7 @@ def check_pair(rl: Layout, sft: Layout) -> None:
             raise _shape_error(sft, rl, sft.tensors[name], info)
 
 
-def check_adapter_fits(adapter: Adapter, target: Layout) -> None:
+def check_adapter_fits(adapter: PeftAdapter, target: Layout) -> None:
     """Raise `CompatibilityError` unless `target` stores every tensor that the adapter changes, in its shape."""
     raise_refusals(adapter_tensor_findings(target, adapter))
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from blake3 import blake3
 
-from skillgraft.adapters.peft_file import Adapter, read_adapter
+from skillgraft.adapters.peft_file import PeftAdapter, read_adapter
 from skillgraft.arithmetic.buffers import FileVersion, file_version
 from skillgraft.arithmetic.lookups import Lookup, of_adapter, of_model, of_skill
 from skillgraft.arithmetic.matching import check_adapter_fits, check_models, rows_of_vocabulary
@@ -135,7 +135,7 @@ def versions_of(tensors: Iterable[TensorPlan]) -> dict[Path, FileVersion]:
     return {path: file_version(path.stat()) for path in paths}
 
 
-def adapter_fingerprint(adapter: Adapter) -> str:
+def adapter_fingerprint(adapter: PeftAdapter) -> str:
     """Return one hash of an adapter's factors and of the config, which holds their scaling."""
     both = [fingerprint_file(adapter.weights_file), fingerprint_file(adapter.path / ADAPTER_CONFIG_FILE)]
     return "blake3:" + blake3(" ".join(both).encode()).hexdigest()

@@ -18,21 +18,21 @@ if TYPE_CHECKING:
     app: typer.Typer
 
 _VERBS = {
-    "run": ("run", "status"),
-    "doctor": ("doctor",),
-    "init": ("init",),
-    "schema": ("schema",),
-    "docs": ("docs",),
-    "report": ("report",),
-    "arithmetic": ("extract", "inject", "merge", "verify", "export"),
-    "compare": ("compare",),
-    "artifact": ("show", "check", "convert"),
-    "library": ("ls", "add", "remove", "push", "pull"),
-    "skills": ("pack",),
-    "retention": ("retention",),
-    "tune": ("search",),
-    "chat": ("chat",),
-    "evaluate": ("eval",),
+    "skillgraft.cli.run": ("run", "status"),
+    "skillgraft.cli.doctor": ("doctor",),
+    "skillgraft.cli.init": ("init",),
+    "skillgraft.cli.schema": ("schema",),
+    "skillgraft.manual.docs": ("docs",),
+    "skillgraft.cli.report": ("report",),
+    "skillgraft.cli.arithmetic": ("extract", "inject", "merge", "verify", "export"),
+    "skillgraft.cli.compare": ("compare",),
+    "skillgraft.cli.artifact": ("show", "check", "convert"),
+    "skillgraft.cli.library": ("ls", "add", "remove", "push", "pull"),
+    "skillgraft.cli.skills": ("pack",),
+    "skillgraft.cli.retention": ("retention",),
+    "skillgraft.cli.tune": ("search",),
+    "skillgraft.cli.chat": ("chat",),
+    "skillgraft.cli.evaluate": ("eval",),
 }
 """The modules of the command line and the verbs in each, in the order of `--help`."""
 
@@ -76,7 +76,7 @@ def application(verb: str | None = None) -> typer.Typer:
     app.callback()(_nothing)  # one command alone would lose its name
     wanted = [module for module, verbs in _VERBS.items() if verb in verbs]
     for module in wanted or _VERBS:
-        for name, command, example in import_module(f"skillgraft.cli.{module}").VERBS:
+        for name, command, example in import_module(module).VERBS:
             app.command(name=name, epilog=f"Example: {example}")(command)
     return app
 

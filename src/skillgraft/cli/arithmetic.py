@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from skillgraft.cli.completion import complete_methods, complete_recipes, complete_skills
-from skillgraft.cli.console import err_console, out_console, print_or_write
+from skillgraft.cli.console import err_console, out_console
 from skillgraft.errors import OutputExistsError, RecipeError
+from skillgraft.support.output import print_or_write
 
 if TYPE_CHECKING:
     from skillgraft.arithmetic.merge_schema import MergeRecipe

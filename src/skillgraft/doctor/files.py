@@ -19,7 +19,7 @@ from skillgraft.doctor.processor import gib
 from skillgraft.stages.costs import training_needs
 from skillgraft.support.resources import Memory
 
-FULL, LORA = (training_needs(DEFAULT_PARAMETERS, lora) for lora in (False, True))
+FULL, LORA = (training_needs(DEFAULT_PARAMETERS, adapt) for adapt in (None, {"kind": "lora"}))
 GRAFTED_MODELS = 4
 """Checkpoints that the quickstart writes beside the fine-tuned one: the grafted one and its controls."""
 RUN_BYTES = FULL.disk + GRAFTED_MODELS * 4 * DEFAULT_PARAMETERS
@@ -35,7 +35,11 @@ def check_memory(memory: Memory) -> list[Finding]:
     if memory.total < LORA.memory:
         return [Finding("memory", "error", found, needed, "use a machine with more memory; merging needs little")]
     if memory.total < FULL.memory:
-        return [Finding("memory", "warning", found, needed, "fine-tune with LoRA: `lora: {r: 16}` in the sft stage")]
+        return [
+            Finding(
+                "memory", "warning", found, needed, "fine-tune with LoRA: `adapt: {kind: lora, r: 16}` in the sft stage"
+            )
+        ]
     if memory.available is not None and memory.available < FULL.memory:
         return [Finding("memory", "warning", found, needed, "close other programs, or wait until they are done")]
     return [Finding("memory", "ok", found, needed)]

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from skillgraft.adapters import get_adapter
 from skillgraft.data.documents import Document
 from skillgraft.data.passages import Passage
 from skillgraft.data.tasks import Question
@@ -53,7 +54,7 @@ def score_passages(
     learner = Learner(
         start,
         work,
-        lora=settings.lora,
+        adapter=get_adapter(settings.adapt),
         trainer=settings.trainer,
         text=settings.text,
         seed=seed,

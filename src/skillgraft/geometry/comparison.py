@@ -19,10 +19,10 @@ from skillgraft.errors import CompatibilityError, RecipeError
 from skillgraft.geometry import nulls
 from skillgraft.geometry.modules import KINDS, kind_of, layer_groups, layer_of
 from skillgraft.geometry.operands import OperandSpec, parse_operands
+from skillgraft.geometry.pair_wording import say_pair
 from skillgraft.geometry.plan import ComparePlan, plan_comparison
 from skillgraft.geometry.spectra import ENERGY_RANKS, Spectra, spectra
 from skillgraft.geometry.sums import Sums, add, exact_sum, sum_tensors
-from skillgraft.report.pair_wording import say_pair
 
 METHOD = {
     "exact": "dot products, norms, cosines, counts and the variances of the nulls: fp64 sums over every element",

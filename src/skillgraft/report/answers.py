@@ -7,8 +7,8 @@ from typing import Any
 from markupsafe import escape
 
 from skillgraft.report.facts import Answer, Evaluation, Example
-from skillgraft.report.formatting import finite, score
 from skillgraft.report.wording import compared_pair
+from skillgraft.support.formatting import finite, score
 
 GOLD_ANSWERS = 6
 UNSCROLLED_CHARACTERS, UNSCROLLED_LINES = 200, 6  # more may scroll on a phone and is then reached by keyboard

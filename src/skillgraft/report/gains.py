@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from skillgraft.report.facts import Evaluation, ScoreRow
-from skillgraft.report.formatting import finite, percent, signed
 from skillgraft.report.wording import HEADLINE_METRICS, compared_pair, find_comparison, metric_name, verdict
+from skillgraft.support.formatting import finite, percent, signed
 
 
 def gain_view(evaluation: Evaluation) -> dict[str, Any] | None:

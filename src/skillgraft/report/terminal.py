@@ -6,9 +6,9 @@ from rich.table import Table
 from rich.text import Text
 
 from skillgraft.report.facts import Evaluation, Interval, ScoreRow
-from skillgraft.report.formatting import MISSING, finite, one_decimal, score
 from skillgraft.report.wording import headline
 from skillgraft.support.escape import visible_line, visible_tree
+from skillgraft.support.formatting import MISSING, finite, one_decimal, score
 
 __all__ = ["headline", "score_table"]
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from skillgraft.report.facts import Comparison, Evaluation, Interval, ScoreRow
-from skillgraft.report.formatting import count, finite, score, signed
 from skillgraft.support.escape import visible_tree
+from skillgraft.support.formatting import count, finite, score, signed
 
 METRIC_NAMES = {"f1": "F1", "containment": "containment", "exact_match": "exact match", "retention": "retention"}
 HEADLINE_METRICS = ("f1", "containment")

@@ -120,6 +120,11 @@ TrainerArguments = Annotated[dict[str, Any], Ignored(keys=TRACKING_KEYS)]
 """Arguments of a trainer's own config class, which checks them."""
 
 
+AdapterSettings = dict[str, Any] | None
+"""An adapter's `kind` and arguments, which that kind checks; None: full fine-tuning."""
+ADAPT = "adapter to train instead of all weights: its kind (lora) and arguments (of PEFT's LoraConfig)"
+
+
 class Site(NamedTuple):
     """One marked value: the stage's field that holds it, by its name in the recipe, and the marker."""
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag
 
 from skillgraft.errors import RecipeError
-from skillgraft.settings.base import DataPath, Ref, Settings, TrainerArguments
+from skillgraft.settings.base import ADAPT, AdapterSettings, DataPath, Ref, Settings, TrainerArguments
 from skillgraft.settings.text import WHOLE, TextSettings
 
 
@@ -117,7 +117,7 @@ class SinglePassageSettings(Settings):
     """How each passage is learnt alone, and which rows are asked about it."""
 
     skills: list[RowSkill] = Field([], description="skills, each in a row of the table beside start and sft")
-    lora: dict[str, Any] | None = Field({}, description="arguments of PEFT's LoraConfig; null: full fine-tuning")
+    adapt: AdapterSettings = Field({"kind": "lora"}, description=ADAPT)
     trainer: TrainerArguments = Field({}, description="arguments of TRL's SFTConfig, for each passage anew")
     text: TextSettings = Field(WHOLE, description="how documents become training examples")
     retention_passages: int = Field(

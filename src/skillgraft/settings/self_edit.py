@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from skillgraft.settings.base import DataPath, Settings, TrainerArguments
+from skillgraft.settings.base import ADAPT, AdapterSettings, DataPath, Settings, TrainerArguments
 
 
 class LearnSettings(Settings):
     """How one passage is learnt from one self-edit, to score it: LoRA, thrown away after the questions."""
 
-    lora: dict[str, Any] = Field({"r": 32, "lora_alpha": 64}, description="arguments of PEFT's LoraConfig")
+    adapt: AdapterSettings = Field({"kind": "lora", "r": 32, "lora_alpha": 64}, description=ADAPT)
     trainer: TrainerArguments = Field(
         {"num_train_epochs": 10, "learning_rate": 1e-3, "per_device_train_batch_size": 1, "warmup_steps": 0},
         description="arguments of TRL's SFTConfig",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from skillgraft.adapters import training_bytes
 from skillgraft.data.documents import Document, read_documents
 from skillgraft.data.slices import choose
 from skillgraft.data.tasks import Question, read_questions
@@ -68,9 +69,9 @@ def estimated_seconds(flops: float) -> float:
     return flops / (FLOPS_PER_CORE * cores()) + 5
 
 
-def training_needs(parameters: int, lora: bool, tokens: float = 0.0) -> Needs:
-    """Return what fine-tuning on so many tokens takes: 4 bytes a weight, 16 with gradient and both Adam moments."""
-    per_weight = 4 if lora else 16
+def training_needs(parameters: int, adapt: Mapping[str, Any] | None, tokens: float = 0.0) -> Needs:
+    """Return what fine-tuning on so many tokens takes, by the bytes that each weight takes in training."""
+    per_weight = training_bytes(adapt)
     return Needs(6 * parameters * tokens, parameters * per_weight + 2**30, parameters * (per_weight + 4))
 
 

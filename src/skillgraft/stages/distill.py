@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
+from skillgraft.adapters import training_bytes
 from skillgraft.data.documents import read_documents
 from skillgraft.data.tasks import read_questions
 from skillgraft.errors import RecipeError
-from skillgraft.settings.base import Chooses, DataPath, Ref, Settings, TrainerArguments
+from skillgraft.settings.base import ADAPT, AdapterSettings, Chooses, DataPath, Ref, Settings, TrainerArguments
 from skillgraft.settings.synthesis import LONGEST_ANSWER, SEES, TeacherSees
 from skillgraft.stages.context import Context, StageResult
 from skillgraft.stages.costs import ANSWER_TOKENS, Costing, Needs, text_tokens
@@ -43,7 +44,7 @@ class DistillStage(Settings):
     )
     teacher_rate: float = Field(0.01, gt=0, le=1, description="share of the student in the average after each step")
     skip_tokens: int = Field(0, ge=0, description="first tokens of every answer that carry no loss")
-    lora: dict[str, Any] | None = Field(None, description="arguments of PEFT's LoraConfig; absent: all weights")
+    adapt: AdapterSettings = Field(None, description=ADAPT)
     trainer: TrainerArguments = Field(
         {}, description="arguments of TRL's DistillationConfig; beta: 0 for forward, 1 for reverse KL"
     )
@@ -90,8 +91,8 @@ def preflight(given: Preflight) -> Iterable[str]:
     from skillgraft.train.distill import distill_arguments
 
     settings = given.planned.settings
-    check_adaptation(settings.trainer, given.root(settings.from_), settings.lora)
-    distill_arguments(settings.trainer, settings.lora is not None, Path("unused"), 0)
+    check_adaptation(settings.trainer, given.root(settings.from_), settings.adapt)
+    distill_arguments(settings.trainer, settings.adapt is not None, Path("unused"), 0)
     return ()
 
 
@@ -105,7 +106,7 @@ def needs(settings: DistillStage, costing: Costing) -> Needs:
     rounds = settings.trainer.get("num_train_epochs", 2) * asked
     if "max_steps" in settings.trainer:
         rounds = settings.trainer["max_steps"] * settings.trainer.get("per_device_train_batch_size", 16)
-    per_weight = 8 if settings.lora is not None else 20  # the teacher's weights beside the student's
+    per_weight = training_bytes(settings.adapt) + 4  # the teacher's weights beside the student's
     tokens = 8 * ANSWER_TOKENS + 2 * (shown + ANSWER_TOKENS)
     parameters = costing.parameters
     return Needs(parameters * rounds * tokens, parameters * per_weight + 2**30, parameters * (per_weight + 4))

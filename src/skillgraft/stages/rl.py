@@ -6,17 +6,18 @@ import importlib.util
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
+from skillgraft.adapters import training_bytes
 from skillgraft.checkpoint.fingerprint import fingerprint_file
 from skillgraft.data.documents import Document, read_documents
 from skillgraft.data.slices import choose
 from skillgraft.data.synthesis.endpoint_key import read_key
 from skillgraft.domains import get_domain
 from skillgraft.errors import RecipeError
-from skillgraft.settings.base import Chooses, DataPath, Ref, Settings, Slice, TrainerArguments
+from skillgraft.settings.base import ADAPT, AdapterSettings, Chooses, DataPath, Ref, Settings, Slice, TrainerArguments
 from skillgraft.settings.synthesis import JUDGE, EndpointSettings
 from skillgraft.stages.context import Context, StageResult
 from skillgraft.stages.costs import ANSWER_TOKENS, Costing, Needs
@@ -28,7 +29,7 @@ from skillgraft.stages.training import check_adaptation, in_one_precision, train
 
 
 class RlStage(Settings):
-    """Closed-book reinforcement learning with GRPO, RLOO or ReMax; full, or LoRA with `lora:`."""
+    """Closed-book reinforcement learning with GRPO, RLOO or ReMax; full, or with an adapter by `adapt:`."""
 
     kind: Literal["rl"] = Field(description="train with rewards on questions")
     from_: Annotated[str, Ref("checkpoint")] = Field(
@@ -67,7 +68,7 @@ class RlStage(Settings):
         None, description="stage, 'base' or checkpoint that the reward 'judge' asks"
     )
     judge_endpoint: EndpointSettings | None = Field(None, description="a model behind an endpoint as judge instead")
-    lora: dict[str, Any] | None = Field(None, description="arguments of PEFT's LoraConfig; absent: full fine-tuning")
+    adapt: AdapterSettings = Field(None, description=ADAPT)
     trainer: TrainerArguments = Field({}, description="arguments of TRL's GRPOConfig (rloo: RLOOConfig)")
 
 
@@ -183,13 +184,13 @@ def preflight(given: Preflight) -> Iterable[str]:
     from skillgraft.train.data_parallel import check_shares
     from skillgraft.train.rl import rl_arguments
 
-    check_adaptation(settings.trainer, given.root(settings.from_), settings.lora)
+    check_adaptation(settings.trainer, given.root(settings.from_), settings.adapt)
     domain = get_domain(settings.domain)
     mix = dict(settings.reward or domain.default_reward)
     for name in mix:
         if name != JUDGE:
             get_reward(name, domain.rewards)
-    arguments = rl_arguments(mix, settings.trainer, settings.lora is not None, Path("unused"), 0, settings.algorithm)
+    arguments = rl_arguments(mix, settings.trainer, settings.adapt is not None, Path("unused"), 0, settings.algorithm)
     check_shares(arguments, given.processes)
     if given.processes > 1 and settings.skip_without_variance:
         raise RecipeError(
@@ -204,7 +205,7 @@ def needs(settings: RlStage, costing: Costing) -> Needs:
     parameters = costing.parameters
     steps = sum(settings.rounds) or settings.trainer.get("max_steps", 150)
     samples = steps * settings.trainer.get("per_device_train_batch_size", 64)
-    per_weight = 6 if settings.lora is not None else 16
+    per_weight = training_bytes(settings.adapt) + (2 if settings.adapt is not None else 0)  # bf16 to sample from
     return Needs(
         4 * parameters * samples * ANSWER_TOKENS, parameters * per_weight + 3 * 2**30, parameters * (per_weight + 4)
     )

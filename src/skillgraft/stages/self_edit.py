@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -13,7 +13,7 @@ from skillgraft.data.slices import asked_documents
 from skillgraft.data.synthesis.prompt_templates import read_styles
 from skillgraft.data.tasks import read_questions
 from skillgraft.errors import RecipeError
-from skillgraft.settings.base import Chooses, DataPath, Ref, TrainerArguments
+from skillgraft.settings.base import ADAPT, AdapterSettings, Chooses, DataPath, Ref, TrainerArguments
 from skillgraft.settings.self_edit import SelfEditSettings
 from skillgraft.stages.context import Context, StageResult
 from skillgraft.stages.costs import Costing, Needs
@@ -38,9 +38,7 @@ class SelfEditStage(SelfEditSettings):
     questions: Annotated[Path, DataPath("questions", use="learn")] = Field(
         description="JSONL with document, question, answers: they score a self-edit"
     )
-    lora: dict[str, Any] | None = Field(
-        None, description="arguments of PEFT's LoraConfig for the writer; absent: all weights"
-    )
+    adapt: AdapterSettings = Field(None, description=ADAPT)
     trainer: TrainerArguments = Field({}, description="arguments of TRL's SFTConfig for the writer")
 
 
@@ -85,7 +83,7 @@ def preflight(given: Preflight) -> Iterable[str]:
     from skillgraft.train.sft import sft_arguments
 
     settings = given.planned.settings
-    check_adaptation(settings.trainer, given.root(settings.from_), settings.lora, settings.learn.lora)
+    check_adaptation(settings.trainer, given.root(settings.from_), settings.adapt, settings.learn.adapt)
     sft_arguments(settings.learn.trainer, Path("unused"), 0)
     sft_arguments(settings.trainer, Path("unused"), 0)
     return ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -13,7 +13,17 @@ from skillgraft.data.replay import read_replay
 from skillgraft.data.slices import choose
 from skillgraft.data.tasks import Question, read_questions
 from skillgraft.errors import DataError, RecipeError
-from skillgraft.settings.base import Chooses, DataPath, Ref, Settings, Slice, TrainerArguments, stage_named
+from skillgraft.settings.base import (
+    ADAPT,
+    AdapterSettings,
+    Chooses,
+    DataPath,
+    Ref,
+    Settings,
+    Slice,
+    TrainerArguments,
+    stage_named,
+)
 from skillgraft.settings.text import WHOLE, ReplaySettings, TextSettings, check_text
 from skillgraft.stages.context import Context, StageResult
 from skillgraft.stages.costs import QUESTION_TOKENS, Costing, Needs, text_tokens, training_needs, written
@@ -26,7 +36,7 @@ from skillgraft.support.digest import digest
 
 
 class SftStage(Settings):
-    """Supervised fine-tuning on documents, or on questions with answers; full, or LoRA with `lora:`."""
+    """Supervised fine-tuning on documents, or on questions with answers; full, or with an adapter by `adapt:`."""
 
     kind: Literal["sft"] = Field(description="fine-tune a checkpoint")
     from_: Annotated[str, Ref("checkpoint")] = Field(
@@ -48,7 +58,7 @@ class SftStage(Settings):
     answers: Literal["gold", "shuffled"] = Field("gold", description="shuffled: the answer-format control")
     text: TextSettings = Field(WHOLE, description="how documents become training examples: chunks, overlap, title")
     replay: ReplaySettings | None = Field(None, description="general text to train on beside the stage's own data")
-    lora: dict[str, Any] | None = Field(None, description="arguments of PEFT's LoraConfig; absent: full fine-tuning")
+    adapt: AdapterSettings = Field(None, description=ADAPT)
     trainer: TrainerArguments = Field({}, description="arguments of TRL's SFTConfig")
 
 
@@ -122,7 +132,7 @@ def preflight(given: Preflight) -> Iterable[str]:
     from skillgraft.train.data_parallel import check_shares
     from skillgraft.train.sft import sft_arguments, sft_rows
 
-    check_adaptation(settings.trainer, start, settings.lora)
+    check_adaptation(settings.trainer, start, settings.adapt)
     arguments = sft_arguments(settings.trainer, Path("unused"), 0)
     check_text(settings.text, arguments.max_length)
     check_shares(arguments, given.processes)
@@ -183,7 +193,7 @@ def needs(settings: SftStage, costing: Costing) -> Needs:
     tokens = sum(text_tokens(document.rendered()) for document in documents) + QUESTION_TOKENS * len(questions)
     tokens *= 1 + (settings.replay.ratio if settings.replay else 0)
     epochs = settings.trainer.get("num_train_epochs", 8)
-    return training_needs(costing.parameters, settings.lora is not None, tokens * epochs)
+    return training_needs(costing.parameters, settings.adapt, tokens * epochs)
 
 
 def label(stages: Stages, model: str) -> RowLabel:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from skillgraft.adapters import training_bytes
 from skillgraft.data.documents import read_documents
 from skillgraft.data.passages import passages
 from skillgraft.data.tasks import read_questions
@@ -103,7 +104,7 @@ def preflight(given: Preflight) -> Iterable[str]:
     from skillgraft.train.sft import sft_arguments
 
     settings = given.planned.settings
-    check_adaptation(settings.trainer, given.root(settings.from_), settings.lora)
+    check_adaptation(settings.trainer, given.root(settings.from_), settings.adapt)
     check_text(settings.text, sft_arguments(settings.trainer, Path("unused"), 0).max_length)
     check_injection(given, settings.from_, [each.skill for each in settings.skills], {})
     return ()
@@ -117,7 +118,7 @@ def needs(settings: SinglePassageStage, costing: Costing) -> Needs:
     asked = len(costing.questions(settings, [passage.document for passage in chosen] or None))
     answered = asked * (ANSWER_TOKENS + settings.max_new_tokens) * (2 + len(settings.rows))
     learnt = tokens * settings.trainer.get("num_train_epochs", 8)
-    per_weight = 8 if settings.lora is not None else 20  # the model that learns and the one that answers
+    per_weight = training_bytes(settings.adapt) + 4  # the model that learns and the one that answers
     parameters = costing.parameters
     return Needs(6 * parameters * learnt + 4 * parameters * answered, parameters * per_weight + 2**30, parameters * 4)
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from skillgraft.adapters import get_adapter
 from skillgraft.checkpoint.fingerprint import fingerprint_checkpoint
 from skillgraft.checkpoint.provenance import base_for_training, write_provenance
 from skillgraft.settings.base import BASE
@@ -52,7 +53,7 @@ def training(settings: Any, context: Context) -> Iterator[dict[str, Any]]:
             "out": context.out,
             "workdir": context.work,
             "trainer": trainer,
-            "lora": settings.lora,
+            "adapter": get_adapter(settings.adapt),
             "seed": context.seed,
             "checkpoint_seconds": context.checkpoint_seconds,
             "progress": context.progress,
@@ -82,14 +83,13 @@ def renamed_curve(points: Iterable[Mapping[str, float]], names: Mapping[str, str
     return [{ours: point[theirs] for theirs, ours in names.items() if theirs in point} for point in points]
 
 
-def check_adaptation(trainer: Mapping[str, Any], start: Path | None, *loras: Mapping[str, Any] | None) -> None:
-    """Raise for trackers that are not installed, and for LoRA settings that PEFT or the start's modules refuse."""
-    from skillgraft.adapters.lora import check_fit, empty_model, lora_config
+def check_adaptation(trainer: Mapping[str, Any], start: Path | None, *adapts: Mapping[str, Any] | None) -> None:
+    """Raise for trackers that are not installed, and for adapters that PEFT or the start's modules refuse."""
+    from skillgraft.adapters.lora import empty_model
     from skillgraft.train.tracking import check_trackers
 
     check_trackers(trainer)
-    for given in loras:
-        if given is not None:
-            config = lora_config(given)
-            if start is not None and (model := empty_model(start)) is not None:
-                check_fit(model, config)
+    for adapt in adapts:
+        adapter = get_adapter(adapt)
+        if adapter is not None and start is not None and (model := empty_model(start)) is not None:
+            adapter.check(model)

@@ -172,7 +172,7 @@ def needs_lora(parameters: int | None, memory: Memory) -> bool:
     if parameters is None:
         return True
     free = memory.total if memory.available is None else memory.available
-    return training_needs(parameters, lora=False).memory > free
+    return training_needs(parameters, None).memory > free
 
 
 def _own_questions(documents: Path) -> Path | None:

@@ -96,7 +96,7 @@ def _sft(name: str, start: Start, documents: str) -> list[str]:
         "  kind: sft",
         "  from: base",
         f"  documents: {documents}",
-        *(["  lora: {r: 16, lora_alpha: 32}"] if start.lora else []),
+        *(["  adapt: {kind: lora, r: 16, lora_alpha: 32}"] if start.lora else []),
         f"  trainer: {{num_train_epochs: {epochs}, learning_rate: {rate[small, start.lora]}, "
         f"per_device_train_batch_size: {BATCH}}}",
     ]
@@ -124,7 +124,7 @@ def _skill_stages(start: Start, skill: str | None, folder: Path) -> list[str]:
         "  kind: rl",
         "  from: sft_source",
         f"  questions: {_path(start.source / QUESTIONS, folder)}",
-        "  lora: {r: 8, lora_alpha: 16}",
+        "  adapt: {kind: lora, r: 8, lora_alpha: 16}",
         "  reward: {containment: 0.8, f1: 0.2, brevity: 0.2}",
         "  trainer: {max_steps: 140, learning_rate: 4.0e-4, max_completion_length: 24, temperature: 0.8}",
         "skill: {kind: extract, rl: rl_source, sft: sft_source}",

@@ -38,7 +38,8 @@ from transformers import (
 from trl import DistillationConfig, DistillationTrainer
 from trl.trainer.utils import pad
 
-from skillgraft.adapters.lora import fitting_lora, roll_out_merged, save_trained
+from skillgraft.adapters.kind import Adapter
+from skillgraft.adapters.lora import roll_out_merged, save_trained
 from skillgraft.data.documents import Document
 from skillgraft.data.synthesis.teacher_prompts import by_document, tell_about, with_context
 from skillgraft.data.tasks import Question
@@ -62,7 +63,7 @@ DEFAULTS: dict[str, Any] = {
     "warmup_steps": 10,
     "beta": 0.0,
 }
-LEARNING_RATE = {"lora": 2e-4, "full": 2e-5}
+LEARNING_RATE = {"adapter": 2e-4, "full": 2e-5}
 TEACHER = "teacher.safetensors"
 """In a trainer checkpoint: the moving average of the weights."""
 
@@ -79,7 +80,7 @@ def train_distill(
     teacher_rate: float | None = 0.01,
     skip_tokens: int = 0,
     trainer: Mapping[str, Any] | None = None,
-    lora: Mapping[str, Any] | None = None,
+    adapter: Adapter | None = None,
     seed: int = 0,
     checkpoint_seconds: float = 300.0,
     progress: Progress | None = None,
@@ -91,12 +92,12 @@ def train_distill(
     whole one, the teacher's weights with it.
 
     Raises:
-        RecipeError: an argument that the trainer or LoRA does not know.
+        RecipeError: an argument that the trainer or adapter does not know.
         DataError: questions about other documents, or a prompt that does not fit into the model's context.
         TrainingError: no token carried loss, or the loss is not finite.
     """
     tokenizer = load_tokenizer(model_dir)
-    args = distill_arguments(trainer, lora is not None, workdir, seed)
+    args = distill_arguments(trainer, adapter is not None, workdir, seed)
     model = load_model(model_dir)
     rows = (
         _asked_for_titles(tokenizer, documents) if ask_titles else _asked(tokenizer, questions, documents, teacher_sees)
@@ -122,15 +123,15 @@ def train_distill(
             args=args,
             train_dataset=Dataset.from_list(rows),
             processing_class=tokenizer,
-            peft_config=fitting_lora(model, lora) if lora is not None else None,
+            peft_config=adapter.apply(model) if adapter is not None else None,
             callbacks=[*average, keeper],  # the average is in the checkpoint before it is marked as whole
         )
     except ValueError as error:
         raise RecipeError(f"trainer: DistillationTrainer refuses this: {error}") from error
     distillation.skip_tokens = skip_tokens
     distillation.remove_callback(PrinterCallback)
-    if lora is not None:
-        roll_out_merged(distillation.model)
+    if adapter is not None:
+        roll_out_merged(distillation.model, adapter)
     with stop_on_interrupt(keeper):
         result = distillation.train(resume_from_checkpoint=resumed)
     log = [record for record in read_log(workdir) if "trained_tokens" in record]
@@ -141,16 +142,16 @@ def train_distill(
         raise TrainingError(
             f"distill: no token carried loss: every answer ended within its first {skip_tokens}; lower skip_tokens"
         )
-    save_trained(distillation.model, model_dir, out, tokenizer, lora is not None)
+    save_trained(distillation.model, model_dir, out, tokenizer, adapter)
     parameters = count_parameters(teacher)
     # Student: 2 for sampling and 6 for training a weight and token; teacher: 2.
     flops = parameters * (8.0 * counted["student_tokens"] + 2.0 * counted["teacher_tokens"])
     return Trained(counted["trained_tokens"], flops, log, parameters, len(rows))
 
 
-def distill_arguments(trainer: Mapping[str, Any] | None, lora: bool, workdir: Path, seed: int) -> DistillationConfig:
+def distill_arguments(trainer: Mapping[str, Any] | None, adapted: bool, workdir: Path, seed: int) -> DistillationConfig:
     """Return TRL's config from a recipe's `trainer:` mapping over our defaults; `RecipeError` for what it refuses."""
-    rate = {"learning_rate": LEARNING_RATE["lora" if lora else "full"]}
+    rate = {"learning_rate": LEARNING_RATE["adapter" if adapted else "full"]}
     args = trainer_arguments(DistillationConfig, {**DEFAULTS, **rate}, trainer or {}, workdir, seed)
     check_at_least(1, args, "max_completion_length")
     return args

@@ -19,13 +19,13 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import PeftModel, set_peft_model_state_dict
+from peft import PeftModel
 from peft.helpers import disable_input_dtype_casting
-from safetensors.torch import load_file
 from transformers import PreTrainedModel, PrinterCallback
 from trl import GRPOConfig
 
-from skillgraft.adapters.lora import ADAPTER, fitting_lora, load_merged, roll_out_merged
+from skillgraft.adapters.kind import Adapter
+from skillgraft.adapters.lora import ADAPTER, roll_out_merged
 from skillgraft.data.synthesis.judge import Judge
 from skillgraft.data.tasks import Task
 from skillgraft.domains.kind import Domain, Reward, RewardInput
@@ -52,7 +52,7 @@ DEFAULTS: dict[str, Any] = {
     "warmup_steps": 5,
     "temperature": 1.0,
 }
-LEARNING_RATE = {"lora": 3e-4, "full": 3e-5}
+LEARNING_RATE = {"adapter": 3e-4, "full": 3e-5}
 
 
 FINISHED = "finished"
@@ -88,7 +88,7 @@ def train_rl(
     pass_rate_samples: int = 0,
     rounds: Sequence[int] = (),
     trainer: Mapping[str, Any] | None = None,
-    lora: Mapping[str, Any] | None = None,
+    adapter: Adapter | None = None,
     seed: int = 0,
     checkpoint_seconds: float = 300.0,
     progress: Progress | None = None,
@@ -103,7 +103,7 @@ def train_rl(
     `skip_without_variance` groups that teach nothing are left out of a step. `judge` answers for the reward `judge`.
 
     Raises:
-        RecipeError: an unknown reward, or an argument that the trainer or LoRA does not know.
+        RecipeError: an unknown reward, or an argument that the trainer or adapter does not know.
         TrainingError: no questions, or none that is answered sometimes; a judge that too often says neither yes nor no.
         EndpointError: the judge's endpoint fails for good; checkpoints and its verdicts so far are kept.
     """
@@ -111,11 +111,11 @@ def train_rl(
         raise TrainingError("rl: there is no question to train on")
     mix = dict(reward or domain.default_reward)
     tokenizer = load_tokenizer(model_dir)
-    args = rl_arguments(mix, trainer, lora is not None, workdir, seed, algorithm)
+    args = rl_arguments(mix, trainer, adapter is not None, workdir, seed, algorithm)
     if order != "shuffled":
         args.shuffle_dataset = False
     steps = list(rounds) or [args.max_steps]
-    half = lora is not None and bf16_pays()
+    half = adapter is not None and bf16_pays()
     log: list[dict[str, float]] = []
     start: Path | None = None
     tokens = trained_questions = 0
@@ -127,7 +127,7 @@ def train_rl(
         if pass_rate_samples:
             with first_before_others():
                 chosen = answered_sometimes(
-                    partial(_load, model_dir, start, half, lora is not None),
+                    partial(_load, model_dir, start, half, adapter),
                     tokenizer,
                     tasks,
                     domain,
@@ -148,9 +148,9 @@ def train_rl(
         if not finished.exists():
             keeper = KeepAlive(here, checkpoint_seconds, _from_step(progress, before, sum(steps)))
             model = load_model(
-                start if start and lora is None else model_dir, torch.bfloat16 if half else torch.float32
+                start if start and adapter is None else model_dir, torch.bfloat16 if half else torch.float32
             )
-            if start and lora is None:
+            if start and adapter is None:
                 model.config._name_or_path = str(model_dir)  # where TRL takes the reference model from
             grpo = ALGORITHMS[algorithm].trainer(
                 model=model,
@@ -160,15 +160,15 @@ def train_rl(
                     [{"prompt": domain.prompt(tokenizer, task), "task": n} for n, task in enumerate(chosen)]
                 ),
                 processing_class=tokenizer,
-                peft_config=fitting_lora(model, lora) if lora is not None else None,
+                peft_config=adapter.apply(model) if adapter is not None else None,
                 callbacks=[keeper],
             )
             grpo.skip_without_variance = skip_without_variance
             grpo.remove_callback(PrinterCallback)
-            if lora is not None:
-                roll_out_merged(grpo.model)
+            if adapter is not None:
+                roll_out_merged(grpo.model, adapter)
                 if start:
-                    set_peft_model_state_dict(grpo.model, load_file(start / "adapter_model.safetensors"))
+                    adapter.restore(grpo.model, start)
             with first_before_others():
                 checkpoint = newest_checkpoint(here)
             with stop_on_interrupt(keeper), _no_casts(grpo.model, half), fast_head(), shared_batches(grpo):
@@ -181,10 +181,10 @@ def train_rl(
         logged = read_log(here)
         tokens += max((int(record.get("num_tokens", 0)) for record in logged), default=0)
         log += [{**record, "step": record["step"] + before} for record in logged]
-    model = _load(model_dir, start, half=False, lora=lora is not None)
+    model = _load(model_dir, start, half=False, adapter=adapter)
     parameters = count_parameters(model)
     if is_first():
-        if lora is not None and start:
+        if adapter is not None and start:
             shutil.copytree(start, out / ADAPTER)
         model.save_pretrained(str(out))
         tokenizer.save_pretrained(str(out))
@@ -194,12 +194,12 @@ def train_rl(
     return Trained(tokens, flops, curve(log), parameters, trained_questions)
 
 
-def _load(model_dir: Path, trained: Path | None, half: bool, lora: bool) -> PreTrainedModel:
+def _load(model_dir: Path, trained: Path | None, half: bool, adapter: Adapter | None) -> PreTrainedModel:
     """Return the model after the round that wrote `trained`, its factors merged; without one, the start."""
     dtype = torch.bfloat16 if half else torch.float32
-    if trained is None or not lora:
+    if trained is None or adapter is None:
         return load_model(trained or model_dir, dtype)
-    return load_merged(model_dir, trained, dtype)
+    return adapter.load_merged(model_dir, trained, dtype)
 
 
 def _keep(model: PreTrainedModel | PeftModel, finished: Path) -> None:
@@ -225,13 +225,13 @@ def _from_step(progress: Progress | None, before: int, steps: int) -> Progress |
 def rl_arguments(
     mix: Mapping[str, float],
     trainer: Mapping[str, Any] | None,
-    lora: bool,
+    adapted: bool,
     workdir: Path,
     seed: int,
     algorithm: str = "grpo",
 ) -> GRPOConfig:
     """Return TRL's config from a recipe's `trainer:` mapping over our defaults; `RecipeError` for what it refuses."""
-    ours = {"learning_rate": LEARNING_RATE["lora" if lora else "full"], "reward_weights": list(mix.values())}
+    ours = {"learning_rate": LEARNING_RATE["adapter" if adapted else "full"], "reward_weights": list(mix.values())}
     _, config, defaults = ALGORITHMS[algorithm]
     args = trainer_arguments(config, {**DEFAULTS, **defaults, **ours}, trainer or {}, workdir, seed)
     if algorithm == "remax":

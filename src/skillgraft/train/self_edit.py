@@ -23,6 +23,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from skillgraft.adapters import get_adapter
+from skillgraft.adapters.kind import Adapter
 from skillgraft.adapters.lora import ADAPTER, save_trained
 from skillgraft.checkpoint.layout import parameters_of, read_layout
 from skillgraft.data.documents import Document
@@ -67,7 +69,7 @@ def train_writer(
     documents: Sequence[Document],
     questions: Sequence[Question],
     trainer: Mapping[str, Any],
-    lora: Mapping[str, Any] | None,
+    adapter: Adapter | None,
     seed: int,
     checkpoint_seconds: float,
     progress: Progress,
@@ -95,7 +97,7 @@ def train_writer(
         scores = [each["score"] for each in scored]
         kept = best(requests, scores, stage.keep)
         pairs = [(requests[at].prompt, texts[at]) for at in kept]
-        writer, taught = _teach(this, pairs, trainer, lora, partial(moved, 2 * len(requests)))
+        writer, taught = _teach(this, pairs, trainer, adapter, partial(moved, 2 * len(requests)))
         done += 2 * len(requests)
         rounds.append(
             {
@@ -200,7 +202,7 @@ def _score(
     learner = Learner(
         this.writer,
         scores,
-        lora=stage.learn.lora,
+        adapter=get_adapter(stage.learn.adapt),
         trainer=stage.learn.trainer,
         text=WHOLE,
         seed=this.seed,
@@ -235,7 +237,7 @@ def _teach(
     this: Round,
     kept: Sequence[tuple[str, str]],
     trainer: Mapping[str, Any],
-    lora: Mapping[str, Any] | None,
+    adapter: Adapter | None,
     said: Callable[[Mapping[str, float]], None],
 ) -> tuple[Path, dict[str, Any]]:
     """Fine-tune the writer on the (prompt, text) that were kept; return its new checkpoint and what that cost."""
@@ -254,14 +256,14 @@ def _teach(
             tokenizer,
             writing_rows(tokenizer, kept, args.max_length),
             args,
-            lora=lora,
+            adapter=adapter,
             checkpoint_seconds=this.checkpoint_seconds,
             progress=lambda step, steps, metrics: said(metrics),
         )
         part = taught.with_suffix(".part")
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
-        save_trained(model, this.writer, part, tokenizer, lora is not None)
+        save_trained(model, this.writer, part, tokenizer, adapter)
         cost.write_text(json.dumps({"tokens": trained.tokens, "flops": trained.flops}))
         part.rename(taught)
     return taught, json.loads(cost.read_text())

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from skillgraft.adapters.kind import Adapter
 from skillgraft.arithmetic.injection.live_weights import LiveWeights
 from skillgraft.arithmetic.merge_recipe import parse_merge_recipe
 from skillgraft.arithmetic.merging import machine_for
@@ -39,14 +40,14 @@ class Learner:
         start: Path,
         work: Path,
         *,
-        lora: Mapping[str, Any] | None,
+        adapter: Adapter | None,
         trainer: Mapping[str, Any],
         text: TextSettings,
         seed: int,
         checkpoint_seconds: float,
     ) -> None:
         self._start, self._work = start, work
-        self._lora, self._trainer, self._text = lora, trainer, text
+        self._adapter, self._trainer, self._text = adapter, trainer, text
         self._seed, self._checkpoint_seconds = seed, checkpoint_seconds
         self._tokenizer = load_tokenizer(start)
         if self._tokenizer.eos_token is None:
@@ -73,14 +74,14 @@ class Learner:
             self._tokenizer,
             rows,
             args,
-            lora=self._lora,
+            adapter=self._adapter,
             checkpoint_seconds=self._checkpoint_seconds,
             progress=progress,
         )
         learnt = work / "learnt"
         shutil.rmtree(learnt, ignore_errors=True)
         fitted.save_pretrained(str(learnt))
-        if self._lora is None:
+        if self._adapter is None:
             self._tokenizer.save_pretrained(str(learnt))
             self._model = None  # full fine-tuning changed it for good
             return trained, {"model": str(learnt)}

@@ -21,7 +21,7 @@ from skillgraft.evals.answers import closed_book
 from skillgraft.evals.likelihood import answer_likelihood
 from skillgraft.models.loading import load_model, load_tokenizer
 from skillgraft.models.precision import bf16_pays, device
-from skillgraft.tuning.loop import LIKELIHOOD
+from skillgraft.tuning.trials import LIKELIHOOD
 
 
 class LiveModel:

@@ -33,10 +33,7 @@ from skillgraft.evals.overlap import shared_questions
 from skillgraft.skills.library import resolve_skill
 from skillgraft.tuning.algorithms import ALGORITHMS, Points
 from skillgraft.tuning.space import WEIGHTS, Range, Space, space_of
-from skillgraft.tuning.trials import Log, Look, open_log
-
-LIKELIHOOD = "answer_likelihood"
-"""The smooth metric: see `evals.likelihood`."""
+from skillgraft.tuning.trials import LIKELIHOOD, Log, Look, open_log
 
 SEARCH_METRICS = (*METRICS, LIKELIHOOD)
 RECIPE_FILE, CHECKPOINT, RESULT_FILE = "best.yaml", "best", "result.json"

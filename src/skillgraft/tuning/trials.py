@@ -15,6 +15,9 @@ from skillgraft.checkpoint.json_file import read_json_object, write_json
 from skillgraft.checkpoint.writer import BusyOutputError, storage_error
 from skillgraft.errors import CheckpointError, OutputExistsError, StorageError
 
+LIKELIHOOD = "answer_likelihood"
+"""The smooth metric: see `evals.likelihood`."""
+
 LOG_FILE = "looks.jsonl"
 SETTINGS_FILE = "search.json"
 

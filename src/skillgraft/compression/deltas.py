@@ -17,8 +17,8 @@ from skillgraft.arithmetic.tensor_sources import TensorSource, source_of
 from skillgraft.arithmetic.tiles import cut
 from skillgraft.checkpoint.header import DTYPE_BYTES
 from skillgraft.checkpoint.tensor_io import numpy_dtype
+from skillgraft.compression.factors import Svd, product_svd, squared_spectrum, truncated_svd
 from skillgraft.errors import CompatibilityError
-from skillgraft.skills.compression.factors import Svd, product_svd, squared_spectrum, truncated_svd
 from skillgraft.skills.forms import stored_names
 from skillgraft.skills.skill import Skill
 from skillgraft.support import resources

@@ -1,6 +1,6 @@
 import pytest
 
-from skillgraft.report.pair_wording import plain, say_pair, signed, z_text
+from skillgraft.geometry.pair_wording import plain, say_pair, signed, z_text
 
 
 def pair(cosine, sd, rms_z=1.0, **more):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from skillgraft.report.formatting import MINUS, one_decimal
+from skillgraft.support.formatting import MINUS, one_decimal
 
 CHANCE_Z = 4.0
 """Below that many standard deviations a cosine is put down to chance."""

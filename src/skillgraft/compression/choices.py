@@ -19,11 +19,11 @@ from torch import Tensor
 
 from skillgraft.arithmetic.buffers import Files
 from skillgraft.checkpoint.header import DTYPE_BYTES
+from skillgraft.compression.allocation import Directions, Either, Elements, Option, magnitudes, price_for
+from skillgraft.compression.deltas import check_memory, energies_of, largest_threshold, read_delta
+from skillgraft.compression.settings import DEFAULT_DENSITY, PACK_DTYPES, PackSettings
+from skillgraft.compression.side_by_side import side_by_side
 from skillgraft.errors import RecipeError
-from skillgraft.skills.compression.allocation import Directions, Either, Elements, Option, magnitudes, price_for
-from skillgraft.skills.compression.deltas import check_memory, energies_of, largest_threshold, read_delta
-from skillgraft.skills.compression.settings import DEFAULT_DENSITY, PACK_DTYPES, PackSettings
-from skillgraft.skills.compression.side_by_side import side_by_side
 from skillgraft.skills.forms import packed, sparse
 from skillgraft.skills.module_kinds import module_kind
 from skillgraft.skills.skill import Skill

@@ -18,9 +18,9 @@ from skillgraft.arithmetic.norms import (
     sum_of_squares,
 )
 from skillgraft.checkpoint.tensor_io import read_array, tensor_bytes, torch_dtype
+from skillgraft.compression.choices import HALF, Choice
+from skillgraft.compression.deltas import decompose, read_delta
 from skillgraft.errors import CompatibilityError
-from skillgraft.skills.compression.choices import HALF, Choice
-from skillgraft.skills.compression.deltas import decompose, read_delta
 from skillgraft.skills.contents import content_problem
 from skillgraft.skills.forms import packed, sparse, stored_names
 from skillgraft.skills.forms.plain import encode_dense, encode_lowrank

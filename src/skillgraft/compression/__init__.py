@@ -28,15 +28,15 @@ from skillgraft.checkpoint.layout import read_layout
 from skillgraft.checkpoint.provenance import software_versions
 from skillgraft.checkpoint.sorted_writer import SortedWriter
 from skillgraft.checkpoint.writer import atomic_directory
+from skillgraft.compression.choices import Localisation, choose
+from skillgraft.compression.deltas import check_memory
+from skillgraft.compression.encoding import Encoded, encode
+from skillgraft.compression.settings import PackSettings
+from skillgraft.compression.side_by_side import side_by_side
 from skillgraft.data.tasks import questions_path, read_questions
 from skillgraft.errors import CompatibilityError, RecipeError
 from skillgraft.skills.card import card_text
 from skillgraft.skills.compatibility import check_compatibility
-from skillgraft.skills.compression.choices import Localisation, choose
-from skillgraft.skills.compression.deltas import check_memory
-from skillgraft.skills.compression.encoding import Encoded, encode
-from skillgraft.skills.compression.settings import PackSettings
-from skillgraft.skills.compression.side_by_side import side_by_side
 from skillgraft.skills.forms import FORMS
 from skillgraft.skills.library import resolve_skill
 from skillgraft.skills.manifest import FORMAT_VERSION, Packing, TensorEntry, manifest_text
@@ -158,7 +158,7 @@ def _localisation(
     check_compatibility(read_layout(directory), skill)
 
     def localise(deltas: Mapping[str, Tensor], count: int) -> Mapping[str, Tensor]:
-        from skillgraft.skills.compression.mask import optimise_mask
+        from skillgraft.compression.mask import optimise_mask
 
         return optimise_mask(deltas, directory, asked, count, steps=steps)
 

@@ -7,8 +7,16 @@ from typing import Annotated
 
 import typer
 
-from skillgraft.cli.completion import complete_pages
+from skillgraft.cli.completion import beginning
 from skillgraft.cli.console import out_console
+
+
+def complete_pages(incomplete: str) -> list[str]:
+    """Return the pages of the documentation that begin so, by their full names or the last part of them."""
+    from skillgraft.manual.pages import page_names
+
+    names = page_names()
+    return beginning([*(name.rpartition("/")[2] for name in names), *names], incomplete)
 
 
 def docs(
