@@ -1,4 +1,4 @@
-"""A plan's tensors without a file: the same bytes as a merge would store, for a live model or a comparison."""
+"""Compute a plan's tensors in memory: the bytes that a merge would store, for a live model or a comparison."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def operand_norms(plan: Plan, machine: Machine) -> dict[tuple[str, int], float]:
 _MANTISSA = {"BF16": 7, "F16": 10, "F32": 23, "F64": 52}
 _LEAST_EXPONENT = {"BF16": -126, "F16": -14, "F32": -126, "F64": -1022}
 _FP64_SLACK = 2.0**-50
-"""What the fp64 sums of both directions may add, as a share of the numbers added."""
+"""Rounding of the fp64 sums of both directions, as a share of the numbers added."""
 
 
 class Bound(NamedTuple):
@@ -95,7 +95,7 @@ class UndoneBounds:
         self._sums[name].append((float(off @ off), float(grafted @ grafted), int(np.count_nonzero(off))))
 
     def bounds(self) -> dict[str, Bound]:
-        """Return what is known of each tensor."""
+        """Return the bound of each tensor."""
         columns = {name: tuple(zip(*parts, strict=True)) for name, parts in self._sums.items()}
         return {n: Bound(math.fsum(a) ** 0.5, math.fsum(b) ** 0.5, int(sum(c))) for n, (a, b, c) in columns.items()}
 

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 OVERRIDES = ("base", "missing", "tokenizer", "architecture")
-"""What `allow` may name: refusals that a user can turn into a remark."""
+"""Refusals that `allow` can turn into a remark."""
 
 DEFAULT = "default"
 """The key of an operand's `weights` for the tensors that no pattern matches."""

@@ -39,14 +39,14 @@ def merge(
     durable: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Write the merge that `recipe` (a file, a mapping or a `MergeRecipe`) describes as the checkpoint `out`.
+    """Merge checkpoints: write the merge that `recipe` (a file, a mapping or a `MergeRecipe`) describes as `out`.
 
     Config, tokenizer, generation config, chat template and every tensor that no operand changes are the base's. All
     arithmetic is in fp64 with one rounding to the stored dtype; the result depends on neither threads nor shards.
     A killed merge resumes after its finished shards; `durable` synchronises all to the disk before `out` appears.
 
     Returns a report: `method`, `remarks`, `dtype`, `bytes_read`, `bytes_written`, `seconds`, and for methods on task
-    vectors what `survival` says of the rounding.
+    vectors the entries of `survival`.
 
     Raises `RecipeError`, `MissingPathError`, `CheckpointError`, `CompatibilityError`, `OutputExistsError` and
     `StorageError`, each naming the tensor or file and what to do.
@@ -128,14 +128,14 @@ def write(
 
 
 def machine_for(threads: int | None, device: str) -> Machine:
-    """Return what runs the arithmetic; `RecipeError` for a number of threads or a device that cannot be."""
+    """Return the threads and the device's `compute`; `RecipeError` for a number or a device that cannot be."""
     if threads is not None and threads < 1:
         raise RecipeError(f"threads is {threads}, expected a positive number")
     return Machine(threads or default_threads(), compute_on(device))
 
 
 def work_key(plan: Plan, kind: str, scales: list[float]) -> str:
-    """Return the hash of all that decides the outputs' bytes: the inputs' fingerprints, the settings, the engine."""
+    """Hash everything that decides the outputs' bytes: the inputs' fingerprints, the settings, the engine."""
     header = [(t.spec, str(t.target.info.file.name), len(t.operands)) for t in plan.tensors]
     text = json.dumps([ENGINE_VERSION, TILE_ELEMENTS, kind, scales, dict(plan.inputs), dict(plan.settings), header])
     return blake3(text.encode()).hexdigest()
@@ -184,7 +184,7 @@ def _survived(squared_loss: float, squared_norm: float) -> float:
 
 
 def estimate(plan: Plan, outputs: int = 1) -> dict[str, Any]:
-    """Return what a plan will cost, roughly: bytes, seconds at the rates seen on two cores, peak memory."""
+    """Estimate the cost of a plan: bytes, seconds at the rates seen on two cores, peak memory."""
     statistic = plan.method.statistics
     passes = 1 + (statistic.passes if statistic is not None else 0)
     transferred = plan.bytes_read * passes + plan.bytes_written * outputs

@@ -1,4 +1,4 @@
-"""The parameters of a loaded model, made what a plan would store: no file is written, and the numbers are the same."""
+"""Inject into a loaded model: its parameters become what a plan would store, without writing a file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from skillgraft.errors import CompatibilityError
 
 
 class _Parameters:
-    """Takes the bytes of tensors as they are made and copies them into a model's parameters."""
+    """Copies the bytes of tensors, as they are computed, into a model's parameters."""
 
     def __init__(self, parameters: Mapping[str, Tensor], dtypes: Mapping[str, str]) -> None:
         self._flat = {name: parameters[name].detach().view(-1) for name in dtypes}
