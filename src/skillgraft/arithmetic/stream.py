@@ -57,7 +57,7 @@ Compute = Callable[..., ComputedTile]
 
 
 @dataclass(frozen=True)
-class Machine:
+class Engine:
     """The number of threads, and the function that computes a tile."""
 
     threads: int
@@ -68,20 +68,20 @@ class Machine:
         return [Buffers() for _ in range(self.threads)]
 
 
-def gather_statistics(plan: Plan, machine: Machine) -> dict[str, Any]:
+def gather_statistics(plan: Plan, engine: Engine) -> dict[str, Any]:
     """Return the statistics that the plan's method asks for, by the name of each tensor that changes."""
     statistic = plan.method.statistics
     if statistic is None:
         return {}
     changed = [tensor for tensor in plan.tensors if tensor.operands]
-    return statistic.gather(changed, plan.parameters, machine.thread_buffers())
+    return statistic.gather(changed, plan.parameters, engine.thread_buffers())
 
 
 def stream(
     plan: Plan,
     statistics: Mapping[str, Any],
     outputs: Sequence[Output],
-    machine: Machine,
+    engine: Engine,
     progress: Progress | None = None,
 ) -> list[Sums]:
     """Write the weights of every output, shard by shard; return for each the rounding loss of every changed tensor.
@@ -97,7 +97,7 @@ def stream(
     for output in outputs:
         _remove_other_files(output.directory, {file.name for file in by_file})
     done = _Count(progress, plan.bytes_read + plan.bytes_written * len(outputs))
-    thread_buffers = machine.thread_buffers()
+    thread_buffers = engine.thread_buffers()
     with Files(plan.versions) as files:
         for file, tensors in by_file.items():
             unfinished = [(number, output) for number, output in enumerate(outputs)]
@@ -110,7 +110,7 @@ def stream(
                 done.add(file.name, sum(tensor.target.nbytes for tensor in tensors))
                 continue
             losses = _write_shard(
-                plan, statistics, file.name, tensors, [o for _, o in unfinished], machine, files, thread_buffers, done
+                plan, statistics, file.name, tensors, [o for _, o in unfinished], engine, files, thread_buffers, done
             )
             for (number, output), shard_sums in zip(unfinished, losses, strict=True):
                 _finish(output.directory, file.name, shard_sums)
@@ -142,7 +142,7 @@ def _write_shard(
     name: str,
     tensors: Sequence[TensorPlan],
     outputs: Sequence[Output],
-    machine: Machine,
+    engine: Engine,
     files: Files,
     thread_buffers: Sequence[Buffers],
     done: _Count,
@@ -154,7 +154,7 @@ def _write_shard(
 
         def visit(tensor: TensorPlan, tile: Tile, buffers: Buffers) -> None:
             scales = [output.scale for output in outputs]
-            losses = make_tile(plan, statistics, tensor, tile, scales, shards, machine.compute, buffers, files)
+            losses = make_tile(plan, statistics, tensor, tile, scales, shards, engine.compute, buffers, files)
             for sums, loss in zip(tile_sums, losses if tensor.operands else [], strict=bool(tensor.operands)):
                 sums[tensor.spec.name].append(loss)
             operands = sum(tile.stop <= operand.elements for operand in tensor.operands)

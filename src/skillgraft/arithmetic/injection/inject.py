@@ -28,9 +28,9 @@ from skillgraft.arithmetic.injection.ledger import (
 from skillgraft.arithmetic.injection.removal import plan_of_original, plan_removal, removal_report
 from skillgraft.arithmetic.merge_recipe import check_vector_method, parse_merge_recipe
 from skillgraft.arithmetic.merge_schema import MergeRecipe
-from skillgraft.arithmetic.merging import Recorder, machine_for, write
+from skillgraft.arithmetic.merging import Recorder, engine_for, write
 from skillgraft.arithmetic.plan import OUTPUT_DTYPES, Plan, plan_merge
-from skillgraft.arithmetic.stream import Machine, Progress, Sums
+from skillgraft.arithmetic.stream import Engine, Progress, Sums
 from skillgraft.checkpoint.layout import Layout
 from skillgraft.checkpoint.places import note_place
 from skillgraft.checkpoint.provenance import base_of
@@ -90,10 +90,10 @@ def inject(
     recipe, names, remarks = _recipe(target, skill, method, parameters, dtype, allow_other_base, scales)
     plan, skills = _plan(recipe, names, remarks, allow_other_base)
     history = _history(plan, skills, _checked(scale))
-    machine = machine_for(threads, device)
+    engine = engine_for(threads, device)
     known, requested, doubt, _ = history
     removal = plan_removal(
-        recipe, plan, known, requested, doubt, Path(original) if original is not None else None, machine
+        recipe, plan, known, requested, doubt, Path(original) if original is not None else None, engine
     )
     plan = replace(plan, remarks=(*plan.remarks, *history.remarks, *(removal.remarks if removal is not None else ())))
     written, record = plan, _recorder(plan, skills, history)
@@ -102,7 +102,7 @@ def inject(
         record = _own_recorder(written)
     (report,) = _write(written, skills, Path(out), {"": scale}, threads, device, progress, record)
     if removal is not None:
-        report["removal"] = removal_report(plan, removal, scale, Path(out), machine)
+        report["removal"] = removal_report(plan, removal, scale, Path(out), engine)
     return report
 
 
@@ -150,7 +150,7 @@ def plan_injection(
     """
     recipe, names, remarks = _recipe(target, skill, "task_arithmetic", None, None, allow_other_base)
     plan, skills = _plan(recipe, names, remarks, allow_other_base)
-    _check_norms(plan, skills, machine_for(threads, "cpu"))
+    _check_norms(plan, skills, engine_for(threads, "cpu"))
     return plan
 
 
@@ -298,7 +298,7 @@ def _write(
     if len(skills) == 1 and plan.method.name == "task_arithmetic":
         check = _norm_check(skills[0], plan)  # the stream computes the norms anyway
     else:
-        _check_norms(plan, skills, machine_for(threads, device))
+        _check_norms(plan, skills, engine_for(threads, device))
     reports = write(plan, out, outputs, "inject", threads, device, progress=progress, check=check, record=record)
     note_place(plan.settings.get("original") or plan.inputs["target"], plan.target.path)
     return [{**report, "skills": plan.settings["skills"]} for report in reports]
@@ -323,8 +323,8 @@ def _norm_check(skill: Skill | None, plan: Plan) -> Callable[[str, float], None]
     return lambda name, norm: _check_norm(skill, name, norm / abs(weights[name]))
 
 
-def _check_norms(plan: Plan, skills: Sequence[Skill | None], machine: Machine) -> None:
-    for (name, number), norm in operand_norms(plan, machine).items():
+def _check_norms(plan: Plan, skills: Sequence[Skill | None], engine: Engine) -> None:
+    for (name, number), norm in operand_norms(plan, engine).items():
         skill = skills[number]
         if skill is not None:
             _check_norm(skill, name, norm)

@@ -22,7 +22,7 @@ from skillgraft.arithmetic.in_memory import Distance, UndoneBounds, make_tensors
 from skillgraft.arithmetic.injection.ledger import Injected, Record, added, read_record, takes_out, undoes
 from skillgraft.arithmetic.merge_schema import MergeRecipe
 from skillgraft.arithmetic.plan import OUTPUT_DTYPES, Plan, plan_merge, versions_of
-from skillgraft.arithmetic.stream import Machine
+from skillgraft.arithmetic.stream import Engine
 from skillgraft.arithmetic.tensor_sources import Stored
 from skillgraft.checkpoint.fingerprint import fingerprint_checkpoint, fingerprint_file
 from skillgraft.checkpoint.layout import Layout, read_layout
@@ -64,7 +64,7 @@ def plan_removal(
     requested: Injected,
     doubt: str | None,
     original: Path | None,
-    machine: Machine,
+    engine: Engine,
 ) -> Removal | None:
     """Plan the removal of what an injection with `requested` takes out of the plan's target, None if nothing known.
 
@@ -83,11 +83,11 @@ def plan_removal(
 
     def gives_target(layout: Layout) -> bool:
         forward = known.last if known is not None else requested.at(-requested.scale)
-        return _reproduces(layout, recipe, plan, requested, forward, machine)
+        return _reproduces(layout, recipe, plan, requested, forward, engine)
 
     def is_below(layout: Layout) -> bool:
         rounding = known.ledger.rounding if known is not None and doubt is None else None
-        return rounding is not None and _lies_within(rounding, layout, recipe, plan, requested, machine)
+        return rounding is not None and _lies_within(rounding, layout, recipe, plan, requested, engine)
 
     left = rest.by_name if rest is not None else {}
     if original is not None:
@@ -171,7 +171,7 @@ class _Comparison:
 
 
 def _reproduces(
-    original: Layout, recipe: MergeRecipe, plan: Plan, requested: Injected, injected: Injected, machine: Machine
+    original: Layout, recipe: MergeRecipe, plan: Plan, requested: Injected, injected: Injected, engine: Engine
 ) -> bool:
     """Return whether injecting `injected` into `original` gives every tensor of the plan's target, bit for bit.
 
@@ -186,12 +186,12 @@ def _reproduces(
     tensors = [replace(t, spec=t.spec._replace(dtype=grafted[t.spec.name].dtype)) for t in forward.tensors]
     with Files() as files:
         comparison = _Comparison(plan.target, files)
-        make_tensors(replace(forward, tensors=tuple(tensors)), tensors, comparison, machine, injected.scale)
+        make_tensors(replace(forward, tensors=tuple(tensors)), tensors, comparison, engine, injected.scale)
     return comparison.equal
 
 
 def _lies_within(
-    rounding: float, original: Layout, recipe: MergeRecipe, plan: Plan, requested: Injected, machine: Machine
+    rounding: float, original: Layout, recipe: MergeRecipe, plan: Plan, requested: Injected, engine: Engine
 ) -> bool:
     """Return whether the plan's target is no farther than `rounding` from `original` less what is `requested`."""
     grafted = plan.target.tensors
@@ -203,7 +203,7 @@ def _lies_within(
     )
     with Files() as files:
         distance = Distance(plan.target, files)
-        make_tensors(replace(forward, tensors=exact), exact, distance, machine, -requested.scale)
+        make_tensors(replace(forward, tensors=exact), exact, distance, engine, -requested.scale)
     off, norm = distance.total()
     return off <= rounding + _SLACK * norm
 
@@ -225,7 +225,7 @@ def plan_of_original(plan: Plan, removal: Removal) -> Plan:
     return replace(plan, target=original, tensors=tensors, inputs=inputs, settings=settings, versions=versions)
 
 
-def removal_report(plan: Plan, removal: Removal, scale: float, out: Path, machine: Machine) -> dict[str, Any]:
+def removal_report(plan: Plan, removal: Removal, scale: float, out: Path, engine: Engine) -> dict[str, Any]:
     """Report on the distance between the result and what was there before the injection.
 
     `left`: what remains of each skill. `exact` with `original`, or `bound` ≥ ‖result − (original + what is left)‖ over
@@ -243,7 +243,7 @@ def removal_report(plan: Plan, removal: Removal, scale: float, out: Path, machin
     wide = tuple(replace(t, spec=t.spec._replace(dtype="F64")) for t in plan.tensors if t.operands)
     with Files() as files:
         sink = UndoneBounds(plan.target, read_layout(out), removal.on_grid, files)
-        make_tensors(replace(plan, tensors=wide), wide, sink, machine, scale)
+        make_tensors(replace(plan, tensors=wide), wide, sink, engine, scale)
     bounds = sink.bounds()
     norm = math.fsum(b.norm**2 for b in bounds.values()) ** 0.5
     dtypes = [TORCH_NAMES[code] for t in plan.tensors if t.operands for code in (t.target.dtype, t.spec.dtype)]

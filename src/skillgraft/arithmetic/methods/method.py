@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 from pydantic import Field
 
 from skillgraft.arithmetic.kernels.codes import WEIGHTED_SUM
-from skillgraft.arithmetic.merge_schema import Form, MergeRecipe
+from skillgraft.arithmetic.merge_schema import MergeRecipe, RecipePart
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Density = Annotated[float, Field(gt=0, le=1)]
 
 
-class Parameters(Form):
+class Parameters(RecipePart):
     """The form of a method's `parameters` in a recipe; every field has a description."""
 
 
