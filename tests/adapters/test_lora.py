@@ -5,7 +5,6 @@ from peft import get_peft_model
 from skillgraft.adapters.lora import (
     LoraAdapter,
     empty_model,
-    fitting_lora,
     lora_config,
     merged,
     roll_out_merged,
@@ -103,10 +102,10 @@ def test_a_pattern_without_a_module_is_refused_and_nothing_random_is_drawn(start
     model = load_model(start)
     state = torch.get_rng_state()
     with pytest.raises(RecipeError, match="target_modules: 'foo' matches no module; available: down_proj, embed_token"):
-        fitting_lora(model, {"target_modules": ["q_proj", "foo"]})
+        LoraAdapter({"target_modules": ["q_proj", "foo"]}).apply(model)
     with pytest.raises(RecipeError, match=r"PEFT refuses this: Target module LlamaRMSNorm.* matrices: embed_tokens, q"):
-        fitting_lora(model, {"target_modules": ["input_layernorm"]})
-    assert fitting_lora(model, {"r": 2}).target_modules == "all-linear"
+        LoraAdapter({"target_modules": ["input_layernorm"]}).apply(model)
+    assert LoraAdapter({"r": 2}).apply(model).target_modules == "all-linear"
     assert torch.equal(torch.get_rng_state(), state)
     assert not any("lora" in name for name, _ in model.named_parameters())
 

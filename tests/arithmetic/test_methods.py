@@ -197,3 +197,19 @@ def test_an_added_method_is_checked_as_any(path, family, tmp_path):
     with pytest.raises(RecipeError, match=r"maximum has no mergekit equivalent: .* available: linear, .*, toy"):
         mergekit_yaml(parse_merge_recipe({**recipe, "method": "maximum"}))
     assert not (tmp_path / "out").exists()
+
+
+def test_arithmetic_imports_no_wing_above_it():
+    package = Path(skillgraft.__file__).parent
+    for file in (package / "arithmetic").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            module = node.module or "" if isinstance(node, ast.ImportFrom) else ""
+            if module.startswith("skillgraft."):
+                assert module.split(".")[1] in {
+                    "adapters",
+                    "arithmetic",
+                    "checkpoint",
+                    "errors",
+                    "skills",
+                    "support",
+                }, file

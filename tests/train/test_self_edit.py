@@ -189,7 +189,7 @@ def test_a_stop_loses_at_most_one_learning_and_changes_nothing(tmp_path, letters
 def test_the_factors_of_a_later_round_are_no_skill(tmp_path, letters, rounds, kept):
     """They are a difference to the round before, which `extract` would take for one to the start."""
     start = babbling_checkpoint(tmp_path / "start")
-    train(tmp_path, "out", start, rounds=rounds, adapter=LoraAdapter({"r": 2}))
+    train(tmp_path, "out", start, rounds=rounds, adapt={"kind": "lora", "r": 2})
     assert (tmp_path / "out" / "adapter").exists() is kept
 
 

@@ -1,4 +1,4 @@
-"""One tile on the CPU: read the sources' bytes, let the compiled kernel do the rest."""
+"""Compute a tile on the CPU: read the sources' bytes and call the compiled kernel."""
 
 from __future__ import annotations
 

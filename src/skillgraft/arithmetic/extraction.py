@@ -1,4 +1,4 @@
-"""Extraction: v = θ_RL − θ_SFT as a skill artefact, tensor by tensor.
+"""Extract a skill vector: v = θ_RL − θ_SFT as a skill artefact, tensor by tensor.
 
 Formula: Parametric Skill Transfer, arXiv 2601.11258. Departures: tensors that did not change are left out of the
 artefact (injection leaves the target's alone, which is the same); a LoRA run is kept as its exact factors.
@@ -53,7 +53,7 @@ SKILL_DTYPES = {"float32": "F32", "bfloat16": "BF16"}
 
 @dataclass
 class _Record:
-    """What streaming learns of the tensors: their entries, and squared norms of exact and lost parts."""
+    """Entries of the streamed tensors, and squared norms of the exact vector and of what its storage lost."""
 
     entries: dict[str, TensorEntry] = field(default_factory=dict)
     exact: float = 0.0
@@ -74,16 +74,16 @@ def extract(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Skill:
-    """Write the skill v = θ_RL − θ_SFT into the new directory `out` and return it.
+    """Extract a skill vector: write v = θ_RL − θ_SFT into the new directory `out` and return it.
 
     `rl` is a full checkpoint; a checkpoint with its LoRA adapter in `adapter/`, whose factors are then kept exactly
     (checked against the full weights); or a PEFT adapter directory. `dtype` is the storage: float32, or bfloat16 at
     half the size with its `reconstruction_error` in the manifest. `domain`, `recipe`, `seed`, `licence` and `language`
-    (ISO 639) are recorded. `progress` is called after each tensor with its name, the elements done and all of them.
-    Memory holds a few tiles of each model.
+    (ISO 639) go into the manifest. `progress` is called after each tensor with its name, the elements done and the
+    total. Memory holds a few tiles of each model.
 
-    Raises `MissingPathError`, `CheckpointError`, `CompatibilityError` (operands that don't match, NaN or infinity, or
-    no difference at all), `OutputExistsError`, `StorageError`, and `RecipeError` for an unknown dtype.
+    Raises `MissingPathError`, `CheckpointError`, `CompatibilityError` (inputs that don't match, NaN or infinity, or no
+    difference at all), `OutputExistsError`, `StorageError`, and `RecipeError` for an unknown dtype.
     Source: arXiv 2601.11258 (formula), arXiv 2106.09685 (low-rank form).
     """
     if dtype not in SKILL_DTYPES:

@@ -1,4 +1,4 @@
-"""The two operands of an extraction: found, matched and checked from headers, before any tensor is read."""
+"""Inputs of an extraction, the SFT and the RL model: read, matched and checked from headers alone."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class ExtractionInputs:
 
 
 def match_inputs(rl: str | os.PathLike[str], sft: str | os.PathLike[str]) -> ExtractionInputs:
-    """Return the checked operands of θ_RL − θ_SFT.
+    """Return the checked inputs of θ_RL − θ_SFT.
 
     `rl` is a full checkpoint, one with the LoRA adapter of its training in `adapter/`, or an adapter directory. The
     adapter counts when it was trained on `sft`; with a checkpoint whose provenance names another start (as in
@@ -46,7 +46,7 @@ def match_inputs(rl: str | os.PathLike[str], sft: str | os.PathLike[str]) -> Ext
     subtracted instead.
 
     Raises `MissingPathError`, `CheckpointError` (see `read_layout`, `read_adapter`) and `CompatibilityError` for
-    operands that differ in names, shapes, tokenizer, head counts, RoPE or ties.
+    inputs that differ in names, shapes, tokenizer, head counts, RoPE or ties.
     """
     rl_path = require_directory(rl)
     sft_layout = read_layout(sft)
@@ -126,7 +126,7 @@ def verify_adapter(inputs: ExtractionInputs) -> None:
 
 
 def check_equal_integers(name: str, rl: torch.Tensor, sft: torch.Tensor, rl_path: Path) -> None:
-    """Raise `CompatibilityError` when a tensor without arithmetic (integers, booleans) differs between the operands."""
+    """Raise `CompatibilityError` when a tensor without arithmetic (integers, booleans) differs between the inputs."""
     if not torch.equal(rl, sft):
         raise CompatibilityError(
             f"{rl_path}: tensor {name!r} is {rl.dtype} and differs from the SFT model's; expected equal integers: a "

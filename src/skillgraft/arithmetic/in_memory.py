@@ -1,4 +1,4 @@
-"""A plan's tensors without a file: the same bytes as a merge would store, for a live model or a comparison."""
+"""Compute a plan's tensors in memory: the bytes that a merge would store, for a live model or a comparison."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from skillgraft.arithmetic.buffers import Buffers, Files
 from skillgraft.arithmetic.plan import Plan
 from skillgraft.arithmetic.plan_types import Operand, TensorPlan, Term, tiles_of
-from skillgraft.arithmetic.stream import Machine, Sink, gather_statistics, make_tile
+from skillgraft.arithmetic.stream import Engine, Sink, gather_statistics, make_tile
 from skillgraft.arithmetic.tensor_sources import Stored
 from skillgraft.arithmetic.tile_values import operand_values
 from skillgraft.arithmetic.tiles import Tile, each_tile
@@ -20,19 +20,19 @@ from skillgraft.checkpoint.header import TensorInfo, TensorSpec
 from skillgraft.checkpoint.layout import Layout
 
 
-def make_tensors(plan: Plan, tensors: Sequence[TensorPlan], sink: Sink, machine: Machine, scale: float = 1.0) -> None:
+def make_tensors(plan: Plan, tensors: Sequence[TensorPlan], sink: Sink, engine: Engine, scale: float = 1.0) -> None:
     """Compute `tensors` of a plan for one λ and give their stored bytes to `sink`, tile by tile, from any thread."""
-    statistics = gather_statistics(plan, machine)
+    statistics = gather_statistics(plan, engine)
     with Files(plan.versions) as files:
 
         def visit(tensor: TensorPlan, tile: Tile, buffers: Buffers) -> None:
-            make_tile(plan, statistics, tensor, tile, [scale], [sink], machine.compute, buffers, files)
+            make_tile(plan, statistics, tensor, tile, [scale], [sink], engine.compute, buffers, files)
 
-        each_tile(tiles_of(tensors), visit, machine.thread_buffers())
+        each_tile(tiles_of(tensors), visit, engine.thread_buffers())
         files.check_unchanged()
 
 
-def operand_norms(plan: Plan, machine: Machine) -> dict[tuple[str, int], float]:
+def operand_norms(plan: Plan, engine: Engine) -> dict[tuple[str, int], float]:
     """Return the Frobenius norm of every operand's value by (tensor, the operand's number), weights left out."""
     sums: dict[tuple[str, int], list[float]] = defaultdict(list)
     with Files(plan.versions) as files:
@@ -45,14 +45,14 @@ def operand_norms(plan: Plan, machine: Machine) -> dict[tuple[str, int], float]:
                     sums[tensor.spec.name, operand.number].append(float(row @ row))
 
         changed = [tensor for tensor in plan.tensors if tensor.operands]
-        each_tile(tiles_of(changed), visit, machine.thread_buffers())
+        each_tile(tiles_of(changed), visit, engine.thread_buffers())
     return {key: math.fsum(parts) ** 0.5 for key, parts in sums.items()}
 
 
 _MANTISSA = {"BF16": 7, "F16": 10, "F32": 23, "F64": 52}
 _LEAST_EXPONENT = {"BF16": -126, "F16": -14, "F32": -126, "F64": -1022}
 _FP64_SLACK = 2.0**-50
-"""What the fp64 sums of both directions may add, as a share of the numbers added."""
+"""Rounding of the fp64 sums of both directions, as a share of the numbers added."""
 
 
 class Bound(NamedTuple):
@@ -95,7 +95,7 @@ class UndoneBounds:
         self._sums[name].append((float(off @ off), float(grafted @ grafted), int(np.count_nonzero(off))))
 
     def bounds(self) -> dict[str, Bound]:
-        """Return what is known of each tensor."""
+        """Return the bound of each tensor."""
         columns = {name: tuple(zip(*parts, strict=True)) for name, parts in self._sums.items()}
         return {n: Bound(math.fsum(a) ** 0.5, math.fsum(b) ** 0.5, int(sum(c))) for n, (a, b, c) in columns.items()}
 

@@ -22,19 +22,19 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 OVERRIDES = ("base", "missing", "tokenizer", "architecture")
-"""What `allow` may name: refusals that a user can turn into a remark."""
+"""Refusals that `allow` can turn into a remark."""
 
 DEFAULT = "default"
 """The key of an operand's `weights` for the tensors that no pattern matches."""
 
 
-class Form(BaseModel):
+class RecipePart(BaseModel):
     """A part of a recipe: unknown keys are errors, values cannot be changed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
 
-class OperandSpec(Form):
+class OperandSpec(RecipePart):
     """One operand: a model, a model with an adapter or skill on it, or an adapter or skill alone (a vector).
 
     `weight` is that of all tensors; `weights` instead gives each the number of the first pattern (`fnmatch`) that it
@@ -82,7 +82,7 @@ class OperandSpec(Form):
         return (self.weight,) if self.weights is None else tuple(self.weights.values())
 
 
-class MergeRecipe(Form):
+class MergeRecipe(RecipePart):
     """A whole merge; paths are relative to the recipe's folder when it is read from a file."""
 
     method: str = Field(description="how operands are combined")

@@ -1,4 +1,4 @@
-"""A merge recipe as a mergekit configuration, where mergekit 0.1.5 has the same thing under another form."""
+"""Export a merge recipe as a mergekit configuration, where mergekit 0.1.5 has an equivalent."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from skillgraft.errors import RecipeError
 
 
 def mergekit_yaml(recipe: MergeRecipe) -> str:
-    """Return the configuration; `RecipeError` where mergekit has no equivalent, with the reason.
+    """Export a recipe as mergekit's YAML; `RecipeError` where it has no equivalent, with the reason.
 
     mergekit computes in `dtype`, so float32 is asked for, and the output's dtype apart: the recipe's, else the one that
     the base stores. DARE: mergekit's own `rescale` multiplies so that the L1 norm of each tensor's vector stays what it

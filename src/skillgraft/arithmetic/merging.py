@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from blake3 import blake3
 
@@ -17,7 +17,7 @@ from skillgraft.arithmetic.merge_recipe import load_merge_recipe, parse_merge_re
 from skillgraft.arithmetic.merge_schema import MergeRecipe
 from skillgraft.arithmetic.plan import Plan, plan_merge
 from skillgraft.arithmetic.sidecar_files import copy_sidecar_files, stated_dtype
-from skillgraft.arithmetic.stream import Compute, Machine, Output, Progress, Sums, gather_statistics, stream
+from skillgraft.arithmetic.stream import Compute, Engine, Output, Progress, Sums, gather_statistics, stream
 from skillgraft.arithmetic.tiles import TILE_ELEMENTS, default_threads
 from skillgraft.checkpoint.provenance import base_of, write_provenance
 from skillgraft.checkpoint.writer import resumable_directory
@@ -39,14 +39,14 @@ def merge(
     durable: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Write the merge that `recipe` (a file, a mapping or a `MergeRecipe`) describes as the checkpoint `out`.
+    """Merge checkpoints: write the merge that `recipe` (a file, a mapping or a `MergeRecipe`) describes as `out`.
 
     Config, tokenizer, generation config, chat template and every tensor that no operand changes are the base's. All
     arithmetic is in fp64 with one rounding to the stored dtype; the result depends on neither threads nor shards.
     A killed merge resumes after its finished shards; `durable` synchronises all to the disk before `out` appears.
 
     Returns a report: `method`, `remarks`, `dtype`, `bytes_read`, `bytes_written`, `seconds`, and for methods on task
-    vectors what `survival` says of the rounding.
+    vectors the entries of `survival`.
 
     Raises `RecipeError`, `MissingPathError`, `CheckpointError`, `CompatibilityError`, `OutputExistsError` and
     `StorageError`, each naming the tensor or file and what to do.
@@ -82,7 +82,7 @@ def write(
     `check` is called with the name of each changed tensor and the Frobenius norm of its change at λ = 1; it may raise.
     `record` writes an output's provenance, by default one that names the target's base.
     """
-    machine = machine_for(threads, device)
+    engine = engine_for(threads, device)
     began = time.monotonic()
     base = base_of(plan.target.path) or {"id": None, "fingerprint": None}
     metadata = {"skillgraft_inputs": json.dumps(dict(plan.inputs), sort_keys=True)}
@@ -94,8 +94,8 @@ def write(
             (partial / folder).mkdir(exist_ok=True)
             checkpoints.append(Output(partial / folder, scale, metadata))
         changed = any(tensor.operands for tensor in plan.tensors) and any(output.scale for output in checkpoints)
-        statistics = gather_statistics(plan, machine) if changed else {}
-        sums = stream(plan, statistics, checkpoints, machine, progress)
+        statistics = gather_statistics(plan, engine) if changed else {}
+        sums = stream(plan, statistics, checkpoints, engine, progress)
         dtype, remark = stated_dtype(plan)
         reports = []
         for output, losses in zip(checkpoints, sums, strict=True):
@@ -110,7 +110,7 @@ def write(
                 "remarks": [*plan.remarks, *remark],
                 "bytes_read": plan.bytes_read,
                 "bytes_written": plan.bytes_written,
-                "threads": machine.threads,
+                "threads": engine.threads,
                 "seconds": time.monotonic() - began,
                 **(survival(in_order, output.scale) if plan.method.inputs == "vectors" else {}),
                 **(plan.method.statistics.report(statistics) if plan.method.statistics is not None else {}),
@@ -127,15 +127,15 @@ def write(
     return reports
 
 
-def machine_for(threads: int | None, device: str) -> Machine:
-    """Return what runs the arithmetic; `RecipeError` for a number of threads or a device that cannot be."""
+def engine_for(threads: int | None, device: str) -> Engine:
+    """Return the threads and the device's `compute`; `RecipeError` for a number or a device that cannot be."""
     if threads is not None and threads < 1:
         raise RecipeError(f"threads is {threads}, expected a positive number")
-    return Machine(threads or default_threads(), compute_on(device))
+    return Engine(threads or default_threads(), compute_on(device))
 
 
 def work_key(plan: Plan, kind: str, scales: list[float]) -> str:
-    """Return the hash of all that decides the outputs' bytes: the inputs' fingerprints, the settings, the engine."""
+    """Hash everything that decides the outputs' bytes: the inputs' fingerprints, the settings, the engine."""
     header = [(t.spec, str(t.target.info.file.name), len(t.operands)) for t in plan.tensors]
     text = json.dumps([ENGINE_VERSION, TILE_ELEMENTS, kind, scales, dict(plan.inputs), dict(plan.settings), header])
     return blake3(text.encode()).hexdigest()
@@ -159,14 +159,47 @@ def compute_on(device: str) -> Compute:
     return on_device(place)
 
 
-def survival(losses: Sums, scale: float) -> dict[str, Any]:
+class TensorSurvival(TypedDict):
+    """‖λ·v‖ of one tensor, and the share of it that survived the rounding."""
+
+    norm: float
+    survived_rounding: float
+
+
+class WorstTensor(TypedDict):
+    """The tensor of which the smallest share survived."""
+
+    name: str
+    survived_rounding: float
+
+
+class Survival(TypedDict):
+    """The rounding part of a report."""
+
+    survived_rounding: float
+    worst: WorstTensor | None
+    tensors: dict[str, TensorSurvival]
+
+
+class Estimate(TypedDict):
+    """The cost of a merge: tensors in all and those that change, bytes, seconds and peak memory."""
+
+    tensors: int
+    changed: int
+    bytes_read: int
+    bytes_written: int
+    seconds: float
+    memory_bytes: int
+
+
+def survival(losses: Sums, scale: float) -> Survival:
     """Return the rounding part of a report from (squared loss, squared norm of the change at λ = 1) per tensor.
 
     `survived_rounding` = 1 − ‖stored − exact‖ / ‖change‖ over all tensors, `worst` the tensor with the least, and
     `tensors` with `norm` and `survived_rounding` of each.
     """
     losses = {name: (lost, squared * scale * scale) for name, (lost, squared) in losses.items()}
-    rows = {
+    rows: dict[str, TensorSurvival] = {
         name: {"norm": squared**0.5, "survived_rounding": _survived(lost, squared)}
         for name, (lost, squared) in losses.items()
     }
@@ -183,8 +216,8 @@ def _survived(squared_loss: float, squared_norm: float) -> float:
     return 1.0 - (squared_loss / squared_norm) ** 0.5 if squared_norm > 0 else 1.0
 
 
-def estimate(plan: Plan, outputs: int = 1) -> dict[str, Any]:
-    """Return what a plan will cost, roughly: bytes, seconds at the rates seen on two cores, peak memory."""
+def estimate(plan: Plan, outputs: int = 1) -> Estimate:
+    """Estimate the cost of a plan: bytes, seconds at the rates seen on two cores, peak memory."""
     statistic = plan.method.statistics
     passes = 1 + (statistic.passes if statistic is not None else 0)
     transferred = plan.bytes_read * passes + plan.bytes_written * outputs

@@ -33,9 +33,9 @@ OUTPUT_DTYPES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float1
 
 @dataclass(frozen=True)
 class Plan:
-    """A checked merge: `tensors` in the target's order; `inputs` are fingerprints by name; `settings` what it was told.
+    """A checked merge: `tensors` in the target's order; `inputs` are fingerprints by name; `settings` the recipe's.
 
-    `versions` tell the files that were planned with from any that take their place.
+    `versions` are those of the files that were planned with: others in their place are refused.
     """
 
     target: Layout

@@ -1,4 +1,4 @@
-"""What the tensors of an output are computed from: terms, operands, tensors. A method may rewrite a `Draft` of them."""
+"""Types of a plan: the terms and operands that every tensor of an output is computed from."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class TensorPlan:
 
     @property
     def breaks(self) -> tuple[int, ...]:
-        """Where some operand ends before the target does."""
+        """Ends of the operands, in elements, where some are shorter than the target."""
         return tuple(sorted({operand.elements for operand in self.operands}))
 
 

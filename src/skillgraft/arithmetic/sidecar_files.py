@@ -1,4 +1,4 @@
-"""What a checkpoint holds beside its weights: always the target's, but for a dtype that would no longer be true."""
+"""Sidecar files of a checkpoint, beside its weights: copied from the target, with the dtype in its config corrected."""
 
 from __future__ import annotations
 

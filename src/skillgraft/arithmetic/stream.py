@@ -1,7 +1,7 @@
 """The stream: read tiles of every operand, combine them in fp64, round once, write into place.
 
 Memory is a few buffers of a tile for each thread, whatever the model's size. Each output shard is preallocated,
-filled in any order, and given its name when it is whole; a rerun after a kill goes on with the shards that are missing.
+filled in any order, and given its name when it is whole; a rerun after a kill writes only the missing shards.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ class Output:
 
 
 class Sink(Protocol):
-    """What takes the bytes of tensors as they are made: a shard's file, or memory."""
+    """Receives the bytes of tensors as they are computed: a shard's file, or memory."""
 
     def write(self, name: str, begin: int, data: memoryview | np.ndarray) -> None:
-        """Take bytes of the tensor `name` from its byte `begin` on; threads may do so at once."""
+        """Take bytes of the tensor `name` from its byte `begin` on; called by several threads."""
 
 
 Compute = Callable[..., ComputedTile]
@@ -57,8 +57,8 @@ Compute = Callable[..., ComputedTile]
 
 
 @dataclass(frozen=True)
-class Machine:
-    """What runs the arithmetic: the number of threads, and the function that computes a tile."""
+class Engine:
+    """The number of threads, and the function that computes a tile."""
 
     threads: int
     compute: Compute = compute_on_cpu
@@ -68,23 +68,23 @@ class Machine:
         return [Buffers() for _ in range(self.threads)]
 
 
-def gather_statistics(plan: Plan, machine: Machine) -> dict[str, Any]:
-    """Return what the plan's method must know of each tensor that changes, by name; nothing for most methods."""
+def gather_statistics(plan: Plan, engine: Engine) -> dict[str, Any]:
+    """Return the statistics that the plan's method asks for, by the name of each tensor that changes."""
     statistic = plan.method.statistics
     if statistic is None:
         return {}
     changed = [tensor for tensor in plan.tensors if tensor.operands]
-    return statistic.gather(changed, plan.parameters, machine.thread_buffers())
+    return statistic.gather(changed, plan.parameters, engine.thread_buffers())
 
 
 def stream(
     plan: Plan,
     statistics: Mapping[str, Any],
     outputs: Sequence[Output],
-    machine: Machine,
+    engine: Engine,
     progress: Progress | None = None,
 ) -> list[Sums]:
-    """Write the weights of every output, shard by shard; return per output what rounding cost each changed tensor.
+    """Write the weights of every output, shard by shard; return for each the rounding loss of every changed tensor.
 
     `statistics` are those that the plan's method asks for, by tensor name (`gather_statistics`). Raises
     `CompatibilityError`, naming tensor and operand, for NaN, infinity or overflow, and `CheckpointError` for a file
@@ -95,24 +95,24 @@ def stream(
         by_file[tensor.target.info.file].append(tensor)
     sums: list[Sums] = [{} for _ in outputs]
     for output in outputs:
-        _remove_strangers(output.directory, {file.name for file in by_file})
+        _remove_other_files(output.directory, {file.name for file in by_file})
     done = _Count(progress, plan.bytes_read + plan.bytes_written * len(outputs))
-    thread_buffers = machine.thread_buffers()
+    thread_buffers = engine.thread_buffers()
     with Files(plan.versions) as files:
         for file, tensors in by_file.items():
-            left = [(number, output) for number, output in enumerate(outputs)]
-            for number, output in list(left):
-                kept = _read_finished(output.directory, file.name)
-                if kept is not None:
-                    sums[number] |= kept
-                    left.remove((number, output))
-            if not left:
+            unfinished = [(number, output) for number, output in enumerate(outputs)]
+            for number, output in list(unfinished):
+                finished = _read_finished(output.directory, file.name)
+                if finished is not None:
+                    sums[number] |= finished
+                    unfinished.remove((number, output))
+            if not unfinished:
                 done.add(file.name, sum(tensor.target.nbytes for tensor in tensors))
                 continue
-            found = _write_shard(
-                plan, statistics, file.name, tensors, [o for _, o in left], machine, files, thread_buffers, done
+            losses = _write_shard(
+                plan, statistics, file.name, tensors, [o for _, o in unfinished], engine, files, thread_buffers, done
             )
-            for (number, output), shard_sums in zip(left, found, strict=True):
+            for (number, output), shard_sums in zip(unfinished, losses, strict=True):
                 _finish(output.directory, file.name, shard_sums)
                 sums[number] |= shard_sums
         files.check_unchanged()
@@ -142,20 +142,20 @@ def _write_shard(
     name: str,
     tensors: Sequence[TensorPlan],
     outputs: Sequence[Output],
-    machine: Machine,
+    engine: Engine,
     files: Files,
     thread_buffers: Sequence[Buffers],
     done: _Count,
 ) -> list[Sums]:
     specs = [tensor.spec for tensor in tensors]
-    parts: list[dict[str, list[tuple[float, float]]]] = [defaultdict(list) for _ in outputs]
+    tile_sums: list[dict[str, list[tuple[float, float]]]] = [defaultdict(list) for _ in outputs]
     shards = [ShardFile(output.directory / f"{name}{_PART}", specs, output.metadata) for output in outputs]
     try:
 
         def visit(tensor: TensorPlan, tile: Tile, buffers: Buffers) -> None:
             scales = [output.scale for output in outputs]
-            losses = make_tile(plan, statistics, tensor, tile, scales, shards, machine.compute, buffers, files)
-            for sums, loss in zip(parts, losses if tensor.operands else [], strict=bool(tensor.operands)):
+            losses = make_tile(plan, statistics, tensor, tile, scales, shards, engine.compute, buffers, files)
+            for sums, loss in zip(tile_sums, losses if tensor.operands else [], strict=bool(tensor.operands)):
                 sums[tensor.spec.name].append(loss)
             operands = sum(tile.stop <= operand.elements for operand in tensor.operands)
             width = tensor.target.nbytes / max(1, tensor.target.elements) * (1 + operands)
@@ -171,8 +171,8 @@ def _write_shard(
     for output in outputs:
         os.rename(output.directory / f"{name}{_PART}", output.directory / name)
     return [
-        {key: (math.fsum(a for a, _ in pairs), math.fsum(b for _, b in pairs)) for key, pairs in found.items()}
-        for found in parts
+        {key: (math.fsum(a for a, _ in pairs), math.fsum(b for _, b in pairs)) for key, pairs in of_output.items()}
+        for of_output in tile_sums
     ]
 
 
@@ -260,12 +260,12 @@ _BOOT_FILE = Path("/proc/sys/kernel/random/boot_id")
 
 
 def _boot() -> str:
-    """Return what changes when the machine restarts: what was written before may not have reached the disk."""
+    """Return an id of this boot: what was written before a restart may not have reached the disk."""
     return _BOOT_FILE.read_text().strip() if _BOOT_FILE.is_file() else "unknown"
 
 
-def _remove_strangers(directory: Path, shards: Collection[str]) -> None:
-    """Remove all but shards and their records: small files of a killed run are written anew from what is there now."""
+def _remove_other_files(directory: Path, shards: Collection[str]) -> None:
+    """Remove all but shards and their records: small files of a killed run are written again."""
     known = {*shards, *(f"{name}{_RECORD}" for name in shards)}
     for entry in directory.iterdir():
         if entry.name not in known:
@@ -280,7 +280,7 @@ def _finish(directory: Path, name: str, sums: Sums) -> None:
 
 
 def _read_finished(directory: Path, name: str) -> Sums | None:
-    """Return what is known of a shard that an earlier, killed process finished; None when it must be written."""
+    """Return the losses of a shard that an earlier, killed process finished; None if it must be written."""
     record = directory / f"{name}{_RECORD}"
     if not record.is_file() or not (directory / name).is_file():
         return None

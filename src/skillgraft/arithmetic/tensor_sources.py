@@ -30,7 +30,7 @@ class TensorSource(Protocol):
 
     @property
     def elements(self) -> int:
-        """How many elements it has."""
+        """The number of elements."""
 
     @property
     def nbytes(self) -> int:
@@ -38,7 +38,7 @@ class TensorSource(Protocol):
 
     @property
     def files(self) -> tuple[TensorInfo, ...]:
-        """What it is read from."""
+        """The stored tensors that it is read from."""
 
     def read(self, start: int, stop: int, files: Files, raw: np.ndarray) -> None:
         """Write the bytes of the flat elements from `start` to `stop` to the beginning of `raw` (uint8)."""
@@ -57,7 +57,7 @@ class Stored:
 
     @property
     def elements(self) -> int:
-        """How many elements it has."""
+        """The number of elements."""
         return self.info.elements
 
     @property
@@ -67,7 +67,7 @@ class Stored:
 
     @property
     def files(self) -> tuple[TensorInfo, ...]:
-        """What it is read from."""
+        """The stored tensors that it is read from."""
         return (self.info,)
 
     def read(self, start: int, stop: int, files: Files, raw: np.ndarray) -> None:
@@ -91,7 +91,7 @@ class Product:
 
     @property
     def elements(self) -> int:
-        """How many elements the product has."""
+        """The number of elements of the product."""
         return self.b.shape[0] * self.a.shape[1]
 
     @property
@@ -101,12 +101,12 @@ class Product:
 
     @property
     def files(self) -> tuple[TensorInfo, ...]:
-        """What it is read from."""
+        """The stored tensors that it is read from."""
         return (self.a, self.b)
 
     def read(self, start: int, stop: int, files: Files, raw: np.ndarray) -> None:
         """Write the bytes of the flat elements from `start` to `stop` to the beginning of `raw` (uint8)."""
-        read_product(files.kept(self, lambda: self.factors(files)), start, stop, raw)
+        read_product(files.cached(self, lambda: self.factors(files)), start, stop, raw)
 
     def factors(self, files: Files) -> tuple[np.ndarray, np.ndarray]:
         """Return a and scaling · b in fp64."""
@@ -132,7 +132,7 @@ class Packed:
 
     @property
     def elements(self) -> int:
-        """How many elements the product has."""
+        """The number of elements of the product."""
         return self.shape[0] * self.shape[1]
 
     @property
@@ -142,7 +142,7 @@ class Packed:
 
     def read(self, start: int, stop: int, files: Files, raw: np.ndarray) -> None:
         """Write the bytes of the flat elements from `start` to `stop` to the beginning of `raw` (uint8)."""
-        read_product(files.kept(self, lambda: self._factors(files)), start, stop, raw)
+        read_product(files.cached(self, lambda: self._factors(files)), start, stop, raw)
 
     def _factors(self, files: Files) -> tuple[np.ndarray, np.ndarray]:
         encoded = packed.Encoded(*(_part(info, 0, info.elements, files).reshape(info.shape) for info in self.files))
@@ -174,7 +174,7 @@ class Sparse:
 
     def read(self, start: int, stop: int, files: Files, raw: np.ndarray) -> None:
         """Write the bytes of the flat elements from `start` to `stop` to the beginning of `raw` (uint8)."""
-        (offsets,) = files.kept(self, lambda: (self._offsets(files),))
+        (offsets,) = files.cached(self, lambda: (self._offsets(files),))
         first, last = start // sparse.BLOCK, -(-stop // sparse.BLOCK)
         run = offsets[first : last + 1]
         origin = first * sparse.BLOCK

@@ -1,4 +1,4 @@
-"""One tile on a GPU: the methods' `combine` on Torch tensors, the same bits as the CPU's kernels."""
+"""Compute a tile on a GPU: the methods' `combine` on Torch tensors, the same bits as the CPU's kernels."""
 
 from __future__ import annotations
 

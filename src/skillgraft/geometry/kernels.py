@@ -175,7 +175,7 @@ def compare_tile(raws, codes, count, firsts, terms, signs, base, halves, pairs, 
         size = min(BLOCK, count - start)
         place = 0
         for j in range(vectors):
-            first, last, found, norm = firsts[j], firsts[j + 1], 0.0, 0.0
+            first, last, below_spacing, norm = firsts[j], firsts[j + 1], 0.0, 0.0
             one = terms[first]
             if is_difference(codes, terms, signs, first, last, base):
                 short, under = shorts(raws[one], start, size), shorts(raws[base], start, size)
@@ -184,10 +184,10 @@ def compare_tile(raws, codes, count, firsts, terms, signs, base, halves, pairs, 
                 load_operand(raws, codes, first, last, terms, signs, start, size, halves, wide, values[j])
                 if base >= 0:
                     load(raws[base], codes[base], start, size, halves, wide)
-                    found, norm = _upon_base(values[j], wide, size, pairs[place])
+                    below_spacing, norm = _upon_base(values[j], wide, size, pairs[place])
                 else:
                     _alone(values[j], size, pairs[place])
-            below[j] += found
+            below[j] += below_spacing
             squares += norm if j == 0 else 0.0
             place += vectors - j
         if vectors == 0 and base >= 0:

@@ -13,7 +13,7 @@ BLOCK = 4096
 """Elements that are worked on together: the differences of a few vectors stay in a core's first caches."""
 
 DOT, FOURTH, SAME, OPPOSITE = 0, 1, 2, 3
-"""What is summed of each pair: a·b, a²·b², [a·b > 0], [a·b < 0]."""
+"""The sums of each pair: a·b, a²·b², [a·b > 0], [a·b < 0]."""
 
 _compare_tile = Compiled(
     "skillgraft.geometry.kernels",

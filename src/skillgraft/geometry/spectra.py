@@ -56,7 +56,7 @@ def spectra(plan: ComparePlan, rank: int, progress: Progress | None = None) -> d
 
     Memory: one matrix in fp64 (a tall one in blocks), and of each vector a Gram matrix and `rank` columns a side.
     """
-    found = {}
+    by_matrix = {}
     matrices = [tensor for tensor in plan.tensors if len(tensor.shape) == 2 and min(tensor.shape) > 1]
     total = sum(tensor.elements * len(tensor.operands) for tensor in matrices)
     done = 0
@@ -68,8 +68,8 @@ def spectra(plan: ComparePlan, rank: int, progress: Progress | None = None) -> d
                 done += tensor.elements
                 if progress is not None:
                     progress(tensor.name, done, total)
-            found[tensor.name] = _measure(tensor, spectrums)
-    return found
+            by_matrix[tensor.name] = _measure(tensor, spectrums)
+    return by_matrix
 
 
 def spectrum(tensor: ComparedTensor, operand: Operand, rank: int, files: Files) -> Spectrum | None:
@@ -128,7 +128,7 @@ def _blocks(tensor: ComparedTensor, operand: Operand, files: Files) -> Iterator[
     rows, columns = tensor.shape
     step = max(1, BLOCK_ELEMENTS // columns) if rows >= columns else rows
     alone, buffers = replace(tensor, base=None), Buffers()
-    inputs = arrange(alone, [operand])
+    arrangement = arrange(alone, [operand])
     for first in range(0, rows, step):
         last = min(first + step, rows)
         block = np.zeros((last - first) * columns)
@@ -136,15 +136,15 @@ def _blocks(tensor: ComparedTensor, operand: Operand, files: Files) -> Iterator[
         if stop > first * columns:
             tile = Tile(first * columns, stop)
             count = tile.stop - tile.start
-            raws = read_sources(inputs, tile, buffers, files)
+            raws = read_sources(arrangement, tile, buffers, files)
             native.values_tile(
                 raws,
-                inputs.codes,
+                arrangement.codes,
                 count,
                 0,
-                len(inputs.terms),
-                inputs.terms,
-                inputs.signs,
+                len(arrangement.terms),
+                arrangement.terms,
+                arrangement.signs,
                 native.HALF_VALUES,
                 block[:count],
             )

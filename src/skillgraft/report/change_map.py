@@ -127,10 +127,10 @@ def _compared(
     vectors: list[dict[str, Any]], base: str, with_ranks: bool, progress: Callable[[str], Any] | None
 ) -> dict[str, Any]:
     from skillgraft.geometry import compare
-    from skillgraft.geometry.operands import CHECKPOINT, DIFFERENCE, SKILL, OperandSpec
+    from skillgraft.geometry.operands import CHECKPOINT, DIFFERENCE, SKILL, VectorSpec
 
     operands = [
-        OperandSpec(
+        VectorSpec(
             one["label"],
             one["label"],
             SKILL if one["label"] == "skill" else DIFFERENCE if one["minus"] else CHECKPOINT,

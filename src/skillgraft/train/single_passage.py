@@ -17,7 +17,7 @@ import torch
 from skillgraft.adapters.kind import Adapter
 from skillgraft.arithmetic.injection.live_weights import LiveWeights
 from skillgraft.arithmetic.merge_recipe import parse_merge_recipe
-from skillgraft.arithmetic.merging import machine_for
+from skillgraft.arithmetic.merging import engine_for
 from skillgraft.arithmetic.plan import plan_merge
 from skillgraft.data.passages import Passage
 from skillgraft.errors import TrainingError
@@ -101,7 +101,7 @@ class Answerer:
         self._start = start
         self.tokenizer = load_tokenizer(start)
         self.model = load_model(start, torch.bfloat16 if bf16_pays() else torch.float32).to(device()).eval()
-        self._weights = LiveWeights(self.model, machine_for(None, "cpu"))
+        self._weights = LiveWeights(self.model, engine_for(None, "cpu"))
 
     def become(self, operands: Sequence[Mapping[str, Any]]) -> None:
         """Take the weights θ_start + Σ weight · operand; `operands` as in a merge recipe, at least one."""

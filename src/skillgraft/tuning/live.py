@@ -13,7 +13,7 @@ import torch
 
 from skillgraft.arithmetic.injection.live_weights import LiveWeights
 from skillgraft.arithmetic.merge_schema import MergeRecipe
-from skillgraft.arithmetic.merging import machine_for
+from skillgraft.arithmetic.merging import engine_for
 from skillgraft.arithmetic.plan import plan_merge
 from skillgraft.data.metrics import METRICS
 from skillgraft.data.tasks import Question
@@ -30,7 +30,7 @@ class LiveModel:
     def __init__(self, base: Path, metrics: Sequence[str], max_new_tokens: int, batch_size: int, threads: int | None):
         self._tokenizer = load_tokenizer(base)
         self._model = load_model(base, torch.bfloat16 if bf16_pays() else torch.float32).to(device()).eval()
-        self._weights = LiveWeights(self._model, machine_for(threads, "cpu"))
+        self._weights = LiveWeights(self._model, engine_for(threads, "cpu"))
         self._metrics, self._max_new_tokens, self._batch_size = metrics, max_new_tokens, batch_size
 
     def score(self, recipe: MergeRecipe, questions: Sequence[Question]) -> dict[str, list[float]]:

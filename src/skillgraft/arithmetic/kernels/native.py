@@ -50,7 +50,7 @@ exact_sum = _kernel("exact_sum", "f8[:]", "f8 f8", module="softmax", sources=_SO
 
 
 class _Workspace(threading.local):
-    """What a thread's kernels work in."""
+    """Buffers for the kernels of one thread."""
 
     def __init__(self) -> None:
         self.rows = np.empty((WORK + 2, BLOCK))

@@ -78,62 +78,62 @@ def _store_brain(exact, count, short, back):  # type: ignore[no-untyped-def]
 
 
 @strict
-def finish_brain(made, scale, base, count, short):  # type: ignore[no-untyped-def]
-    """Round base + scale · made, base in bf16, to bf16 in one go that keeps nothing else.
+def finish_brain(combined, scale, base, count, short):  # type: ignore[no-untyped-def]
+    """Round base + scale · combined, base in bf16, to bf16 in one go that keeps nothing else.
 
     Returns what `sums_of_squares` returns, and whether some element is not what `_cut` can round.
     """
     least, most = np.uint64(0xFFFF_FFFF_FFFF_FFFF), np.int64(-1)
-    change = lost = kept = 0.0
+    change = loss = stored_squares = 0.0
     for k in range(count):
-        wanted = made[k] * scale + brain(base[k])
-        rounded = _cut(wanted)
+        exact = combined[k] * scale + brain(base[k])
+        rounded = _cut(exact)
         bits = np.float32(rounded).view(np.uint32)
         below = _below_magnitude(rounded)
         least, most = min(least, below), max(most, np.int64(below))
         short[k] = np.uint16(bits >> np.uint32(16))
-        change = plus_square(change, made[k])
-        lost = plus_square(lost, rounded - wanted)
-        kept = plus_square(kept, rounded)
-    return change, lost, kept, _outside(least, most)
+        change = plus_square(change, combined[k])
+        loss = plus_square(loss, rounded - exact)
+        stored_squares = plus_square(stored_squares, rounded)
+    return change, loss, stored_squares, _outside(least, most)
 
 
 @strict
 def finish_two_brain(one, other, first, second, scale, base, count, short):  # type: ignore[no-untyped-def]
-    """As `finish_brain` with made = (one − base) · first + (other − base) · second, all bf16."""
+    """As `finish_brain` with combined = (one − base) · first + (other − base) · second, all bf16."""
     least, most = np.uint64(0xFFFF_FFFF_FFFF_FFFF), np.int64(-1)
-    change = lost = kept = 0.0
+    change = loss = stored_squares = 0.0
     for k in range(count):
         origin = brain(base[k])
-        made = (brain(one[k]) - origin) * first
-        made += (brain(other[k]) - origin) * second
-        wanted = made * scale + origin
-        rounded = _cut(wanted)
+        combined = (brain(one[k]) - origin) * first
+        combined += (brain(other[k]) - origin) * second
+        exact = combined * scale + origin
+        rounded = _cut(exact)
         bits = np.float32(rounded).view(np.uint32)
         below = _below_magnitude(rounded)
         least, most = min(least, below), max(most, np.int64(below))
         short[k] = np.uint16(bits >> np.uint32(16))
-        change = plus_square(change, made)
-        lost = plus_square(lost, rounded - wanted)
-        kept = plus_square(kept, rounded)
-    return change, lost, kept, _outside(least, most)
+        change = plus_square(change, combined)
+        loss = plus_square(loss, rounded - exact)
+        stored_squares = plus_square(stored_squares, rounded)
+    return change, loss, stored_squares, _outside(least, most)
 
 
 @strict
-def finish_brain_alone(made, count, short):  # type: ignore[no-untyped-def]
-    """Round `made` itself as `finish_brain` does."""
+def finish_brain_alone(combined, count, short):  # type: ignore[no-untyped-def]
+    """Round `combined` itself as `finish_brain` does."""
     least, most = np.uint64(0xFFFF_FFFF_FFFF_FFFF), np.int64(-1)
-    change = lost = kept = 0.0
+    change = loss = stored_squares = 0.0
     for k in range(count):
-        rounded = _cut(made[k])
+        rounded = _cut(combined[k])
         bits = np.float32(rounded).view(np.uint32)
         below = _below_magnitude(rounded)
         least, most = min(least, below), max(most, np.int64(below))
         short[k] = np.uint16(bits >> np.uint32(16))
-        change = plus_square(change, made[k])
-        lost = plus_square(lost, rounded - made[k])
-        kept = plus_square(kept, rounded)
-    return change, lost, kept, _outside(least, most)
+        change = plus_square(change, combined[k])
+        loss = plus_square(loss, rounded - combined[k])
+        stored_squares = plus_square(stored_squares, rounded)
+    return change, loss, stored_squares, _outside(least, most)
 
 
 @strict
@@ -147,10 +147,10 @@ def _store_brain_with_care(exact, count, short, back, workspace):  # type: ignor
     if ties:
         _leave_ties(exact, count, bits)
     for k in range(count):
-        found = bits[k]
-        kept = np.uint32(found + np.uint32(0x7FFF) + ((found >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-        short[k] = np.uint16(kept)
-        back[k] = brain(kept)
+        single = bits[k]
+        upper = np.uint32(single + np.uint32(0x7FFF) + ((single >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+        short[k] = np.uint16(upper)
+        back[k] = brain(upper)
 
 
 @strict

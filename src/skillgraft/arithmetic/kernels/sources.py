@@ -34,15 +34,15 @@ def dot_product(one, other, count):  # type: ignore[no-untyped-def]
 
 
 @loose
-def sums_of_squares(made, exact, stored, count):  # type: ignore[no-untyped-def]
-    """Return ‖made‖², ‖stored − exact‖² and ‖stored‖²."""
-    change = lost = kept = 0.0
+def sums_of_squares(combined, exact, stored, count):  # type: ignore[no-untyped-def]
+    """Return ‖combined‖², ‖stored − exact‖² and ‖stored‖²."""
+    change = loss = stored_squares = 0.0
     for k in range(count):
         step = stored[k] - exact[k]
-        change += made[k] * made[k]
-        lost += step * step
-        kept += stored[k] * stored[k]
-    return change, lost, kept
+        change += combined[k] * combined[k]
+        loss += step * step
+        stored_squares += stored[k] * stored[k]
+    return change, loss, stored_squares
 
 
 @strict

@@ -100,7 +100,7 @@ class MergedProduct:
 
     @property
     def elements(self) -> int:
-        """How many elements the product has."""
+        """The number of elements of the product."""
         return self.products[0].elements
 
     @property
@@ -110,14 +110,14 @@ class MergedProduct:
 
     @property
     def files(self) -> tuple[TensorInfo, ...]:
-        """What it is read from."""
+        """The stored tensors that it is read from."""
         return tuple(info for product in self.products for info in product.files)
 
     def read(self, start: int, stop: int, files: Files, raw: np.ndarray) -> None:
         """Write the bytes of the flat elements from `start` to `stop` to the beginning of `raw` (uint8)."""
         from skillgraft.arithmetic.tensor_sources import read_product
 
-        read_product(files.kept(self, lambda: self._merge(files)), start, stop, raw)
+        read_product(files.cached(self, lambda: self._merge(files)), start, stop, raw)
 
     def _merge(self, files: Files) -> tuple[np.ndarray, np.ndarray]:
         factors = [product.factors(files) for product in self.products]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 from pydantic import Field
 
 from skillgraft.arithmetic.kernels.codes import WEIGHTED_SUM
-from skillgraft.arithmetic.merge_schema import Form, MergeRecipe
+from skillgraft.arithmetic.merge_schema import MergeRecipe, RecipePart
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 Density = Annotated[float, Field(gt=0, le=1)]
 
 
-class Parameters(Form):
+class Parameters(RecipePart):
     """The form of a method's `parameters` in a recipe; every field has a description."""
 
 
 class TileContext(NamedTuple):
-    """What a method knows of a tile beside the operands' values.
+    """Context of a tile: what a method may use beside the operands' values.
 
     `name` is the tensor's, `start` the first of its elements in the tile, `size` how many those are. `numbers` are the
     places in the recipe of the operands that have this tile, `weights` theirs. `statistics` is what the method's
@@ -75,13 +75,13 @@ def report_nothing(_: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Statistic:
-    """What a method must know of whole tensors before it combines their tiles.
+    """A statistic of whole tensors that a method needs before it combines their tiles.
 
     `gather(tensors, parameters, thread_buffers)` streams the tensors that change and returns by tensor name what
     `TileContext.statistics` is to be; with `per_operand` a list with an entry for each operand of the tensor, of which
     a tile gets those of the operands that it has. The streaming functions are in `arithmetic.statistics`. `report`
-    turns all of it into entries of the merge's report. For estimates: `passes` says how often the operands are read,
-    `memory_bytes` what is held meanwhile.
+    turns it into entries of the merge's report. For estimates: `passes` says how often the operands are read,
+    `memory_bytes` what it holds.
     """
 
     gather: Callable[[Sequence[TensorPlan], Any, Sequence[Buffers]], dict[str, Any]]
@@ -165,7 +165,7 @@ class Method:
     def context(
         self, parameters: Any, tensor: TensorPlan, operands: Sequence[Operand], tile: Tile, statistics: Any
     ) -> TileContext:
-        """Return what the method is told of a tile that `operands` have; `statistics` are the whole tensor's."""
+        """Return the context of a tile that `operands` have; `statistics` are the whole tensor's."""
         if self.statistics is not None and self.statistics.per_operand:
             statistics = [statistics[tensor.operands.index(operand)] for operand in operands]
         numbers, weights = [operand.number for operand in operands], [operand.weight for operand in operands]

@@ -36,7 +36,7 @@ Pair = tuple[int, int]
 
 @dataclass(frozen=True)
 class PcbStatistics:
-    """What PCB must know of N whole vectors: `numbers` tells which operands they are, in the recipe's order.
+    """Statistics of N whole vectors for PCB: `numbers` tells which operands they are, in the recipe's order.
 
     `low` and `high` (N, N) are the extremes of τᵢ⊙τⱼ, `inter` (N, N) and `intra` (N) the softmax denominators, and
     `thresholds` (N) the smallest β of each vector that is kept.
@@ -150,7 +150,7 @@ def fast_exact_sum(values: Float[np.ndarray, " e"]) -> int:
 def pcb_statistics(
     tensors: Sequence[TensorPlan], ratio: float, scope: str, thread_buffers: Sequence[Buffers]
 ) -> dict[str, PcbStatistics]:
-    """Return by tensor name what PCB must know: of each tensor apart, or, with the scope `model`, of whole vectors.
+    """Return by tensor name the statistics for PCB: of each tensor apart, or, with the scope `model`, of whole vectors.
 
     The largest share `ratio` of a vector's scores is kept. Raises `CompatibilityError` for elements whose products
     overflow fp64.
