@@ -69,7 +69,7 @@ def test_generate_runs_merged(start):
     for layer in model.modules():
         if type(layer).__name__ == "Linear" and "lora" in type(layer).__module__:
             layer.register_forward_hook(lambda module, inputs, output: used.append(module.disable_adapters))
-    roll_out_merged(model)
+    roll_out_merged(model, LoraAdapter({}))
     assert torch.equal(model.generate(**arguments), apart)
     assert used
     assert all(used)

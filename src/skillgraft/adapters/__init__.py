@@ -8,6 +8,7 @@ from typing import Any
 
 from skillgraft.adapters.kind import FULL_BYTES, Adapter, AdapterKind
 from skillgraft.errors import RecipeError, did_you_mean
+from skillgraft.support.extensions import with_extensions
 
 
 def _lora(arguments: Mapping[str, Any]) -> Adapter:
@@ -22,9 +23,12 @@ def _lora_delta(folder: Path) -> Any:
     return read_adapter(folder)
 
 
-ADAPTERS: dict[str, AdapterKind] = {
+BUILTIN: dict[str, AdapterKind] = {
     "lora": AdapterKind(create=_lora, exact_delta=_lora_delta, bytes_per_weight=4),
 }
+
+ADAPTERS = with_extensions("adapters", BUILTIN)
+"""Every kind of adapter by its name, those of installed extensions included."""
 
 
 def adapter_kind(adapt: Mapping[str, Any]) -> AdapterKind:

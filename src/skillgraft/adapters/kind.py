@@ -46,10 +46,8 @@ class AdapterKind:
         create: returns the adapter of a recipe's arguments, `RecipeError` for wrong ones; imports heavy libraries.
         exact_delta: reads a saved adapter's update as stored factors, without rounding or training state.
         bytes_per_weight: of the base's weights in training; what the adapter itself takes is small beside them.
-        origin: the package and version that brought it; empty for Skillgraft itself.
     """
 
     create: Callable[[Mapping[str, Any]], Adapter]
     exact_delta: Callable[[Path], Any]
     bytes_per_weight: float
-    origin: str = ""

@@ -49,15 +49,20 @@ class _Guarded(TyperGroup):
         try:
             return super().invoke(ctx)
         except SkillgraftError as error:
-            err_console.print("[bold red]error[/] ", end="")
-            from skillgraft.support.escape import visible  # what a manifest says may be in the message
-
-            err_console.print(visible(str(error), 20_000), soft_wrap=True, highlight=False, markup=False)
-            err_console.print(f"see: skillgraft docs errors#{error.section}", style="dim", highlight=False)
+            show_error(error)
             raise typer.Exit(2) from error
         except KeyboardInterrupt as error:
             err_console.print(f"stopped; {_AFTER_CTRL_C.get(str(ctx.invoked_subcommand), 'nothing was left behind')}")
             raise typer.Exit(130) from error
+
+
+def show_error(error: SkillgraftError) -> None:
+    """Print a user's mistake as one message, with the page that says more."""
+    from skillgraft.support.escape import visible  # what a manifest says may be in the message
+
+    err_console.print("[bold red]error[/] ", end="")
+    err_console.print(visible(str(error), 20_000), soft_wrap=True, highlight=False, markup=False)
+    err_console.print(f"see: skillgraft docs errors#{error.section}", style="dim", highlight=False)
 
 
 def application(verb: str | None = None) -> typer.Typer:
@@ -111,6 +116,9 @@ def main() -> None:
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         application(verb)()
+    except SkillgraftError as error:  # raised while a verb's module was imported, as by an extension
+        show_error(error)
+        sys.exit(2)
     finally:
         gc.freeze()
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 from skillgraft.domains.kind import Domain
 from skillgraft.domains.knowledge import KNOWLEDGE
 from skillgraft.errors import RecipeError, did_you_mean
+from skillgraft.support.extensions import with_extensions
 
-DOMAINS: dict[str, Domain] = {"knowledge": KNOWLEDGE}
+BUILTIN: dict[str, Domain] = {"knowledge": KNOWLEDGE}
+
+DOMAINS = with_extensions("domains", BUILTIN)
+"""Every domain by its name, those of installed extensions included."""
 
 
 def get_domain(name: str) -> Domain:

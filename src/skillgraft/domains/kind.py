@@ -45,7 +45,6 @@ class Domain:
         metrics: by name, in the order of the table's columns.
         solved: the metric that says (1 or 0) whether a sampled answer solves its task, for pass rates.
         environment: what a model acts in over several turns; None where a task is answered at once.
-        origin: the package and version that brought it; empty for Skillgraft itself.
     """
 
     name: str
@@ -56,4 +55,3 @@ class Domain:
     metrics: Mapping[str, Metric]
     solved: Metric
     environment: Any = None
-    origin: str = ""

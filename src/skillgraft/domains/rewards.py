@@ -14,6 +14,7 @@ from skillgraft.data.metrics import METRICS, Metric
 from skillgraft.domains.kind import Reward, RewardInput
 from skillgraft.errors import RecipeError, did_you_mean
 from skillgraft.settings.synthesis import JUDGE
+from skillgraft.support.extensions import with_extensions
 
 FREE_WORDS = 20
 """Words that an answer may have before `brevity` takes anything away."""
@@ -32,18 +33,21 @@ def metric_reward(metric: Metric) -> Reward:
     return lambda given: metric(given.completion, given.answers)
 
 
-REWARDS: dict[str, Reward] = {**{name: metric_reward(metric) for name, metric in METRICS.items()}, "brevity": brevity}
+BUILTIN: dict[str, Reward] = {**{name: metric_reward(metric) for name, metric in METRICS.items()}, "brevity": brevity}
 """Rewards by name. A new one is a function and a line here."""
+
+REWARDS = with_extensions("rewards", BUILTIN)
 
 DEFAULT_MIX: dict[str, float] = {"containment": 0.5, "f1": 0.4, "exact_match": 0.1, "brevity": 0.2}
 
 
-def get_reward(name: str, rewards: Mapping[str, Reward] = REWARDS) -> Reward:
-    """Return the reward called `name`: a key of `rewards`, or `package.module.function` of the user's own.
+def get_reward(name: str, own: Mapping[str, Reward] | None = None) -> Reward:
+    """Return the reward called `name`: one of a domain's `own`, of `REWARDS`, or `package.module.function`.
 
     Raises:
         RecipeError: no such reward; the message lists those that exist.
     """
+    rewards = {**REWARDS, **(own or {})}
     if name in rewards:
         return rewards[name]
     module, _, function = name.rpartition(".")

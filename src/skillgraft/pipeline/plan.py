@@ -14,6 +14,7 @@ from skillgraft.stages import KINDS
 from skillgraft.stages.kind import StageKind
 from skillgraft.stages.planned import PlannedStage
 from skillgraft.support.digest import digest
+from skillgraft.support.extensions import origin
 
 BESIDE_WEIGHTS = (
     "config.json",
@@ -65,7 +66,7 @@ def address(
     """
     named = [[field, keys[reference]] for field, reference in references(settings)]
     names = [name, kind.names(settings)] if kind.makes == "table" else []
-    return digest([kind.version, kind.origin, seed, addressed(settings), named, names, dict(data)])
+    return digest([kind.version, origin("stages", kind.name), seed, addressed(settings), named, names, dict(data)])
 
 
 def _directory(reference: str, base: Path, stage: str) -> Path:

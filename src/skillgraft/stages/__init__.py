@@ -19,8 +19,9 @@ from skillgraft.stages.self_edit import SELF_EDIT
 from skillgraft.stages.sft import SFT
 from skillgraft.stages.single_passage import SINGLE_PASSAGE
 from skillgraft.stages.synthesize import SYNTHESIZE
+from skillgraft.support.extensions import with_extensions
 
-KINDS: dict[str, StageKind] = {
+BUILTIN: dict[str, StageKind] = {
     "sft": SFT,
     "rl": RL,
     "extract": EXTRACT,
@@ -34,3 +35,6 @@ KINDS: dict[str, StageKind] = {
     "mix": MIX,
     "self_edit": SELF_EDIT,
 }
+
+KINDS = with_extensions("stages", BUILTIN)
+"""Every kind of stage by its name, those of installed extensions included."""

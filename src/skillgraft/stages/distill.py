@@ -18,6 +18,7 @@ from skillgraft.stages.context import Context, StageResult
 from skillgraft.stages.costs import ANSWER_TOKENS, Costing, Needs, text_tokens
 from skillgraft.stages.kind import StageKind, Stages
 from skillgraft.stages.planned import Preflight
+from skillgraft.stages.reading import adapter_origin, read_data
 from skillgraft.stages.row_labels import RowLabel
 from skillgraft.stages.training import check_adaptation, in_one_precision, renamed_curve, trained_result, training
 
@@ -86,6 +87,11 @@ def run(settings: DistillStage, context: Context) -> StageResult:
     return trained_result(trained, details, curve, ["loss", "entropy", "completion_tokens"])
 
 
+def read(settings: DistillStage) -> dict[str, str]:
+    """Return the digests of documents and questions."""
+    return read_data(settings) | adapter_origin(settings)
+
+
 def preflight(given: Preflight) -> Iterable[str]:
     """Raise for what trainer or LoRA refuse."""
     from skillgraft.train.distill import distill_arguments
@@ -124,6 +130,7 @@ DISTILL = StageKind(
     run=run,
     trained_from="from_",
     check=check,
+    read=read,
     preflight=preflight,
     needs=needs,
     label=label,

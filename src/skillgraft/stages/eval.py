@@ -28,7 +28,7 @@ from skillgraft.stages.context import Context, StageResult
 from skillgraft.stages.costs import ANSWER_TOKENS, BYTES_PER_TOKEN, Costing, Needs, text_tokens, written
 from skillgraft.stages.kind import StageKind, Stages
 from skillgraft.stages.planned import PlannedStage, Preflight
-from skillgraft.stages.reading import digests, documents_digest, documents_of, questions_of
+from skillgraft.stages.reading import digests, documents_digest, documents_of, origins, questions_of
 from skillgraft.stages.row_labels import label_of, training_cost
 from skillgraft.stages.training import in_one_precision
 from skillgraft.support.digest import digest
@@ -111,7 +111,7 @@ def read(settings: EvalStage) -> dict[str, str]:
     """
     every, chosen = documents_of(settings)
     questions = questions_of(settings, every, chosen)
-    data = digests(chosen, questions)
+    data = digests(chosen, questions) | origins(domain=("domains", settings.domain))
     if isinstance(settings.retention, RetentionSettings) and (retention := read_retention(settings.retention)):
         for name, items in retention.tasks.items():
             data[f"retention {name}"] = digest([[item.prompt, *item.choices, item.answer] for item in items])

@@ -14,6 +14,7 @@ from skillgraft.stages.context import Context, StageResult
 from skillgraft.stages.costs import Costing, Needs
 from skillgraft.stages.kind import StageKind, Stages
 from skillgraft.stages.planned import Preflight
+from skillgraft.stages.reading import origins
 from skillgraft.stages.row_labels import RowLabel, injected_label
 
 
@@ -69,6 +70,11 @@ def check(name: str, settings: InjectStage) -> None:
     }
     check_vector_method(settings.method, f"stages.{name}: ")
     check_number(parse_merge_recipe(merge, f"stages.{name}"))
+
+
+def read(settings: InjectStage) -> dict[str, str]:
+    """Return the version of the extension that the merging method comes from."""
+    return origins(method=("methods", settings.method))
 
 
 def run(settings: InjectStage, context: Context) -> StageResult:
@@ -136,6 +142,7 @@ INJECT = StageKind(
     version=2,
     trained_from="target",
     check=check,
+    read=read,
     preflight=preflight,
     needs=needs,
     label=label,

@@ -46,7 +46,6 @@ class StageKind:
         names: of a table, names that stand in it and so enter the address.
         parallel: all processes of a launcher train it together.
         expand: the stages that it stands for: name -> (where their settings stand, a stage's mapping).
-        origin: the package and version that brought it; empty for Skillgraft itself.
     """
 
     settings: type[Settings]
@@ -64,7 +63,6 @@ class StageKind:
     names: Callable[[Any], Any] = _nothing
     parallel: bool = False
     expand: Callable[[str, Any], dict[str, tuple[str, dict[str, Any]]]] | None = None
-    origin: str = ""
 
     @property
     def name(self) -> str:

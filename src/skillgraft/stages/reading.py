@@ -13,6 +13,7 @@ from skillgraft.data.tasks import Question, check_questions, read_questions
 from skillgraft.errors import RecipeError
 from skillgraft.settings.base import stage_named
 from skillgraft.support.digest import digest
+from skillgraft.support.extensions import origin
 
 
 def read_data(settings: Any) -> dict[str, str]:
@@ -64,6 +65,21 @@ def documents_digest(documents: Sequence[Document]) -> str:
 def prompts_digest(styles: Sequence[str], folder: Path | None) -> str:
     """Return the digest of the prompt files of `styles`."""
     return digest([[s.name, s.version, s.prompt, s.kinds] for s in read_styles(list(styles), folder)])
+
+
+def origins(**used: tuple[str, Any]) -> dict[str, str]:
+    """Return the versions of the extensions that a stage uses: what it is -> `package==version`, without built-in ones.
+
+    `used` maps what it is to (group, name); names that are None count nothing.
+    """
+    versions = {what: origin(group, str(name)) for what, (group, name) in used.items() if name is not None}
+    return {f"extension {what}": version for what, version in versions.items() if version}
+
+
+def adapter_origin(settings: Any) -> dict[str, str]:
+    """Return the version of the extension that a training stage's adapter comes from."""
+    adapt = settings.adapt
+    return origins(adapt=("adapters", adapt.get("kind") if adapt else None))
 
 
 def path_of(settings: Any, field: str) -> Path | None:

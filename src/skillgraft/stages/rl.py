@@ -23,7 +23,7 @@ from skillgraft.stages.context import Context, StageResult
 from skillgraft.stages.costs import ANSWER_TOKENS, Costing, Needs
 from skillgraft.stages.kind import StageKind, Stages
 from skillgraft.stages.planned import Preflight
-from skillgraft.stages.reading import digests, documents_of, questions_of
+from skillgraft.stages.reading import adapter_origin, digests, documents_of, origins, questions_of
 from skillgraft.stages.row_labels import RowLabel
 from skillgraft.stages.training import check_adaptation, in_one_precision, trained_result, training
 
@@ -126,7 +126,9 @@ def read(settings: RlStage) -> dict[str, str]:
     """Return the digests of the questions, which documents only choose, and of the code of one's own rewards."""
     every, chosen = documents_of(settings)
     own = {f"reward {name}": _code_digest(name) for name in settings.reward or {} if "." in name}
-    return digests([], questions_of(settings, every, chosen)) | own
+    used = {f"reward {name}": ("rewards", name) for name in settings.reward or {}}
+    used["domain"] = ("domains", settings.domain)
+    return digests([], questions_of(settings, every, chosen)) | own | origins(**used) | adapter_origin(settings)
 
 
 def _code_digest(name: str) -> str:

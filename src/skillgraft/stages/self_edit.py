@@ -19,7 +19,7 @@ from skillgraft.stages.context import Context, StageResult
 from skillgraft.stages.costs import Costing, Needs
 from skillgraft.stages.kind import StageKind, Stages
 from skillgraft.stages.planned import Preflight
-from skillgraft.stages.reading import digests, documents_of, prompts_digest, questions_of
+from skillgraft.stages.reading import adapter_origin, digests, documents_of, prompts_digest, questions_of
 from skillgraft.stages.row_labels import RowLabel
 from skillgraft.stages.training import check_adaptation, in_one_precision, training
 
@@ -59,7 +59,11 @@ def read(settings: SelfEditStage) -> dict[str, str]:
         asked_documents(documents, questions, settings.rounds)
     if read_styles([settings.style], settings.prompts)[0].makes_questions:
         raise RecipeError(f"style: '{settings.style}' makes questions; a self-edit is a text")
-    return digests(documents, questions) | {"prompts": prompts_digest([settings.style], settings.prompts)}
+    return (
+        digests(documents, questions)
+        | {"prompts": prompts_digest([settings.style], settings.prompts)}
+        | adapter_origin(settings)
+    )
 
 
 @in_one_precision

@@ -29,7 +29,7 @@ from skillgraft.stages.context import Context, StageResult
 from skillgraft.stages.costs import QUESTION_TOKENS, Costing, Needs, text_tokens, training_needs, written
 from skillgraft.stages.kind import StageKind, Stages
 from skillgraft.stages.planned import Preflight
-from skillgraft.stages.reading import digests, documents_of, questions_of
+from skillgraft.stages.reading import adapter_origin, digests, documents_of, questions_of
 from skillgraft.stages.row_labels import RowLabel, label_of
 from skillgraft.stages.training import check_adaptation, in_one_precision, renamed_curve, trained_result, training
 from skillgraft.support.digest import digest
@@ -86,7 +86,7 @@ def read(settings: SftStage) -> dict[str, str]:
     data = digests(documents, questions_of(settings, every, about))
     if settings.replay is not None:
         data["replay"] = digest(read_replay(settings.replay.text))
-    return data
+    return data | adapter_origin(settings)
 
 
 def training_data(settings: SftStage, inputs: Mapping[str, Path]) -> tuple[list[Document], list[Question]]:

@@ -21,7 +21,7 @@ from skillgraft.stages.costs import ANSWER_TOKENS, Costing, Needs, text_tokens, 
 from skillgraft.stages.inject import check_injection
 from skillgraft.stages.kind import StageKind, Stages
 from skillgraft.stages.planned import PlannedStage, Preflight
-from skillgraft.stages.reading import digests, path_of, questions_of
+from skillgraft.stages.reading import adapter_origin, digests, path_of, questions_of
 from skillgraft.stages.row_labels import injected_label, label_of, training_cost
 from skillgraft.stages.training import check_adaptation, in_one_precision, tracked_trainer
 from skillgraft.support.digest import digest
@@ -67,7 +67,7 @@ def read(settings: SinglePassageStage) -> dict[str, str]:
     chosen = passages(every, settings.limit_documents)
     known, about = [p.document for p in passages(every)], [p.document for p in chosen]
     data = {"passages": digest([[p.document.id, [[d.title, d.text] for d in p.renderings]] for p in chosen])}
-    return data | digests([], questions_of(settings, known, about))
+    return data | digests([], questions_of(settings, known, about)) | adapter_origin(settings)
 
 
 @in_one_precision

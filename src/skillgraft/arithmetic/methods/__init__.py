@@ -23,6 +23,7 @@ from skillgraft.arithmetic.methods.slerp import SLERP
 from skillgraft.arithmetic.methods.task_arithmetic import TASK_ARITHMETIC
 from skillgraft.arithmetic.methods.ties import TIES
 from skillgraft.errors import RecipeError, did_you_mean
+from skillgraft.support.extensions import with_extensions
 
 METHODS: dict[str, Method] = {
     "linear": LINEAR,
@@ -44,8 +45,8 @@ METHODS: dict[str, Method] = {
 
 
 def all_methods() -> Mapping[str, Method]:
-    """Return every method that there is, by name."""
-    return METHODS
+    """Return every method that there is, by name: the built-in ones and those of installed extensions."""
+    return with_extensions("methods", METHODS)
 
 
 def get_method(name: object) -> Method:
