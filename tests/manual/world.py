@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from contextlib import suppress
 from pathlib import Path
 
@@ -146,9 +147,10 @@ class Page:
 
     def execute(self, block: Block) -> None:
         """Run a block as a reader would; raise with its place where that fails."""
-        {"bash": self.bash, "python": self.python, "yaml": self.yaml, "json": self.json, "text": self.text}[
-            block.language
-        ](block)
+        if block.language == "toml":
+            tomllib.loads(block.text)
+        else:
+            getattr(self, block.language)(block)
 
     def bash(self, block: Block) -> None:
         """Run each line: `skillgraft` in this process, what is before or behind it in a pipe in a shell."""

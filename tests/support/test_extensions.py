@@ -130,7 +130,9 @@ def test_a_name_taken_twice_is_an_error(place, tmp_path):
     site = install(tmp_path / "site")
     install(site, name="other-extension", package="other_extension")
     said = skillgraft(site, "run", recipe, "--runs", tmp_path / "runs", code=2)
-    assert re.search(r"extension \S+ 1\.0: stages 'shout' is also in extension \S+ 1\.0; uninstall or update", said)
+    assert re.search(
+        r"extension \S+ 1\.0: adapters 'query_lora' is also in extension \S+ 1\.0; uninstall or update", said
+    )
     shown = json.loads(skillgraft_doctor(site))["findings"]
     assert any(finding["check"] == "extensions" and finding["severity"] == "error" for finding in shown)
 

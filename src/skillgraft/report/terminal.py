@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from skillgraft.report.facts import Evaluation, Interval, ScoreRow
-from skillgraft.report.wording import headline, metric_name, metric_order
+from skillgraft.report.wording import headline, metric_name, metrics_of
 from skillgraft.support.escape import visible_line, visible_tree
 from skillgraft.support.formatting import MISSING, finite, one_decimal, score
 
@@ -24,7 +24,7 @@ def score_table(evaluation: Evaluation) -> Table:
     scope = f"{shown['questions']:,} questions from {shown['documents']:,} documents"
     table = Table(title=Text(f"{visible_line(shown['stage'], 40)}: {scope}, 95% intervals"), title_justify="left")
     table.add_column("Model", min_width=16, overflow="fold")
-    metrics = metric_order({name for row in shown["rows"] for name in row["scores"]})
+    metrics = metrics_of(shown)
     names = [SHORT.get(name, _capitalized(metric_name(name))) for name in metrics]
     for name in (*names, "Retention", "Words"):
         table.add_column(name, justify="right", no_wrap=True)

@@ -40,8 +40,12 @@ def metric_name(metric: str) -> str:
 
 def headline_metrics(evaluation: Evaluation) -> list[str]:
     """Return the first two metrics of an evaluation, which its headlines are about."""
-    metrics = {name for row in evaluation["rows"] for name in row["scores"]}
-    return metric_order(metrics)[:2]
+    return metrics_of(evaluation)[:2]
+
+
+def metrics_of(evaluation: Evaluation) -> list[str]:
+    """Return the metrics of an evaluation's rows in the order of a table; those of knowledge where no row has any."""
+    return metric_order({name for row in evaluation["rows"] for name in row["scores"]}) or list(METRICS)
 
 
 def metric_order(metrics: set[str]) -> list[str]:
