@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -50,6 +49,3 @@ def _show(text: str) -> None:
     from rich.markdown import Markdown
 
     out_console.print(Markdown(text))
-
-
-VERBS: list[tuple[str, Callable[..., None], str]] = [("docs", docs, "skillgraft docs errors#recipe")]
