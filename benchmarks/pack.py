@@ -59,9 +59,8 @@ class Bench:
 
     def pack(self) -> Run:
         rank = self.arguments.rank
-        return self.skillgraft(
-            "pack", self.work / "skill", "--form", "lowrank", "--rank", rank, "-o", self.work / "packed"
-        )
+        options = ("--form", "lowrank", "--rank", rank, "-o", self.work / "packed")
+        return self.skillgraft("skill", "pack", self.work / "skill", *options)
 
     def mergekit(self, size: str) -> Run:
         inputs = self.work / size

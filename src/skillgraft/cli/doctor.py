@@ -42,7 +42,7 @@ def doctor(
         print(json.dumps({"severity": severity, "findings": [asdict(finding) for finding in findings]}))
     else:
         if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="replace")  # a terminal without UTF-8 is one of the things to be told about
+            sys.stdout.reconfigure(errors="replace")  # a terminal without UTF-8 is itself a finding
         _show(findings)
         counts = {each: sum(finding.severity == each for finding in findings) for each in ("error", "warning")}
         problems = ", ".join(f"{number} {each}{'s' * (number > 1)}" for each, number in counts.items() if number)

@@ -16,7 +16,7 @@ RecipeArgument = Annotated[
     Path, typer.Argument(help="Recipe file (YAML).", show_default=False, autocompletion=complete_recipes)
 ]
 SetOption = Annotated[list[str], typer.Option("--set", metavar="A.B=C", help="Override a value of the recipe.")]
-RunsOption = Annotated[Path, typer.Option("--runs", help="Where runs and finished stages are kept.")]
+RunsOption = Annotated[Path, typer.Option("--runs", help="Directory of runs and finished stages.")]
 
 
 def run(
@@ -104,7 +104,7 @@ def _show_plan(recipe_file: Path, overrides: list[str], runs: Path, as_json: boo
 
 
 def status(
-    runs: Annotated[Path, typer.Argument(help="Where runs are kept.")] = Path("runs"), as_json: JsonOption = False
+    runs: Annotated[Path, typer.Argument(help="Directory of runs.")] = Path("runs"), as_json: JsonOption = False
 ) -> None:
     """Show the status of stages: finished, or interrupted and at which step."""
     from skillgraft.pipeline.status import list_stages

@@ -11,7 +11,7 @@ from skillgraft.cli.console import out_console
 
 
 def complete_pages(incomplete: str) -> list[str]:
-    """Return the pages of the documentation that begin so, by their full names or the last part of them."""
+    """Complete pages of the documentation, by their full names or the last part of them."""
     from skillgraft.manual.pages import page_names
 
     names = page_names()
