@@ -8,7 +8,7 @@ import yaml
 
 from skillgraft import run
 from skillgraft.data.replay import read_replay
-from skillgraft.errors import DataError, MissingPathError, RecipeError, TrainingError
+from skillgraft.errors import naming, DataError, MissingPathError, RecipeError, TrainingError
 from skillgraft.models.loading import load_tokenizer
 from skillgraft.pipeline.plan import plan
 from skillgraft.recipe.load import load_recipe
@@ -42,7 +42,8 @@ def planned(recipe_file):
     stages = {stage.name: stage for stage in plan(recipe, recipe_file.parent / "base", recipe_file.parent / "store")}
     for name, stage in stages.items():
         if isinstance(stage.settings, SftStage):
-            check_chain(stages, name, stage.settings)
+            with naming(f"stages.{name}"):
+                check_chain(stages, stage.settings)
     return stages
 
 
