@@ -132,7 +132,9 @@ def test_links_of_papers_lead_to_the_same_pages_on_the_site():
 
 def test_papers_has_one_row_per_paper_and_names_what_exists():
     text = (ROOT / "PAPERS.md").read_text()
-    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ") and line[2:7] != "paper"]
+    rows = [
+        line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ") and line[2:7] != "paper"
+    ]
     assert all(len(row) == 5 for row in rows)
     ids = [each for row in rows for each in re.findall(r"\d{4}\.\d{5}", row[0])]
     assert sorted(ids) == sorted(set(ids))
