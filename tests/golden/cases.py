@@ -1,4 +1,4 @@
-"""What golden results are made of: deterministic inputs, merges by every method, a recipe of every stage kind, mistakes.
+"""Golden results are made of: deterministic inputs, merges by every method, a recipe of every kind, mistakes.
 
 The JSON files beside this one hold what the code gave before a change that was to keep behaviour; `python -m
 tests.golden.update` writes them anew.
@@ -79,7 +79,9 @@ MERGES = {
 
 
 def operands(method, folder):
-    models = [{"model": str(folder / name), "weight": weight} for name, weight in zip("abc", (0.3, 1.1, -0.2))]
+    models = [
+        {"model": str(folder / name), "weight": weight} for name, weight in zip("abc", (0.3, 1.1, -0.2), strict=True)
+    ]
     if method == "instruction_residual":
         return [{"model": str(folder / "a"), "minus": str(folder / "b"), "weight": 0.7}]
     if method in ("slerp", "model_stock"):
@@ -157,12 +159,35 @@ STAGES = {
         "questions": QUESTIONS,
         "trainer": {"max_steps": 2, "per_device_train_batch_size": 2, "max_completion_length": 6},
     },
-    "mixed": {"kind": "mix", "model": "./babble", "questions": "words.jsonl", "attempts": 6, "temperature": 1.0, "max_new_tokens": 8},
-    "written": {"kind": "synthesize", "documents": "data", "model": "./babble", "styles": ["rewrite"],
-                "max_new_tokens": 24, "filters": {"min_words": 2, "repetition": 1.0}},
-    "writer": {"kind": "self_edit", "from": "./babble", "documents": "data", "limit_documents": 2,
-               "questions": QUESTIONS, "rounds": 1, "samples": 2, "max_new_tokens": 12, "max_answer_tokens": 4,
-               "learn": {"adapt": LORA, "trainer": TRAINER}, "trainer": TRAINER},
+    "mixed": {
+        "kind": "mix",
+        "model": "./babble",
+        "questions": "words.jsonl",
+        "attempts": 6,
+        "temperature": 1.0,
+        "max_new_tokens": 8,
+    },
+    "written": {
+        "kind": "synthesize",
+        "documents": "data",
+        "model": "./babble",
+        "styles": ["rewrite"],
+        "max_new_tokens": 24,
+        "filters": {"min_words": 2, "repetition": 1.0},
+    },
+    "writer": {
+        "kind": "self_edit",
+        "from": "./babble",
+        "documents": "data",
+        "limit_documents": 2,
+        "questions": QUESTIONS,
+        "rounds": 1,
+        "samples": 2,
+        "max_new_tokens": 12,
+        "max_answer_tokens": 4,
+        "learn": {"adapt": LORA, "trainer": TRAINER},
+        "trainer": TRAINER,
+    },
     "imported": {"kind": "synthesize", "documents": "data", "given": "given.jsonl", "filters": {"min_words": 1}},
     "learnt": {"kind": "sft", "from": "base", "documents": "imported", "adapt": LORA, "trainer": TRAINER},
     "alone": {
@@ -271,7 +296,9 @@ MISTAKES = {
     "both kinds of data": {"sft": {**SFT, "questions": QUESTIONS}},
     "about without questions": {"sft": {**SFT, "about": "data"}},
     "shuffled documents": {"sft": {**SFT, "answers": "shuffled"}},
-    "text for questions": {"sft": {"kind": "sft", "from": "base", "questions": QUESTIONS, "text": {"mask_title": True}}},
+    "text for questions": {
+        "sft": {"kind": "sft", "from": "base", "questions": QUESTIONS, "text": {"mask_title": True}}
+    },
     "chunks too long": {"sft": {**SFT, "text": {"chunk_tokens": 64}, "trainer": {"max_length": 32}}},
     "overlap": {"sft": {**SFT, "text": {"chunk_tokens": 16, "overlap_tokens": 16}}},
     "no replay": {"sft": {**SFT, "replay": {"text": "nowhere"}}},

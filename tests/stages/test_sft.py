@@ -8,7 +8,7 @@ import yaml
 
 from skillgraft import run
 from skillgraft.data.replay import read_replay
-from skillgraft.errors import naming, DataError, MissingPathError, RecipeError, TrainingError
+from skillgraft.errors import DataError, MissingPathError, RecipeError, TrainingError, naming
 from skillgraft.models.loading import load_tokenizer
 from skillgraft.pipeline.plan import plan
 from skillgraft.recipe.load import load_recipe
