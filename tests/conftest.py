@@ -40,6 +40,23 @@ def freeze():
     _frozen[0] = len(sys.modules)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def compiled_once(tmp_path_factory):
+    """Let one worker compile a kernel that is not kept yet, and the others load it: the largest takes eight seconds."""
+    from skillgraft.support import compiled
+    from tests.once import alone, shared
+
+    compile_and_keep = compiled.Compiled._compile_and_keep
+
+    def load_or_compile(self, key):
+        with alone(shared(tmp_path_factory) / "kernels.lock"):
+            return compiled._read(self._name, key) or compile_and_keep(self, key)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled.Compiled, "_compile_and_keep", load_or_compile)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def no_sync(monkeypatch):
     """A stage and a checkpoint write out all disks of the machine: see `tests/support/test_written_out.py`."""

@@ -4,16 +4,28 @@ import fcntl
 import os
 import pickle
 import shutil
+from contextlib import contextmanager
+
+
+def shared(factory):
+    """Return a folder that all workers see."""
+    folder = factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+@contextmanager
+def alone(file):
+    """Let one worker in at a time."""
+    with file.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def once(factory, name, build):
     """Return a folder and what `build(folder)` returned, of this worker or of another that was first."""
-    shared = factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        shared = shared.parent
-    folder, made = shared / name, shared / f"{name}.pickle"
-    with (shared / f"{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    place = shared(factory)
+    folder, made = place / name, place / f"{name}.pickle"
+    with alone(place / f"{name}.lock"):
         if not made.exists():
             shutil.rmtree(folder, ignore_errors=True)  # of a worker whose build failed
             folder.mkdir()
