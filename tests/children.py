@@ -1,8 +1,11 @@
 """Processes of their own that start in milliseconds, since a server process has imported the trainers."""
 
 import multiprocessing
+import os
 
 import torch
+
+from skillgraft import run
 
 
 def children():
@@ -12,12 +15,8 @@ def children():
     return context
 
 
-def run_alone(recipe, runs, cache, **settings):
-    """Run a recipe, as a process of `children`."""
-    import os
-
-    from skillgraft import run
-
+def run_alone(recipe, runs, cache):
+    """Run a recipe as a process of `children`, with a trainer's checkpoint after each step."""
     os.environ["SKILLGRAFT_CACHE"] = cache
     torch.set_num_threads(1)
-    run(recipe, runs=runs, **settings)
+    run(recipe, runs=runs, checkpoint_seconds=0)

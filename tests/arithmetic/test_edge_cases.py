@@ -97,6 +97,7 @@ def make_adapter(models):
     return models / "adapter"
 
 
+@pytest.mark.process
 def test_another_scaling_is_other_work(models):
     split_into_shards(models / "base", models / "sharded", shards=3)
     adapter = make_adapter(models)
@@ -109,6 +110,7 @@ def test_another_scaling_is_other_work(models):
     assert all(torch.equal(tensor, fresh[name]) for name, tensor in weights(models / "out").items())
 
 
+@pytest.mark.process
 def test_small_files_of_a_killed_run_are_written_anew(models):
     split_into_shards(models / "base", models / "sharded", shards=2)
     recipe = {"method": "linear", "base": str(models / "sharded"), "operands": [{"model": str(models / "a")}]}

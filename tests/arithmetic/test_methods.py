@@ -80,6 +80,7 @@ def test_no_other_code_knows_a_method_by_its_name():
             assert not constants & names, file
 
 
+@pytest.mark.process
 def test_listing_the_methods_loads_neither_numpy_nor_torch():
     code = (
         "import sys\n"

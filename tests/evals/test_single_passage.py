@@ -23,6 +23,8 @@ from skillgraft.train.single_passage import Answerer, Learner
 from tests.recipes import PLACES, tiny_recipe, write_jsonl
 from tests.tiny import tiny_checkpoint, tiny_finetune, weights
 
+pytestmark = pytest.mark.train
+
 TRAINER = {"max_steps": 4, "per_device_train_batch_size": 1, "learning_rate": 1e-2, "warmup_steps": 0}
 
 

@@ -62,6 +62,7 @@ def test_addresses_follow_prompts_and_data(tmp_path):
     assert keys("y.naive_share=0.5")["y"] != before["y"] == keys("y.naive_share=0.3")["y"]
 
 
+@pytest.mark.train
 def test_self_distillation_is_a_stage_like_any_other(tmp_path):
     """Trained, extracted as a skill and injected: the skill is what distilling changed."""
     trainer = {"max_steps": 2, "per_device_train_batch_size": 2, "max_completion_length": 4, "learning_rate": 1e-3}

@@ -72,6 +72,7 @@ def test_the_rounds_are_ordinary_stages(tmp_path):
     assert stages["skill_v_2"].dtype == "float32"
 
 
+@pytest.mark.train
 def test_one_round_is_plain_past(tmp_path):
     """The same addresses, whatever the stages are called; so also the same weights, here made twice."""
     plain = addresses(recipe(tmp_path / "plain", **PLAIN))
@@ -128,6 +129,7 @@ def by_hand(folder, work, adapt, rounds=2):
     return v, sft, rl
 
 
+@pytest.mark.train
 @pytest.mark.parametrize("adapt", [None, {"kind": "lora", "r": 2}])
 def test_two_rounds_are_algorithm_1(tmp_path, adapt):
     settings = {**RL, **({"adapt": adapt} if adapt else {})}

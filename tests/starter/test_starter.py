@@ -82,6 +82,7 @@ def test_without_questions_it_says_where_to_put_them(tmp_path, tiny):
     assert load_recipe(started.recipe).stages["scores"].questions == documents / "questions.jsonl"
 
 
+@pytest.mark.train
 def test_it_runs_unedited(tmp_path, tiny):
     started = write(tmp_path, tiny / "data", base=str(tiny / "base"))
     assert "No skill: the shipped one fits" in started.recipe.read_text()
@@ -91,6 +92,7 @@ def test_it_runs_unedited(tmp_path, tiny):
     assert alone.start.questions == tiny / "data" / "questions.jsonl"
 
 
+@pytest.mark.train
 def test_a_recipe_without_scores_runs_too(tmp_path, tiny):
     data = tmp_path / "data"
     data.mkdir()

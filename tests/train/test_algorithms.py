@@ -14,6 +14,8 @@ from skillgraft.train.rl import rl_arguments, train_rl
 from tests.domains.own_reward import vowels, vowels_where_asked
 from tests.tiny import tiny_checkpoint
 
+pytestmark = pytest.mark.train
+
 ASKED = [Question("d", "When was the harbour built?", ("1900",)), Question("d", "Who built it?", ("nobody",))]
 PLAIN = {  # one plain step of gradient descent, so that what moved is the gradient
     **{"per_device_train_batch_size": 8, "num_generations": 4, "max_completion_length": 5, "max_steps": 1},

@@ -16,6 +16,8 @@ from skillgraft.train import distill
 from skillgraft.train.distill import MovingAverage, distill_arguments, train_distill, weights_of
 from tests.tiny import tiny_checkpoint, tiny_finetune
 
+pytestmark = pytest.mark.train
+
 NAMES = "ABCD"
 DOCUMENTS = [Document(n, f"Harbour {n}", f"It was built in {1900 + i}.") for i, n in enumerate(NAMES)]
 QUESTIONS = [Question(n, f"When was harbour {n} built?", (str(1900 + i),)) for i, n in enumerate(NAMES)]

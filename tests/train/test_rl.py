@@ -9,6 +9,8 @@ from skillgraft.models.loading import load_model
 from skillgraft.train.rl import _for_trl, curve, rl_arguments, train_rl
 from tests.tiny import tiny_checkpoint
 
+pytestmark = pytest.mark.train
+
 
 def test_the_output_head_gets_contiguous_rows(tmp_path):
     model = load_model(tiny_checkpoint(tmp_path / "model"), torch.bfloat16)

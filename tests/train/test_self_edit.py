@@ -1,5 +1,7 @@
 """SEAL's outer loop on a tiny writer: what is learnt together, how it is scored, what is kept, and stops."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 
@@ -21,6 +23,8 @@ from skillgraft.train.sft import train_sft
 from tests.babble import babbling_checkpoint
 from tests.tiny import weights
 
+pytestmark = pytest.mark.train
+
 NAMES = ["Vell", "Orm", "Tarn", "Issk"]
 DOCUMENTS = [Document(n, n, f"The harbour of {n} was built in {1900 + i}.") for i, n in enumerate(NAMES)]
 QUESTIONS = [Question(n, f"When was {n}'s harbour built?", (str(1900 + i),)) for i, n in enumerate(NAMES)]
@@ -40,11 +44,37 @@ STAGE = {
 TRAINER = {"max_steps": 2, "learning_rate": 3e-3, "per_device_train_batch_size": 1, "warmup_steps": 0}
 
 
-@pytest.fixture
-def letters(monkeypatch):
+@pytest.fixture(scope="module")
+def letters():
     """A score that what the babbling model says differs in: the share of letters."""
     share = lambda text, answers: sum(map(str.isalpha, text)) / max(len(text), 1)  # noqa: E731
-    monkeypatch.setitem(METRICS, "containment", share)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(METRICS, "containment", share)
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole(letters, tmp_path_factory):
+    """A start, and what training from it without a stop gives: facts, how often was learnt, weights."""
+    folder = tmp_path_factory.mktemp("whole")
+    start = babbling_checkpoint(folder / "start")
+    with learnings() as learnt:
+        facts, _ = train(folder, "whole", start)
+    return start, facts, len(learnt), weights(folder / "whole")
+
+
+@contextmanager
+def learnings():
+    """Collect what is learnt: the writer's round and the passage's number."""
+    learnt, learn = [], self_edit.Learner.learn
+
+    def counted(self, number, passage, progress=None):
+        learnt.append((self._start.parent.name, number))
+        return learn(self, number, passage, progress)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(self_edit.Learner, "learn", counted)
+        yield learnt
 
 
 def train(tmp_path, name, start, progress=lambda step, steps, metrics: None, **settings):
@@ -159,30 +189,21 @@ def _check_score(tmp_path, writer, here):
 
 
 @pytest.mark.parametrize("stop", [4, 9, 20])
-def test_a_stop_loses_at_most_one_learning_and_changes_nothing(tmp_path, letters, monkeypatch, stop):
-    start = babbling_checkpoint(tmp_path / "start")
-    learnt = []
-    learn = self_edit.Learner.learn
-
-    def counted(self, number, passage, progress=None):
-        learnt.append((self._start.parent.name, number))
-        return learn(self, number, passage, progress)
-
-    monkeypatch.setattr(self_edit.Learner, "learn", counted)
-    expected, _ = train(tmp_path, "whole", start)
-    whole, learnt[:] = len(learnt), []
+def test_a_stop_loses_at_most_one_learning_and_changes_nothing(tmp_path, whole, stop):
+    start, expected, count, tensors = whole
 
     def killed(step, steps, metrics):
         if step == stop:
             raise RuntimeError("killed")
 
-    with pytest.raises(RuntimeError, match="killed"):
-        train(tmp_path, "cut", start, killed)
-    facts, _ = train(tmp_path, "cut", start)
-    assert len(learnt) == whole
+    with learnings() as learnt:
+        with pytest.raises(RuntimeError, match="killed"):
+            train(tmp_path, "cut", start, killed)
+        facts, _ = train(tmp_path, "cut", start)
+    assert len(learnt) == count
     assert facts == expected
     got = weights(tmp_path / "cut")
-    assert all(torch.equal(tensor, got[name]) for name, tensor in weights(tmp_path / "whole").items())
+    assert all(torch.equal(tensor, got[name]) for name, tensor in tensors.items())
 
 
 @pytest.mark.parametrize(("rounds", "kept"), [(1, True), (2, False)])

@@ -9,6 +9,8 @@ from skillgraft.models.loading import load_model, load_tokenizer
 from skillgraft.train.sft import fit, sft_arguments, train_sft
 from tests.tiny import tiny_checkpoint
 
+pytestmark = pytest.mark.train
+
 FAST = {"max_steps": 30, "per_device_train_batch_size": 2, "learning_rate": 3e-3, "warmup_steps": 0}
 
 

@@ -1,7 +1,7 @@
-"""Shell completion of values: recipes, skills, methods and runs. Verbs, options and files are completed by the shell.
+"""Shell completion of values: recipes, skills, methods and runs, beyond verbs, options and files.
 
-Called at every press of the Tab key, so nothing here loads more than it must. Where nothing matches, the shell completes
-files.
+Called at every press of the Tab key, so nothing here loads more than it must. Where nothing matches, the shell
+completes files.
 """
 
 from __future__ import annotations

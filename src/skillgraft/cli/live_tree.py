@@ -1,4 +1,4 @@
-"""Live progress of a run on a terminal: a tree of stages with bars, rewards and times; below it memory and time left."""
+"""Live progress of a run on a terminal: a tree of stages with bars, rewards and times, then memory and time left."""
 
 from __future__ import annotations
 

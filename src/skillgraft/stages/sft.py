@@ -127,7 +127,7 @@ def run(settings: SftStage, context: Context) -> StageResult:
 def preflight(given: Preflight) -> Iterable[str]:
     """Raise for what the trainer refuses, for too little replay text, and for questions about nothing learnt before."""
     settings, start = given.planned.settings, given.root(given.planned.settings.from_)
-    check_chain(given.stages, given.planned.name, settings)
+    check_chain(given.stages, settings)
     from skillgraft.models.loading import load_tokenizer
     from skillgraft.train.data_parallel import check_shares
     from skillgraft.train.sft import sft_arguments, sft_rows
@@ -143,7 +143,7 @@ def preflight(given: Preflight) -> Iterable[str]:
     return ()
 
 
-def check_chain(stages: Stages, name: str, settings: SftStage) -> None:
+def check_chain(stages: Stages, settings: SftStage) -> None:
     """Raise `DataError` for questions that are about none of the documents learnt on the way to the stage.
 
     Only where every stage on the way is known to be an sft stage of this recipe on documents, and no `about` says what
@@ -163,7 +163,7 @@ def check_chain(stages: Stages, name: str, settings: SftStage) -> None:
     asked = _asked_ids(stages, settings.questions)
     if asked and not asked & learnt:
         raise DataError(
-            f"stages.{name}: its questions are about '{min(asked)}'{' and others' if len(asked) > 1 else ''}, and none "
+            f"its questions are about '{min(asked)}'{' and others' if len(asked) > 1 else ''}, and none "
             f"of the {len(learnt)} documents learnt before it, such as '{min(learnt)}'; give the questions on those, "
             "or name the documents that they are about by `about`"
         )
