@@ -342,7 +342,7 @@ def test_an_algorithm_says_what_it_needs(folder, tmp_path, monkeypatch):
     result = search(one, folder / "dev.jsonl", tmp_path / "auto", **options)  # a grid by itself
     assert result["winner"]["values"] == {"operands.0.weight": 1.5}
     monkeypatch.setitem(__import__("sys").modules, "cma", None)
-    with pytest.raises(RecipeError, match=r"cmaes needs the package cma: pip install 'skillgraft\[search\]'"):
+    with pytest.raises(RecipeError, match=r"cmaes needs the package cma: pip install 'skillgraft\[tune\]'"):
         run(folder, tmp_path / "cma")
     assert [path.name for path in tmp_path.iterdir()] == ["auto"]
 
