@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from skillgraft.errors import OutputExistsError, SkillgraftError, StorageError
+from skillgraft.support.lock import try_lock
 
 _RESUMABLE = "partial-of-"
 
@@ -187,12 +187,8 @@ def _locked(out: Path) -> Iterator[None]:
     path = out.parent / f".{out.name}.lock"
     while True:
         with path.open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise BusyOutputError(
-                    f"{out}: another process is writing it; wait for it, or choose another output"
-                ) from error
+            if not try_lock(file):
+                raise BusyOutputError(f"{out}: another process is writing it; wait for it, or choose another output")
             try:
                 ours = os.path.samestat(os.fstat(file.fileno()), path.stat())
             except FileNotFoundError:

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from skillgraft.settings.base import stage_named
-
-Progress = Callable[[int, int, Mapping[str, float]], None]
+from skillgraft.support.progress import Progress
 
 
 def _nothing(*_: Any) -> None:
