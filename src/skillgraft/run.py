@@ -13,6 +13,7 @@ A finished stage lies under `<runs>/stages/<kind>-<hash>` and is never run again
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import shlex
@@ -39,7 +40,6 @@ from skillgraft.recipe.schema import Recipe
 from skillgraft.settings.base import is_local
 from skillgraft.stages.context import Context, Reporter
 from skillgraft.stages.planned import RECORD, PlannedStage
-from skillgraft.support.lock import try_lock
 from skillgraft.support.resources import release_memory
 
 
@@ -251,10 +251,12 @@ def _locked(planned: PlannedStage) -> Iterator[None]:
         unwritable = StorageError(f"{planned.work} cannot be written: {error.strerror}; choose another --runs")
         raise storage_error(error, planned.work) or unwritable from error
     with lock:
-        if not try_lock(lock):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
             raise SkillgraftError(
                 f"stages.{planned.name}: another run is working on it in {planned.work}; wait for it or stop it"
-            )
+            ) from error
         yield
         planned.lock.unlink(missing_ok=True)
 

@@ -30,6 +30,7 @@ from skillgraft.arithmetic.extraction_inputs import (
 from skillgraft.arithmetic.methods.linear import LINEAR, Linear
 from skillgraft.arithmetic.norms import product_norm, sum_of_squares
 from skillgraft.arithmetic.plan_types import Operand, TensorPlan, Term
+from skillgraft.arithmetic.stream import Progress
 from skillgraft.arithmetic.tensor_sources import Stored
 from skillgraft.arithmetic.tile_values import operand_values
 from skillgraft.arithmetic.tiles import Tile, cut, default_threads, each_tile
@@ -46,7 +47,6 @@ from skillgraft.skills.forms import DENSE, LOWRANK, Storage, decode_lowrank, sto
 from skillgraft.skills.manifest import SKILL_FORMULA, CheckpointReference, Manifest, TensorEntry
 from skillgraft.skills.sketch import sketch_weights
 from skillgraft.skills.skill import WEIGHTS_FILE, Skill, load_skill, write_skill_description
-from skillgraft.support.progress import NamedCounter
 
 SKILL_DTYPES = {"float32": "F32", "bfloat16": "BF16"}
 
@@ -72,7 +72,7 @@ def extract(
     licence: str | None = None,
     language: str | None = None,
     threads: int | None = None,
-    progress: NamedCounter | None = None,
+    progress: Progress | None = None,
 ) -> Skill:
     """Extract a skill vector: write v = θ_RL − θ_SFT into the new directory `out` and return it.
 
@@ -147,7 +147,7 @@ def _plan(inputs: ExtractionInputs, code: str) -> list[TensorSpec]:
 
 
 def _stream(
-    inputs: ExtractionInputs, code: str, file: SafetensorsAppender, threads: int, progress: NamedCounter | None
+    inputs: ExtractionInputs, code: str, file: SafetensorsAppender, threads: int, progress: Progress | None
 ) -> _Record:
     record = _Record()
     thread_buffers = [Buffers() for _ in range(threads)]

@@ -28,8 +28,8 @@ from skillgraft.arithmetic.tile_values import not_finite
 from skillgraft.arithmetic.tiles import Tile, each_tile
 from skillgraft.checkpoint.header import DTYPE_BYTES
 from skillgraft.checkpoint.weights import ShardFile, write_index
-from skillgraft.support.progress import NamedCounter
 
+Progress = Callable[[str, int, int], None]
 """Called after each tile with the tensor's name, the bytes read and written so far, and all that will be."""
 
 Sums = dict[str, tuple[float, float]]
@@ -82,7 +82,7 @@ def stream(
     statistics: Mapping[str, Any],
     outputs: Sequence[Output],
     engine: Engine,
-    progress: NamedCounter | None = None,
+    progress: Progress | None = None,
 ) -> list[Sums]:
     """Write the weights of every output, shard by shard; return for each the rounding loss of every changed tensor.
 
@@ -126,7 +126,7 @@ def stream(
 
 @dataclass
 class _Count:
-    progress: NamedCounter | None
+    progress: Progress | None
     total: int
     done: int = 0
 

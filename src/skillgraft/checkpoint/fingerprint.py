@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import tempfile
 import time
 from collections.abc import Callable, Iterable
 from io import FileIO
@@ -17,10 +18,9 @@ from pathlib import Path
 
 from blake3 import blake3
 
+from skillgraft.checkpoint.cache import cache_home
 from skillgraft.checkpoint.layout import require_directory, weight_files
 from skillgraft.checkpoint.regular_file import open_regular
-from skillgraft.support.atomic import write_text
-from skillgraft.support.cache import cache_home
 
 PREFIX = "blake3:"
 BUFFER_BYTES = 4 << 20  # as fast as mapping the file: it stays in the processor's cache between reading and hashing
@@ -109,6 +109,9 @@ def _write_entry(entry: Path, status: os.stat_result, fingerprint: str) -> None:
     text = json.dumps({"version": _version(status), "fingerprint": fingerprint})
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
-        write_text(entry, text)
+        handle, temporary = tempfile.mkstemp(dir=entry.parent, prefix=".partial-")
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(temporary, entry)
     except OSError:
         return  # a cache that can't be written must not stop the work

@@ -6,10 +6,9 @@ import os
 import re
 from pathlib import Path
 
+from skillgraft.checkpoint.cache import cache_home
 from skillgraft.checkpoint.json_file import read_json_object, write_json
 from skillgraft.errors import SkillgraftError
-from skillgraft.support.atomic import replacing
-from skillgraft.support.cache import cache_home
 
 _FINGERPRINT = re.compile(r"blake3:[0-9a-f]{64}")
 
@@ -17,10 +16,11 @@ _FINGERPRINT = re.compile(r"blake3:[0-9a-f]{64}")
 def note_place(fingerprint: str, directory: str | os.PathLike[str]) -> None:
     """Note that the checkpoint `fingerprint` lies in `directory`; a cache that can't be written stops nothing."""
     file = _file(fingerprint)
+    part = file.with_suffix(f".{os.getpid()}.part")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(file) as part:
-            write_json(part, {"path": os.path.realpath(directory)})
+        write_json(part, {"path": os.path.realpath(directory)})
+        os.replace(part, file)
     except OSError:
         return
 

@@ -33,8 +33,8 @@ from skillgraft.checkpoint.verify_checks import (
     tokenizer_findings,
 )
 from skillgraft.errors import SkillgraftError
-from skillgraft.support.progress import NamedCounter
 
+Progress = Callable[[str, int, int], None]
 Result = TypeVar("Result")
 
 
@@ -88,7 +88,7 @@ class Verification:
 
 
 def verify_checkpoint(
-    directory: str | os.PathLike[str], values: bool = False, progress: NamedCounter | None = None
+    directory: str | os.PathLike[str], values: bool = False, progress: Progress | None = None
 ) -> Verification:
     """Return what can be said of the checkpoint in `directory`, the gravest findings first.
 
@@ -155,7 +155,7 @@ def _attempt_all(subject: str, check: Iterator[Finding]) -> list[Finding]:
 class _Bytes:
     """Counts what is read of files (for the fingerprint) and tensors (for the values) and tells it on."""
 
-    def __init__(self, files: list[Path], tensors: Mapping[str, TensorInfo], progress: NamedCounter | None) -> None:
+    def __init__(self, files: list[Path], tensors: Mapping[str, TensorInfo], progress: Progress | None) -> None:
         self._sizes = {file: file.stat().st_size for file in files} if progress else {}
         self._total = sum(self._sizes.values()) + sum(i.end - i.begin for i in tensors.values() if i.is_float)
         self._done = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -10,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from skillgraft.errors import OutputExistsError, SkillgraftError, StorageError
-from skillgraft.support.lock import try_lock
 
 _RESUMABLE = "partial-of-"
 
@@ -187,8 +187,12 @@ def _locked(out: Path) -> Iterator[None]:
     path = out.parent / f".{out.name}.lock"
     while True:
         with path.open("w") as file:
-            if not try_lock(file):
-                raise BusyOutputError(f"{out}: another process is writing it; wait for it, or choose another output")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise BusyOutputError(
+                    f"{out}: another process is writing it; wait for it, or choose another output"
+                ) from error
             try:
                 ours = os.path.samestat(os.fstat(file.fileno()), path.stat())
             except FileNotFoundError:

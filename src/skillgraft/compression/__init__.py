@@ -20,6 +20,7 @@ from torch import Tensor
 
 from skillgraft.arithmetic.buffers import Buffers, Files, file_version
 from skillgraft.arithmetic.extraction import timestamp
+from skillgraft.arithmetic.stream import Progress
 from skillgraft.checkpoint.default_model import resolve_base
 from skillgraft.checkpoint.fingerprint import fingerprint_checkpoint, fingerprint_file
 from skillgraft.checkpoint.header import TensorSpec, encode_header
@@ -41,7 +42,6 @@ from skillgraft.skills.library import resolve_skill
 from skillgraft.skills.manifest import FORMAT_VERSION, Packing, TensorEntry, manifest_text
 from skillgraft.skills.module_kinds import KINDS, module_kind
 from skillgraft.skills.skill import WEIGHTS_FILE, Skill, add_scores, load_skill, write_skill_description
-from skillgraft.support.progress import NamedCounter
 
 __all__ = ["PackSettings", "pack"]
 
@@ -63,7 +63,7 @@ def pack(
     localise_on: str | os.PathLike[str] | None = None,
     target: str | os.PathLike[str] | None = None,
     steps: int | None = None,
-    progress: NamedCounter | None = None,
+    progress: Progress | None = None,
 ) -> Skill:
     """Write `skill` in another storage form into the new directory `out` and return it.
 
@@ -170,7 +170,7 @@ def _localisation(
     return localise, told
 
 
-def _steps(skill: Skill, passes: int, progress: NamedCounter | None) -> Callable[[str], None]:
+def _steps(skill: Skill, passes: int, progress: Progress | None) -> Callable[[str], None]:
     """Return what is to be called after each tensor of each pass."""
     sizes = {name: skill.entry(name).elements for name in skill.names}
     done = 0

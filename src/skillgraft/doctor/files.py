@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from skillgraft.checkpoint.cache import cache_home
 from skillgraft.checkpoint.default_model import DEFAULT_PARAMETERS
 from skillgraft.doctor.findings import Finding
 from skillgraft.doctor.processor import gib
-from skillgraft.support.cache import cache_home
 from skillgraft.support.resources import Memory
 
 if TYPE_CHECKING:

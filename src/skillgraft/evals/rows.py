@@ -29,8 +29,9 @@ from skillgraft.evals.tasks import Retention, read_retention
 from skillgraft.models.answering import load
 from skillgraft.models.prompts import Prompt, as_prompt, encode_prompts
 from skillgraft.settings.evaluation import EvalRow, EvaluationSettings
-from skillgraft.support.progress import Counter
 from skillgraft.support.resume import kept_in
+
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class EvaluationTask:
 
 
 def evaluate_rows(
-    task: EvaluationTask, inputs: Mapping[str, Path], work: Path, progress: Counter
+    task: EvaluationTask, inputs: Mapping[str, Path], work: Path, progress: Progress
 ) -> dict[str, dict[str, Any]]:
     """Return the raw result of every row by its name, models first; `inputs` maps references to directories."""
     settings, raws = task.settings, {}

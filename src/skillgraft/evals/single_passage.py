@@ -8,7 +8,7 @@ paired by question.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,10 @@ from skillgraft.evals.retention import measure
 from skillgraft.evals.tasks import read_retention
 from skillgraft.models.loading import count_parameters
 from skillgraft.settings.evaluation import LEARNT, START, RowSkill, SinglePassageSettings
-from skillgraft.support.progress import Progress
 from skillgraft.support.resume import kept_in
 from skillgraft.train.single_passage import Answerer, Learner
+
+Progress = Callable[[int, int, Mapping[str, float]], None]
 
 
 def score_passages(

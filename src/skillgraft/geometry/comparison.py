@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from skillgraft.arithmetic.stream import Progress
 from skillgraft.arithmetic.tiles import default_threads
 from skillgraft.errors import CompatibilityError, RecipeError
 from skillgraft.geometry import nulls
@@ -22,7 +23,6 @@ from skillgraft.geometry.pair_wording import say_pair
 from skillgraft.geometry.plan import ComparePlan, plan_comparison
 from skillgraft.geometry.spectra import ENERGY_RANKS, Spectra, spectra
 from skillgraft.geometry.sums import Sums, add, exact_sum, sum_tensors
-from skillgraft.support.progress import NamedCounter
 
 METHOD = {
     "exact": "dot products, norms, cosines, counts and the variances of the nulls: fp64 sums over every element",
@@ -43,7 +43,7 @@ def compare(
     rank: int = 8,
     allow: Collection[str] = (),
     threads: int | None = None,
-    progress: Callable[[str], NamedCounter | None] | None = None,
+    progress: Callable[[str], Progress | None] | None = None,
 ) -> dict[str, Any]:
     """Compare vectors of parameters: norms, cosines, signs, zeros and spectra, beside chance.
 

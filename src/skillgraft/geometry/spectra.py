@@ -16,11 +16,11 @@ import numpy as np
 from skillgraft.arithmetic.buffers import Buffers, Files
 from skillgraft.arithmetic.kernels import native
 from skillgraft.arithmetic.plan_types import Operand
+from skillgraft.arithmetic.stream import Progress
 from skillgraft.arithmetic.tiles import Tile
 from skillgraft.geometry.nulls import subspace_overlap
 from skillgraft.geometry.plan import ComparedTensor, ComparePlan
 from skillgraft.geometry.sums import arrange, read_sources
-from skillgraft.support.progress import NamedCounter
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -51,7 +51,7 @@ class Spectra:
     rotation: Float[np.ndarray, "k k"]
 
 
-def spectra(plan: ComparePlan, rank: int, progress: NamedCounter | None = None) -> dict[str, Spectra]:
+def spectra(plan: ComparePlan, rank: int, progress: Progress | None = None) -> dict[str, Spectra]:
     """Return the spectra of every matrix of the plan; subspaces are those of the `rank` largest singular values.
 
     Memory: one matrix in fp64 (a tall one in blocks), and of each vector a Gram matrix and `rank` columns a side.

@@ -17,12 +17,12 @@ import numpy as np
 from skillgraft.arithmetic.buffers import Buffers, Files
 from skillgraft.arithmetic.kernels import native
 from skillgraft.arithmetic.kernels.codes import CODES
+from skillgraft.arithmetic.stream import Progress
 from skillgraft.arithmetic.tiles import Tile, cut, each_tile
 from skillgraft.checkpoint.header import DTYPE_BYTES
 from skillgraft.errors import CompatibilityError
 from skillgraft.geometry.native import DOT, FOURTH, OPPOSITE, SAME, compare_tile
 from skillgraft.geometry.plan import ComparedTensor, ComparePlan
-from skillgraft.support.progress import NamedCounter
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -59,7 +59,7 @@ def add(sums: Sequence[Sums]) -> Sums:
     return Sums(**{field.name: exact_sum([getattr(one, field.name) for one in sums]) for field in fields(Sums)})
 
 
-def sum_tensors(plan: ComparePlan, threads: int, progress: NamedCounter | None = None) -> dict[str, Sums]:
+def sum_tensors(plan: ComparePlan, threads: int, progress: Progress | None = None) -> dict[str, Sums]:
     """Return the sums of every tensor of the plan, in its order, reading each byte once.
 
     Raises `CompatibilityError`, naming file and tensor, for NaN, infinity or squares that overflow fp64, and

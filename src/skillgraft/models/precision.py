@@ -16,8 +16,6 @@ from pathlib import Path
 
 import torch
 
-from skillgraft.support.atomic import write_text
-
 _DECIDED: ContextVar[bool | None] = ContextVar("bf16", default=None)
 
 
@@ -34,7 +32,9 @@ def one_precision(work: Path) -> Iterator[None]:
     """
     file = work / "precision"
     if not file.exists():
-        write_text(file, "bf16" if bf16_pays() else "fp32")
+        part = file.with_suffix(".part")
+        part.write_text("bf16" if bf16_pays() else "fp32")
+        part.rename(file)
     token = _DECIDED.set(file.read_text() == "bf16")
     try:
         yield

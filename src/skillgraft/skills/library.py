@@ -6,6 +6,7 @@ manifests that could disagree with them: listing reads those.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
@@ -33,7 +34,6 @@ from skillgraft.skills.library_home import library_home, library_names
 from skillgraft.skills.manifest import MANIFEST_FILE, Manifest
 from skillgraft.skills.shipped import shipped_skills
 from skillgraft.skills.skill import CARD_FILE, WEIGHTS_FILE, Skill, load_skill
-from skillgraft.support.lock import wait_for_lock
 
 CHECKED_FILES = (MANIFEST_FILE, WEIGHTS_FILE)
 """What is copied, sent and fetched of a skill; its card is written anew from the manifest."""
@@ -264,5 +264,5 @@ def _locked(home: Path) -> Iterator[None]:
             f"{home}: the library can't be written ({error.strerror}); set SKILLGRAFT_LIBRARY to another folder"
         ) from error
     with file:
-        wait_for_lock(file)
+        fcntl.flock(file, fcntl.LOCK_EX)
         yield

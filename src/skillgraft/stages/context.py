@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from skillgraft.settings.base import stage_named
-from skillgraft.support.progress import Progress
+
+Progress = Callable[[int, int, Mapping[str, float]], None]
 
 
 def _nothing(*_: Any) -> None:

@@ -43,8 +43,7 @@ def tracked_trainer(trainer: Mapping[str, Any], context: Context) -> Iterator[di
 @contextlib.contextmanager
 def training(settings: Any, context: Context) -> Iterator[dict[str, Any]]:
     """Yield the arguments that every trainer takes, and write the provenance of the checkpoint that it makes."""
-    from skillgraft.support.rank import is_first
-    from skillgraft.train.data_parallel import processes
+    from skillgraft.train.data_parallel import is_first, processes
 
     context.out.mkdir(exist_ok=processes() > 1)
     start = context.inputs[settings.from_]

@@ -12,6 +12,7 @@ import hashlib
 import importlib
 import os
 import re
+import tempfile
 from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.util import find_spec
@@ -21,8 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from skillgraft.support.atomic import write_bytes
-from skillgraft.support.cache import cache_home
+from skillgraft.checkpoint.cache import cache_home
 
 _SCALARS: dict[str, Any] = {"i8": ctypes.c_int64, "f8": ctypes.c_double, "b1": ctypes.c_int64}
 _NUMBA = {"u1": "uint8", "b1": "boolean", "i4": "int32", "i8": "int64", "f4": "float32", "f8": "float64"}
@@ -259,9 +259,12 @@ def _write(name: str, key: str, code: bytes) -> None:
     for folder in folders():
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            handle, part = tempfile.mkstemp(dir=folder, prefix=".partial-")
+            with os.fdopen(handle, "wb") as file:
+                file.write(hashlib.sha256(code).digest() + code)
             for old in folder.glob(f"{name}-*.o"):
                 old.unlink(missing_ok=True)
-            write_bytes(folder / f"{name}-{key}.o", hashlib.sha256(code).digest() + code)
+            os.replace(part, folder / f"{name}-{key}.o")
             return
         except OSError:
             continue

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from skillgraft.support.atomic import write_json_text
-
 
 def kept_in(file: Path, compute: Callable[[], Any]) -> Any:
     """Return what the file holds; where there is none, what `compute` returns, written whole before that."""
     if not file.exists():
-        write_json_text(file, compute())
+        part = file.with_suffix(".part")
+        part.write_text(json.dumps(compute()))
+        part.rename(file)
     return json.loads(file.read_text())

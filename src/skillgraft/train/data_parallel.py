@@ -1,4 +1,4 @@
-"""Data-parallel training: barriers and per-rank batch sharding.
+"""What processes that train one stage together agree on, and which part of each batch is whose.
 
 A recipe's `trainer.per_device_train_batch_size` is the batch of the whole run: each of N processes trains on one Nth of
 it, in the order of a process alone, so that the gradient is the same up to rounding and a stage's address need not say
@@ -20,12 +20,16 @@ from transformers import Trainer, TrainingArguments
 
 from skillgraft.errors import RecipeError, TrainingError
 from skillgraft.models.precision import device
-from skillgraft.support.rank import is_first, rank
 
 
 def processes() -> int:
     """Return how many processes train this stage."""
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def is_first() -> bool:
+    """Return whether this process is the one that writes, logs and reports."""
+    return processes() == 1 or distributed.get_rank() == 0
 
 
 def agree(*flags: bool) -> list[bool]:
@@ -49,7 +53,7 @@ def first_before_others() -> Iterator[None]:
 
 def own_folder(work: Path) -> Path:
     """Return where in a stage's folder this process may keep files of its own."""
-    folder = work if is_first() else work / f"process-{rank()}"
+    folder = work if is_first() else work / f"process-{distributed.get_rank()}"
     folder.mkdir(exist_ok=True)
     return folder
 

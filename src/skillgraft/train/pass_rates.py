@@ -20,8 +20,7 @@ from skillgraft.domains.kind import Domain
 from skillgraft.errors import TrainingError
 from skillgraft.models.precision import device
 from skillgraft.models.prompts import encode_prompts
-from skillgraft.support.atomic import write_json_text
-from skillgraft.support.progress import Progress
+from skillgraft.train.callbacks import Progress
 
 RATES = "pass_rates.json"
 """In a round's folder: each question's pass rate, in the order of the questions."""
@@ -51,7 +50,9 @@ def answered_sometimes(
     file = workdir / RATES
     if not file.exists():
         rates = pass_rates(load(), tokenizer, tasks, domain, samples, args, progress)
-        write_json_text(file, rates)
+        part = file.with_suffix(".part")
+        part.write_text(json.dumps(rates))
+        part.rename(file)
     rates = json.loads(file.read_text())
     chosen = [task for task, rate in zip(tasks, rates, strict=True) if 0 < rate < 1]
     if not chosen:

@@ -35,13 +35,10 @@ from skillgraft.errors import RecipeError, TrainingError
 from skillgraft.models.loading import count_parameters, load_model, load_tokenizer
 from skillgraft.models.precision import bf16_pays
 from skillgraft.settings.synthesis import JUDGE
-from skillgraft.support.atomic import replacing
-from skillgraft.support.progress import Progress
-from skillgraft.support.rank import is_first
 from skillgraft.train.algorithms import ALGORITHMS, check_remax
-from skillgraft.train.callbacks import KeepAlive, newest_checkpoint, read_log, stop_on_interrupt
+from skillgraft.train.callbacks import KeepAlive, Progress, newest_checkpoint, read_log, stop_on_interrupt
 from skillgraft.train.cpu.fused_logprobs import fast_head
-from skillgraft.train.data_parallel import agree, first_before_others, shared_batches
+from skillgraft.train.data_parallel import agree, first_before_others, is_first, shared_batches
 from skillgraft.train.pass_rates import answered_sometimes, in_order
 from skillgraft.train.sft import Trained
 from skillgraft.train.trainer_arguments import check_at_least, trainer_arguments
@@ -207,8 +204,10 @@ def _load(model_dir: Path, trained: Path | None, half: bool, adapter: Adapter | 
 
 def _keep(model: PreTrainedModel | PeftModel, finished: Path) -> None:
     """Write a round's weights into `finished` in one rename."""
-    with replacing(finished) as part:
-        model.save_pretrained(str(part))
+    part = finished.with_suffix(".part")
+    shutil.rmtree(part, ignore_errors=True)
+    model.save_pretrained(str(part))
+    part.rename(finished)
 
 
 def _for_round(args: GRPOConfig, steps: int, folder: Path) -> GRPOConfig:

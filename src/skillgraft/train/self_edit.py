@@ -41,12 +41,11 @@ from skillgraft.models.answering import answer
 from skillgraft.models.loading import load_model, load_tokenizer
 from skillgraft.settings.self_edit import SelfEditSettings
 from skillgraft.settings.text import WHOLE
-from skillgraft.support.atomic import replacing
-from skillgraft.support.progress import Progress
 from skillgraft.train.examples import UNLEARNT, Row
 from skillgraft.train.sft import fit, sft_arguments
 from skillgraft.train.single_passage import Answerer, Learner
 
+Progress = Callable[[int, int, Mapping[str, float]], None]
 Moved = Callable[[int, Mapping[str, float]], None]
 
 
@@ -261,10 +260,12 @@ def _teach(
             checkpoint_seconds=this.checkpoint_seconds,
             progress=lambda step, steps, metrics: said(metrics),
         )
-        with replacing(taught) as part:
-            part.mkdir()
-            save_trained(model, this.writer, part, tokenizer, adapter)
-            cost.write_text(json.dumps({"tokens": trained.tokens, "flops": trained.flops}))
+        part = taught.with_suffix(".part")
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
+        save_trained(model, this.writer, part, tokenizer, adapter)
+        cost.write_text(json.dumps({"tokens": trained.tokens, "flops": trained.flops}))
+        part.rename(taught)
     return taught, json.loads(cost.read_text())
 
 

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import os
 import shutil
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from blake3 import blake3
 
 from skillgraft.arithmetic.merge_schema import MergeRecipe
 from skillgraft.arithmetic.merging import as_recipe, merge
@@ -29,8 +31,6 @@ from skillgraft.errors import CheckpointError, DataError, RecipeError, did_you_m
 from skillgraft.evals.intervals import bootstrap
 from skillgraft.evals.overlap import shared_questions
 from skillgraft.skills.library import resolve_skill
-from skillgraft.support.atomic import replacing, write_text
-from skillgraft.support.digest import digest
 from skillgraft.tuning.algorithms import ALGORITHMS, Points
 from skillgraft.tuning.space import WEIGHTS, Range, Space, space_of
 from skillgraft.tuning.trials import LIKELIHOOD, Log, Look, open_log
@@ -145,7 +145,7 @@ def check_disjoint(questions: Sequence[Question], others: Sequence[Question]) ->
 
 
 def _digest(questions: Sequence[Question]) -> str:
-    return digest([[q.document, q.question, *q.answers] for q in questions])
+    return blake3(json.dumps([[q.document, q.question, *q.answers] for q in questions]).encode()).hexdigest()
 
 
 def _look(
@@ -244,7 +244,7 @@ def _finish(
     if not same or not (out / CHECKPOINT).is_dir():
         (out / RESULT_FILE).unlink(missing_ok=True)
         shutil.rmtree(out / CHECKPOINT, ignore_errors=True)
-        write_text(out / RECIPE_FILE, recipe_yaml(recipe, out))
+        _write_text(out / RECIPE_FILE, recipe_yaml(recipe, out))
         merge(recipe, out / CHECKPOINT, threads=threads)
     result = {
         "metric": dict(metric),
@@ -265,8 +265,9 @@ def _finish(
         if kept is None or kept["digest"] != digest_of_others:
             kept = {"digest": digest_of_others, **_report(space, recipe, others, metric, score)}
         result["report"] = kept
-    with replacing(out / RESULT_FILE) as part:
-        write_json(part, result)
+    part = (out / RESULT_FILE).with_suffix(".part")
+    write_json(part, result)
+    os.replace(part, out / RESULT_FILE)
     return result
 
 
@@ -308,3 +309,9 @@ def recipe_yaml(recipe: MergeRecipe, folder: Path) -> str:
     data["parameters"] = recipe.parameters.model_dump()
     data |= {key: value for key, value in (("dtype", recipe.dtype), ("allow", list(recipe.allow))) if value}
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=1000)
+
+
+def _write_text(file: Path, text: str) -> None:
+    part = file.with_suffix(".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, file)

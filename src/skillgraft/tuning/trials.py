@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -13,8 +14,6 @@ from typing import IO, Any
 from skillgraft.checkpoint.json_file import read_json_object, write_json
 from skillgraft.checkpoint.writer import BusyOutputError, storage_error
 from skillgraft.errors import CheckpointError, OutputExistsError, StorageError
-from skillgraft.support.atomic import replacing
-from skillgraft.support.lock import try_lock
 
 LIKELIHOOD = "answer_likelihood"
 """The smooth metric: see `evals.likelihood`."""
@@ -69,13 +68,16 @@ def open_log(directory: Path, settings: Mapping[str, Any]) -> Iterator[Log]:
     except OSError as error:
         raise StorageError(f"{directory} cannot be written: {error.strerror}; choose another output") from error
     with handle:
-        if not try_lock(handle):
-            raise BusyOutputError(f"{directory}: another process is searching there; wait for it or stop it")
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BusyOutputError(f"{directory}: another process is searching there; wait for it or stop it") from error
         if file.is_file():
             _check_settings(directory, read_json_object(file), json.loads(json.dumps(settings)))
         else:
-            with replacing(file) as part:
-                write_json(part, settings)
+            part = file.with_suffix(".part")
+            write_json(part, settings)
+            os.replace(part, file)
         try:
             yield Log(handle, _read(directory / LOG_FILE, handle))
         except OSError as error:

@@ -30,7 +30,7 @@ from skillgraft.arithmetic.merge_recipe import check_vector_method, parse_merge_
 from skillgraft.arithmetic.merge_schema import MergeRecipe
 from skillgraft.arithmetic.merging import Recorder, engine_for, write
 from skillgraft.arithmetic.plan import OUTPUT_DTYPES, Plan, plan_merge
-from skillgraft.arithmetic.stream import Engine, Sums
+from skillgraft.arithmetic.stream import Engine, Progress, Sums
 from skillgraft.checkpoint.layout import Layout
 from skillgraft.checkpoint.places import note_place
 from skillgraft.checkpoint.provenance import base_of
@@ -38,7 +38,6 @@ from skillgraft.errors import CheckpointError, RecipeError, did_you_mean
 from skillgraft.skills.compatibility import adapter_findings, match_base
 from skillgraft.skills.library import resolve_skill
 from skillgraft.skills.skill import Skill, load_skill
-from skillgraft.support.progress import NamedCounter
 
 NORM_TOLERANCE = 1e-3
 
@@ -60,7 +59,7 @@ def inject(
     dtype: str | None = None,
     threads: int | None = None,
     device: str = "cpu",
-    progress: NamedCounter | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Inject a skill: write θ = θ_target + λ·v as the new checkpoint `out` and return a report.
 
@@ -119,7 +118,7 @@ def inject_scales(
     dtype: str | None = None,
     threads: int | None = None,
     device: str = "cpu",
-    progress: NamedCounter | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Sweep λ: write one checkpoint per λ into the new directory `out` as `scale-<λ>`, reading target and skills once.
 
@@ -290,7 +289,7 @@ def _write(
     outputs: dict[str, float],
     threads: int | None,
     device: str,
-    progress: NamedCounter | None,
+    progress: Progress | None,
     record: Recorder,
 ) -> list[dict[str, Any]]:
     for scale in outputs.values():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from skillgraft.data.synthesis.prompt_templates import Style, read_styles
 from skillgraft.data.synthesis.requests import GIVEN, Rendering, Request, plan_requests, select
 from skillgraft.data.tasks import read_questions
 from skillgraft.settings.synthesis import SynthesisSettings
-from skillgraft.support.progress import Counter
+
+Progress = Callable[[int, int], None]
 
 
 def synthesize(
@@ -27,7 +28,7 @@ def synthesize(
     out: Path,
     work: Path,
     seed: int,
-    progress: Counter,
+    progress: Progress,
 ) -> dict[str, Any]:
     """Make the directory `out` with documents.jsonl, questions.jsonl, dropped.jsonl and leakage.json; return facts.
 
@@ -89,7 +90,7 @@ def _written(
     model: Path,
     work: Path,
     seed: int,
-    progress: Counter,
+    progress: Progress,
 ) -> tuple[list[Rendering], dict[str, Any]]:
     from skillgraft.data.chunks import chunks
     from skillgraft.models.loading import load_tokenizer
@@ -142,7 +143,7 @@ def _write_locally(
     tokenizer: Any,
     work: Path,
     kept: Kept,
-    progress: Counter,
+    progress: Progress,
 ) -> dict[str, Any]:
     from skillgraft.data.synthesis.local_writer import LocalWriter
     from skillgraft.models.precision import describe, one_precision

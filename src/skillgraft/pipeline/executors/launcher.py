@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from skillgraft import errors
 from skillgraft.errors import SkillgraftError
-from skillgraft.support.rank import RANK_KEPT, is_first
 
 if TYPE_CHECKING:
     from skillgraft.stages.context import Context, StageResult
@@ -43,6 +42,11 @@ measures pass rates before RL while the others wait."""
 
 GRACE_SECONDS = 30.0
 """How long after another's failure the first may stay in what it is doing: a GPU's collective waits for ever."""
+
+
+def is_first() -> bool:
+    """Return whether a launcher started this process as its first, or none did."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 @dataclass
@@ -255,7 +259,6 @@ def _meet() -> Team:
             f"WORLD_SIZE is {size}, but the other processes cannot be met ({error}); start them by accelerate launch "
             "or torchrun, or unset WORLD_SIZE"
         ) from error
-    os.environ[RANK_KEPT] = str(rank)
     variables = {name: os.environ.pop(name) for name in VARIABLES if name in os.environ}
     for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
         del os.environ[name]  # the recipe and the machine decide the precision
