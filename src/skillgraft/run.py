@@ -38,6 +38,7 @@ from skillgraft.pipeline.preflight import check_plan
 from skillgraft.pipeline.row_labels import DESCRIBE
 from skillgraft.recipe import schema
 from skillgraft.recipe.load import load_recipe
+from skillgraft.support.progress import NO_METRICS
 from skillgraft.support.resources import release_memory
 
 
@@ -163,7 +164,7 @@ def run_stage(
         before = _seconds_so_far(clock)
         said = [began]
 
-        def moved(step: int, steps: int, metrics: Mapping[str, float]) -> None:
+        def moved(step: int, steps: int, metrics: Mapping[str, float] = NO_METRICS, /) -> None:
             if time.monotonic() - said[0] > 10:  # a kill must not lose what the stage has cost so far
                 said[0] = time.monotonic()
                 clock.write_text(str(before + said[0] - began))

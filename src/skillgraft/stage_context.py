@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from skillgraft.recipe import schema
+from skillgraft.support.progress import Progress, silent
 
-Progress = Callable[[int, int, Mapping[str, float]], None]
 Stage = Callable[[Any, "Context"], dict[str, Any]]
 
 
@@ -28,7 +28,7 @@ class Context:
     seed: int
     recipe: str
     base_id: str | None = None
-    progress: Progress = lambda step, steps, metrics: None
+    progress: Progress = silent
     checkpoint_seconds: float = 300.0
     about: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     tracking: Path = Path("tracking")

@@ -7,7 +7,6 @@ Heavy libraries are imported when a stage runs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,6 @@ from skillgraft.data.slices import choose
 from skillgraft.recipe import schema
 from skillgraft.stage_context import Context, Stage, in_one_precision
 from skillgraft.training_stages import run_distil, run_rl, run_self_edit, run_sft, run_single_passage
-
-
-def _without_metrics(context: Context) -> Callable[[str, int, int], None]:
-    """Return the arithmetic's progress callback, which moves the stage's bar."""
-    return lambda name, done, total: context.progress(done, total, {})
 
 
 def run_extract(stage: schema.ExtractStage, context: Context) -> dict[str, Any]:
@@ -36,7 +30,7 @@ def run_extract(stage: schema.ExtractStage, context: Context) -> dict[str, Any]:
         recipe=context.recipe,
         seed=context.seed,
         licence=stage.licence,
-        progress=_without_metrics(context),
+        progress=context.progress,
     )
     return _skill_facts(skill, context.out)
 
@@ -67,7 +61,7 @@ def run_inject(stage: schema.InjectStage, context: Context) -> dict[str, Any]:
         scales=stage.scales,
         method=stage.method,
         parameters=stage.parameters,
-        progress=_without_metrics(context),
+        progress=context.progress,
     )
     return {"scale": stage.scale, **{k: v for k, v in report.items() if k != "tensors"}}
 
@@ -85,7 +79,7 @@ def run_eval(stage: schema.EvalStage, context: Context) -> dict[str, Any]:
         Asked(stage, questions, every, context.seed),
         context.inputs,
         context.work,
-        lambda done, of: context.progress(done, of, {}),
+        context.progress,
     )
     about = {name: {"model": name, **context.about[name]} for name in raws}
     labels = {name: about[name]["label"] for name in raws}
@@ -115,7 +109,7 @@ def run_synthesize(stage: schema.SynthesizeStage, context: Context) -> dict[str,
         out=context.out,
         work=context.work,
         seed=context.seed,
-        progress=lambda done, of: context.progress(done, of, {}),
+        progress=context.progress,
     )
 
 
@@ -144,7 +138,7 @@ def run_mix(stage: schema.MixStage, context: Context) -> dict[str, Any]:
         max_new_tokens=stage.max_new_tokens,
         batch_size=stage.batch_size,
         seed=context.seed,
-        progress=lambda done, of: context.progress(done, of, {}),
+        progress=context.progress,
     )
     facts = write_mixed(questions, answers, context.out)
     return {**facts, "flops": 2.0 * count_parameters(model) * facts["tokens"], "precision": describe()}

@@ -34,7 +34,7 @@ def _tracked(stage: Grows | schema.SinglePassageStage, context: Context) -> Iter
 @contextlib.contextmanager
 def _training(stage: Grows, context: Context) -> Iterator[dict[str, Any]]:
     """Yield what every trainer is told, and write into the checkpoint that it makes what that comes from."""
-    from skillgraft.train.data_parallel import is_first, processes
+    from skillgraft.support.rank import is_first, processes
 
     context.out.mkdir(exist_ok=processes() > 1)
     start = context.inputs[stage.from_]
@@ -61,7 +61,7 @@ def _training(stage: Grows, context: Context) -> Iterator[dict[str, Any]]:
 
 def _facts(trained: Any) -> dict[str, Any]:
     """Return what is recorded of all training: what it cost, and what it ran on."""
-    from skillgraft.train.data_parallel import processes
+    from skillgraft.support.rank import processes
     from skillgraft.train.precision import describe
 
     return {"tokens": trained.tokens, "flops": trained.flops, "precision": describe(), "processes": processes()}

@@ -16,7 +16,7 @@ from skillgraft.skills import load_skill
 from skillgraft.skills.compression import describe, directory_bytes, pack, record_scores
 from skillgraft.skills.compression.encoding import half, narrowest
 from skillgraft.skills.compression.settings import PackSettings, parse_size
-from skillgraft.skills.module_kinds import module_kind
+from skillgraft.skills.modules import module_kind
 from skillgraft.skills.summary import skill_facts
 from skillgraft.skills.to_peft import convert_to_peft
 from skillgraft.support import resources
@@ -306,7 +306,7 @@ class Progress:
     def __init__(self, done):
         self.done = done
 
-    def __call__(self, name, done, total):
+    def __call__(self, done, total):
         self.done.append((done, total))
 
 

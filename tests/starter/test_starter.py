@@ -19,7 +19,7 @@ from skillgraft.pipeline.estimate import BYTES_PER_TOKEN
 from skillgraft.pipeline.plan import plan
 from skillgraft.pipeline.preflight import check_trainers
 from skillgraft.recipe.load import load_recipe
-from skillgraft.skills.shipped import RECALL
+from skillgraft.skills.names import RECALL
 from skillgraft.starter import look, write_recipe
 from skillgraft.starter.write import recipe_name
 from skillgraft.support.resources import Memory

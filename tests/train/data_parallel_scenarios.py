@@ -15,6 +15,7 @@ from skillgraft import run
 from skillgraft.data.documents import Document, Question
 from skillgraft.errors import SkillgraftError
 from skillgraft.pipeline.executors.launcher import VARIABLES, _meet
+from skillgraft.support.rank import processes
 from skillgraft.train import data_parallel, pass_rates
 from skillgraft.train.algorithms import Grpo, Rloo
 from skillgraft.train.callbacks import KeepAlive
@@ -165,7 +166,7 @@ def stopped_in(this_process, step):
     def on_step_end(self, args, state, control, **others):
         if this_process and state.global_step == step and not sent:
             sent.append(True)
-            os.kill(os.getpid(), signal.SIGTERM if data_parallel.processes() > 1 else signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM if processes() > 1 else signal.SIGINT)
         return original(self, args, state, control, **others)
 
     KeepAlive.on_step_end = on_step_end

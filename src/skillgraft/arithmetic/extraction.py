@@ -32,7 +32,6 @@ from skillgraft.arithmetic.merge_recipe import Linear
 from skillgraft.arithmetic.methods import METHODS, Method
 from skillgraft.arithmetic.norms import product_norm, sum_of_squares
 from skillgraft.arithmetic.plan import Operand, TensorPlan, Term
-from skillgraft.arithmetic.stream import Progress
 from skillgraft.arithmetic.tensor_sources import Stored
 from skillgraft.arithmetic.tiles import Tile, cut, default_threads, each_tile
 from skillgraft.checkpoint.fingerprint import recorded_sha256
@@ -48,6 +47,7 @@ from skillgraft.skills.forms import DENSE, LOWRANK, Storage, decode_lowrank, sto
 from skillgraft.skills.manifest import SKILL_FORMULA, CheckpointReference, Manifest, TensorEntry
 from skillgraft.skills.sketch import sketch_weights
 from skillgraft.skills.skill import WEIGHTS_FILE, Skill, load_skill, write_skill_description
+from skillgraft.support.progress import Progress
 
 SKILL_DTYPES = {"float32": "F32", "bfloat16": "BF16"}
 
@@ -80,7 +80,7 @@ def extract(
     `rl` is a full checkpoint; a checkpoint with its LoRA adapter in `adapter/`, whose factors are then kept exactly
     (checked against the full weights); or a PEFT adapter directory. `dtype` is the storage: float32, or bfloat16 at
     half the size with its `reconstruction_error` in the manifest. `domain`, `recipe`, `seed`, `licence` and `language`
-    (ISO 639) are recorded. `progress` is called after each tensor with its name, the elements done and all of them.
+    (ISO 639) are recorded. `progress` is called after each tensor with the elements done and all of them.
     Memory holds a few tiles of each model.
 
     Raises `MissingPathError`, `CheckpointError`, `CompatibilityError` (operands that don't match, NaN or infinity, or
@@ -162,7 +162,7 @@ def _stream(
                 _keep_dense(operands, name, code, file, record, files, scratches)
             done += sizes[name]
             if progress is not None:
-                progress(name, done, sum(sizes.values()))
+                progress(done, sum(sizes.values()))
     return record
 
 

@@ -18,11 +18,12 @@ from skillgraft.arithmetic.plan import Plan, plan_merge
 from skillgraft.arithmetic.sidecar_files import copy_companions, stated_dtype
 from skillgraft.arithmetic.statistics.first_pass import gather_facts
 from skillgraft.arithmetic.statistics.score_pass import findings
-from skillgraft.arithmetic.stream import Compute, Machine, Output, Progress, Sums, stream
+from skillgraft.arithmetic.stream import Compute, Machine, Output, Sums, stream
 from skillgraft.arithmetic.tiles import TILE_ELEMENTS, default_threads
 from skillgraft.checkpoint.provenance import base_of, write_provenance
 from skillgraft.checkpoint.writer import resumable_directory
 from skillgraft.errors import RecipeError
+from skillgraft.support.progress import Progress
 
 ENGINE_VERSION = 1
 """Raised when the same plan would give other bytes: half-finished work of an older version is not gone on with."""

@@ -30,9 +30,7 @@ from skillgraft.checkpoint.header import DTYPE_BYTES
 from skillgraft.checkpoint.tensor_io import TORCH_NAMES
 from skillgraft.checkpoint.weights import ShardFile, write_index
 from skillgraft.errors import CompatibilityError
-
-Progress = Callable[[str, int, int], None]
-"""Called after each tile with the tensor's name, the bytes read and written so far, and all that will be."""
+from skillgraft.support.progress import Progress
 
 Sums = dict[str, tuple[float, float]]
 """Per tensor (‖stored − exact‖², ‖change‖² at λ = 1), in fp64."""
@@ -99,7 +97,7 @@ def stream(
                     sums[number] |= kept
                     left.remove((number, output))
             if not left:
-                done.add(file.name, sum(tensor.target.nbytes for tensor in tensors))
+                done.add(sum(tensor.target.nbytes for tensor in tensors))
                 continue
             found = _write_shard(plan, facts, file.name, tensors, [o for _, o in left], machine, files, scratches, done)
             for (number, output), shard_sums in zip(left, found, strict=True):
@@ -120,10 +118,10 @@ class _Count:
     total: int
     done: int = 0
 
-    def add(self, name: str, count: int) -> None:
+    def add(self, count: int) -> None:
         self.done += count
         if self.progress is not None:
-            self.progress(name, min(self.done, self.total), self.total)
+            self.progress(min(self.done, self.total), self.total)
 
 
 def _write_shard(
@@ -150,7 +148,7 @@ def _write_shard(
             operands = sum(tile.stop <= operand.elements for operand in tensor.operands)
             width = tensor.target.nbytes / max(1, tensor.target.elements) * (1 + operands)
             written = DTYPE_BYTES[tensor.spec.dtype] * len(outputs)
-            done.add(tensor.spec.name, round((tile.stop - tile.start) * (width + written)))
+            done.add(round((tile.stop - tile.start) * (width + written)))
 
         each_tile(tiles_of(tensors), visit, threads=len(scratches), scratches=scratches)
     finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +14,7 @@ import typer
 from skillgraft.cli.completion import complete_methods, complete_recipes, complete_skills
 from skillgraft.cli.console import err_console, out_console, print_or_write
 from skillgraft.errors import OutputExistsError, RecipeError
+from skillgraft.support.progress import NO_METRICS, Progress
 
 if TYPE_CHECKING:
     from skillgraft.arithmetic.merge_recipe import MergeRecipe
@@ -401,20 +402,20 @@ def _say(text: str) -> None:
 
 
 @contextmanager
-def _progress(what: str, silent: bool, unit: str = "bytes") -> Iterator[Callable[[str, int, int], None] | None]:
+def _progress(what: str, silent: bool, unit: str = "bytes") -> Iterator[Progress | None]:
     """Yield a callback that draws a bar with the rate on a terminal; None where nobody watches."""
     if silent or not err_console.is_terminal:
         yield None
         return
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich import progress as bars
 
-    rate = (DownloadColumn(), TransferSpeedColumn()) if unit == "bytes" else ()
-    columns = (TextColumn("{task.description}"), BarColumn(), *rate, TimeRemainingColumn())
-    with Progress(*columns, console=err_console, transient=True) as bar:
+    rate = (bars.DownloadColumn(), bars.TransferSpeedColumn()) if unit == "bytes" else ()
+    columns = (bars.TextColumn("{task.description}"), bars.BarColumn(), *rate, bars.TimeRemainingColumn())
+    with bars.Progress(*columns, console=err_console, transient=True) as bar:
         task = bar.add_task(what, total=None)
 
-        def moved(name: str, done: int, total: int) -> None:
+        def show(done: int, total: int, metrics: Mapping[str, float] = NO_METRICS, /) -> None:
             if total:
                 bar.update(task, completed=done, total=total)
 
-        yield moved
+        yield show

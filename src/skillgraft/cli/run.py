@@ -39,9 +39,9 @@ def run(
     """
     from skillgraft import run as run_recipe
     from skillgraft.pipeline import observers
-    from skillgraft.pipeline.executors import launcher
+    from skillgraft.support.rank import is_first
 
-    if not launcher.is_first():  # it helps the first, which shows how the run goes
+    if not is_first():  # it helps the first, which shows how the run goes
         if not dry_run:
             run_recipe(recipe)
         return

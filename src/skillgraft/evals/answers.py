@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from skillgraft.evals.likelihood import batches
 from skillgraft.evals.retention import measure
 from skillgraft.evals.tasks import read_retention
 from skillgraft.settings.evaluation import RetentionSettings
+from skillgraft.support.progress import Progress
 from skillgraft.train.common import count_parameters, load_model, load_tokenizer
 from skillgraft.train.precision import bf16_pays, device
 from skillgraft.train.prompts import Prompt, as_prompt, encode_prompts
@@ -37,7 +38,7 @@ def answer(
     questions: Sequence[Question],
     max_new_tokens: int,
     batch_size: int,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     prompts: Sequence[Prompt] | None = None,
 ) -> tuple[list[str], int]:
     """Return the greedy answers in the questions' order, and the number of tokens that went through the model.
@@ -70,7 +71,7 @@ def answer_and_score(
     *,
     max_new_tokens: int,
     batch_size: int,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     prompts: Sequence[Prompt] | None = None,
 ) -> dict[str, Any]:
     """Return `answers`, per-question `scores` by metric, and the cost of answering: `seconds`, `flops`."""
@@ -96,7 +97,7 @@ def evaluate_checkpoint(
     max_new_tokens: int = 32,
     batch_size: int = 64,
     retention: bool | RetentionSettings = True,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Return one model's raw result: that of `answer_and_score`, and of `retention.measure` where that is asked for."""
     measured = read_retention(retention)

@@ -25,10 +25,9 @@ from skillgraft.evals.retention import measure
 from skillgraft.evals.tasks import Retention, read_retention
 from skillgraft.recipe.schema import EvalStage
 from skillgraft.settings.evaluation import EvalRow
-from skillgraft.support.resume import kept_in
+from skillgraft.support.progress import NO_METRICS, Progress
+from skillgraft.support.resume import load_or_compute
 from skillgraft.train.prompts import Prompt, as_prompt, encode_prompts
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -97,6 +96,10 @@ def _answered(
     progress: Callable[[int], None],
 ) -> dict[str, Any]:
     """Return a row's answers, scores and cost (loading included), what its prompts took and what retrieval found."""
+
+    def count(done: int, total: int, metrics: Mapping[str, float] = NO_METRICS, /) -> None:
+        progress(done)
+
     start = time.monotonic()
     model, tokenizer = loaded()
     prompts, facts = row_prompts(asked, row, tokenizer)
@@ -107,7 +110,7 @@ def _answered(
         asked.questions,
         max_new_tokens=asked.stage.max_new_tokens,
         batch_size=asked.stage.batch_size,
-        progress=lambda done, of: progress(done),
+        progress=count,
         prompts=prompts,
     )
     return raw | facts | {"prompt_tokens": sum(sizes) / len(sizes), "seconds": time.monotonic() - start}
@@ -156,4 +159,4 @@ def _file(place: Path, name: str) -> Path:
 
 def kept(place: Path, name: str, compute: Callable[[], Any]) -> Any:
     """Return what `compute` returns, as JSON; what an earlier run kept under this name is not computed again."""
-    return kept_in(_file(place, name), compute)
+    return load_or_compute(_file(place, name), compute)

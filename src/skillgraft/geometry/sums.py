@@ -16,12 +16,12 @@ import numpy as np
 
 from skillgraft.arithmetic.buffers import Files, Scratch
 from skillgraft.arithmetic.kernels import native
-from skillgraft.arithmetic.stream import Progress
 from skillgraft.arithmetic.tiles import Tile, cut, each_tile
 from skillgraft.checkpoint.header import DTYPE_BYTES
 from skillgraft.errors import CompatibilityError
 from skillgraft.geometry.native import DOT, FOURTH, OPPOSITE, SAME, compare_tile
 from skillgraft.geometry.plan import ComparedTensor, ComparePlan
+from skillgraft.support.progress import Progress
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -80,7 +80,7 @@ def sum_tensors(plan: ComparePlan, threads: int, progress: Progress | None = Non
                 done += sum(leaf.nbytes * (tile.stop - tile.start) for leaf in gathering.tensor.leaves) // max(
                     1, gathering.tensor.elements
                 )
-                progress(gathering.tensor.name, done, total)
+                progress(done, total)
 
     scratches = [Scratch() for _ in range(threads)]
     with Files(plan.versions) as files:

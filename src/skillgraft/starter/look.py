@@ -13,7 +13,7 @@ from skillgraft.checkpoint.tokenizer import TOKENIZER_FILE, tokenizer_identity
 from skillgraft.data.documents import Document, check_questions, read_documents, read_questions
 from skillgraft.errors import CheckpointError, CompatibilityError, DataError, MissingPathError
 from skillgraft.pipeline.estimate import BYTES_PER_TOKEN, training_needs
-from skillgraft.skills.shipped import RECALL, shipped_skills
+from skillgraft.skills.names import RECALL, shipped_skills
 from skillgraft.support.resources import Memory
 
 QUESTIONS, DOCUMENTS = "questions.jsonl", "documents.jsonl"

@@ -15,7 +15,7 @@ import yaml
 from skillgraft.checkpoint.default_model import DEFAULT_BASE
 from skillgraft.pipeline.observers import clock
 from skillgraft.recipe.schema import is_local
-from skillgraft.skills.shipped import ANSWER_FORMAT, RECALL
+from skillgraft.skills.names import ANSWER_FORMAT, RECALL
 from skillgraft.starter.look import QUESTIONS, Cost, Start
 
 GENERIC = {"", "documents", "docs", "data", "target", "source", "text", "texts", "train", "stages"}

@@ -26,7 +26,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from skillgraft.errors import RecipeError, did_you_mean
-from skillgraft.train.data_parallel import processes
+from skillgraft.support.rank import processes
 from skillgraft.train.precision import bf16_pays, device
 
 RESERVED = {

@@ -43,7 +43,8 @@ from skillgraft.data.documents import INSTRUCTION, Document, Question
 from skillgraft.data.synthesis.teacher_prompts import by_document, tell_about, with_context
 from skillgraft.distil_settings import LONGEST_ANSWER
 from skillgraft.errors import DataError, RecipeError, TrainingError
-from skillgraft.train.callbacks import KeepAlive, Progress, newest_checkpoint, read_log, stop_on_interrupt
+from skillgraft.support.progress import Progress
+from skillgraft.train.callbacks import KeepAlive, newest_checkpoint, read_log, stop_on_interrupt
 from skillgraft.train.common import (
     check_at_least,
     count_parameters,

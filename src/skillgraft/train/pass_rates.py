@@ -18,7 +18,8 @@ from trl import GRPOConfig
 from skillgraft.data.documents import Question
 from skillgraft.data.metrics import containment
 from skillgraft.errors import TrainingError
-from skillgraft.train.callbacks import Progress
+from skillgraft.support.progress import Progress
+from skillgraft.support.resume import load_or_compute
 from skillgraft.train.precision import device
 from skillgraft.train.prompts import encode
 
@@ -46,13 +47,7 @@ def answered_sometimes(
     Raises:
         TrainingError: no question is left.
     """
-    file = workdir / RATES
-    if not file.exists():
-        rates = pass_rates(load(), tokenizer, questions, samples, args, progress)
-        part = file.with_suffix(".part")
-        part.write_text(json.dumps(rates))
-        part.rename(file)
-    rates = json.loads(file.read_text())
+    rates = load_or_compute(workdir / RATES, lambda: pass_rates(load(), tokenizer, questions, samples, args, progress))
     kept = [question for question, rate in zip(questions, rates, strict=True) if 0 < rate < 1]
     if not kept:
         raise TrainingError(
@@ -108,6 +103,6 @@ def pass_rates(
             answers = texts[place * samples : (place + 1) * samples]
             rates[row] = sum(containment(text, questions[row].answers) for text in answers) / samples
         if progress:
-            progress(min(start + step, len(questions)), len(questions), {})
+            progress(min(start + step, len(questions)), len(questions))
     model.train()
     return rates

@@ -21,11 +21,13 @@ from skillgraft.adapters.lora import fitting_lora, save_trained
 from skillgraft.data.documents import Document, Question
 from skillgraft.errors import TrainingError
 from skillgraft.settings.text import WHOLE, TextSettings
-from skillgraft.train.callbacks import KeepAlive, Progress, newest_checkpoint, read_log, stop_on_interrupt
+from skillgraft.support.progress import Progress
+from skillgraft.support.rank import is_first
+from skillgraft.train.callbacks import KeepAlive, newest_checkpoint, read_log, stop_on_interrupt
 from skillgraft.train.common import check_at_least, count_parameters, load_model, load_tokenizer, trainer_arguments
 from skillgraft.train.cpu.fused_logprobs import fast_head
 from skillgraft.train.cpu.varlen_attention import ragged_batches
-from skillgraft.train.data_parallel import first_before_others, is_first, shared_batches
+from skillgraft.train.data_parallel import first_before_others, shared_batches
 from skillgraft.train.examples import Row, document_rows, learnt_tokens, question_rows, replay_rows
 
 DEFAULTS: dict[str, Any] = {

@@ -21,7 +21,7 @@ from skillgraft.arithmetic.plan import plan_merge
 from skillgraft.data.passages import Passage
 from skillgraft.errors import TrainingError
 from skillgraft.settings.text import TextSettings
-from skillgraft.train.callbacks import Progress
+from skillgraft.support.progress import Progress
 from skillgraft.train.common import load_model, load_tokenizer
 from skillgraft.train.examples import document_rows
 from skillgraft.train.precision import bf16_pays, device

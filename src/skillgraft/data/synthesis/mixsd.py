@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from skillgraft.data.synthesis.generation import Kept
 from skillgraft.data.synthesis.local_writer import GumbelNoise, ends_of
 from skillgraft.data.synthesis.teacher_prompts import by_document, with_context
 from skillgraft.errors import DataError
+from skillgraft.support.progress import Progress
 from skillgraft.train.prompts import encode
 
 
@@ -118,7 +119,7 @@ def mix_questions(
     max_new_tokens: int,
     batch_size: int,
     seed: int,
-    progress: Callable[[int, int], None],
+    progress: Progress,
 ) -> list[dict[str, Any]]:
     """Return for every question its mixed answer, whether it holds the gold one, and in which attempt it came.
 

@@ -25,7 +25,7 @@ from skillgraft.skills.compression.deltas import check_memory, energies_of, larg
 from skillgraft.skills.compression.settings import DEFAULT_DENSITY, PACK_DTYPES, PackSettings
 from skillgraft.skills.compression.side_by_side import side_by_side
 from skillgraft.skills.forms import packed, sparse
-from skillgraft.skills.module_kinds import module_kind
+from skillgraft.skills.modules import module_kind
 from skillgraft.skills.skill import Skill
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ instead of a rate of 1e7; and the k largest γ are kept instead of those above o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from skillgraft.data.documents import Question
 from skillgraft.errors import CompatibilityError
+from skillgraft.support.progress import Progress, silent
 from skillgraft.train.common import load_model, load_tokenizer
 from skillgraft.train.precision import device
 from skillgraft.train.prompts import encode
@@ -66,7 +67,7 @@ def optimise_mask(
     *,
     steps: int,
     seed: int = 0,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = silent,
 ) -> dict[str, Bool[Tensor, "*shape"]]:
     """Return the mask of `count` elements after `steps` steps on the loss of the questions' first answers.
 
