@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE = 1
 
-.PHONY: quickstart test test-slow check docs install clean
+.PHONY: quickstart test test-slow check lint docs install clean
 
 install: $(VENV)/.installed
 
@@ -18,16 +18,22 @@ $(VENV)/.installed: pyproject.toml requirements.txt
 quickstart: install
 	$(BIN)/skillgraft run recipes/quickstart.yaml
 
-test: check
-	$(BIN)/python -m pytest
+# Workers of the tests: as many as there are cores.
+PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal
 
-check: install
+test: lint
+	$(PYTEST) --durations 25 --durations-min 1
+
+check: lint
+	$(PYTEST) -m "not slow and not docs and not process and not train"
+
+lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 test-slow: install
-	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=$$($(BIN)/python -c 'import os; print(os.cpu_count())') $(BIN)/python -m pytest -m slow
 
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --clean

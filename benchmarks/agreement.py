@@ -75,12 +75,12 @@ def definition(case: str, inputs: Path, tensor: str) -> np.ndarray | None:
 
 
 def unexplained(inputs: Path, tensor: str, differing: np.ndarray) -> int:
-    """How many differing elements of a TIES merge are not of the magnitude at which one operand was cut."""
+    """Count the differing elements of a TIES merge that are not of the magnitude at which one operand was cut."""
     base = operand(inputs, "base", tensor)
     for name in ("a", "b"):
         magnitude = np.abs(operand(inputs, name, tensor) - base)
-        kept = max(1, int(TIES_DENSITY * magnitude.size))
-        threshold = np.partition(magnitude, magnitude.size - kept)[magnitude.size - kept]
+        rank = max(1, int(TIES_DENSITY * magnitude.size))
+        threshold = np.partition(magnitude, magnitude.size - rank)[magnitude.size - rank]
         differing = differing & (magnitude != threshold)
     return int(differing.sum())
 

@@ -143,7 +143,7 @@ def make(folder: Path, size: str, seed: int) -> None:
         (folder / name).mkdir(parents=True)
     write_models(folder, shape, seed)
     write_adapter(folder, shape, seed)
-    write_companions([folder / name for name in MODELS], shape, seed)
+    write_sidecar_files([folder / name for name in MODELS], shape, seed)
     (folder / SPEC_FILE).write_text(json.dumps(specification(size, seed), indent=2))
 
 
@@ -198,7 +198,7 @@ def write_adapter(folder: Path, shape: Shape, seed: int) -> None:
     (folder / ADAPTER / "adapter_config.json").write_text(json.dumps(config, indent=2))
 
 
-def write_companions(folders: list[Path], shape: Shape, seed: int) -> None:
+def write_sidecar_files(folders: list[Path], shape: Shape, seed: int) -> None:
     """Write config and a tokenizer that was trained to the size of the vocabulary."""
     import tokenizers
     from transformers import LlamaConfig, PreTrainedTokenizerFast

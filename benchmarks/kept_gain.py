@@ -18,14 +18,14 @@ from typing import Any
 
 from skillgraft.arithmetic import inject
 from skillgraft.checkpoint.fingerprint import fingerprint_file
-from skillgraft.data.documents import read_questions
+from skillgraft.compression import describe, pack
+from skillgraft.compression.gain import kept_share
 from skillgraft.data.metrics import METRICS
+from skillgraft.data.tasks import read_questions
 from skillgraft.evals.answers import evaluate_checkpoint
 from skillgraft.evals.intervals import bootstrap
+from skillgraft.models.precision import describe as precision
 from skillgraft.skills import load_skill
-from skillgraft.skills.compression import describe, pack
-from skillgraft.skills.compression.gain import kept_share
-from skillgraft.train.precision import describe as precision
 
 POINTS: list[tuple[str, dict[str, Any]]] = [
     ("packed", {"share": 0.01}),

@@ -49,7 +49,7 @@ COLD = 0.02  # a run that took this part of its operands from the disk is pointe
 
 @dataclass(frozen=True)
 class Case:
-    """One merge: which folders it reads, and what each program is asked."""
+    """One merge: the folders that it reads, and the recipe of each program."""
 
     operands: tuple[str, ...]
     recipe: Callable[[Path], dict[str, Any]] | None  # None: `skillgraft inject` of the adapter
@@ -102,7 +102,7 @@ CASES = {
 
 @dataclass
 class Bench:
-    """One session: where things lie, how programs are started, and what was measured so far."""
+    """One session: folders, how programs are started, and the measurements so far."""
 
     arguments: argparse.Namespace
     size: str
@@ -192,16 +192,16 @@ def warm_up(bench: Bench) -> None:
 
 
 def programs(bench: Bench, name: str) -> dict[str, Callable[[], Run]]:
-    """What runs in every round, beside the floor."""
+    """The programs of every round, beside the floor."""
     case, arguments = CASES[name], bench.arguments
-    found: dict[str, Callable[[], Run]] = {}
+    programs: dict[str, Callable[[], Run]] = {}
     if not arguments.skip_skillgraft:
-        found["skillgraft"] = lambda: run_skillgraft(bench, name, case)
+        programs["skillgraft"] = lambda: run_skillgraft(bench, name, case)
     if not arguments.skip_mergekit:
         for number, more in enumerate(arguments.mergekit_args):
             label = "mergekit" if number == 0 else f"mergekit {more or 'without more arguments'}"
-            found[label] = functools.partial(run_mergekit, bench, name, case, arguments.mergekit_dtype, more)
-    return found
+            programs[label] = functools.partial(run_mergekit, bench, name, case, arguments.mergekit_dtype, more)
+    return programs
 
 
 def measured(bench: Bench, case: Case, program: str, run: Callable[[], Run], samples: Path | None = None) -> Run:
@@ -328,10 +328,10 @@ def parse() -> argparse.Namespace:
     if arguments.rounds < 1:
         parser.error("--rounds must be at least 1")
     if not arguments.skip_mergekit:
-        found = shutil.which(arguments.mergekit)
-        if found is None:
+        executable = shutil.which(arguments.mergekit)
+        if executable is None:
             parser.error(f"{arguments.mergekit} was not found; give --mergekit or --skip-mergekit")
-        arguments.mergekit = found
+        arguments.mergekit = executable
     return arguments
 
 

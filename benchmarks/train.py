@@ -69,8 +69,9 @@ def contiguous_head(model: Any) -> None:
 
 
 def rows(spec: dict[str, Any], tokenizer: Any) -> list[dict[str, Any]]:
-    from skillgraft.data.documents import read_documents, read_questions
-    from skillgraft.train.prompts import as_prompt
+    from skillgraft.data.documents import read_documents
+    from skillgraft.data.tasks import read_questions
+    from skillgraft.models.prompts import as_prompt
 
     if spec["task"] == "sft":
         documents = read_documents(Path(spec["documents"]))
@@ -115,7 +116,8 @@ def run_trl(spec: dict[str, Any], log: Any) -> None:
 
 
 def run_skillgraft(spec: dict[str, Any], log: Any) -> None:
-    from skillgraft.data.documents import read_documents, read_questions
+    from skillgraft.data.documents import read_documents
+    from skillgraft.data.tasks import read_questions
     from skillgraft.train import sft
     from skillgraft.train.rl import train_rl
 
@@ -137,7 +139,7 @@ def run_skillgraft(spec: dict[str, Any], log: Any) -> None:
 
 def child(spec: dict[str, Any]) -> None:
     """Run one side and write its steps into spec["result"]."""
-    from skillgraft.train.precision import describe
+    from skillgraft.models.precision import describe
 
     steps: dict[int, dict[str, float]] = {}
 

@@ -20,9 +20,15 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Name a file of the repository that lies outside of the pages, such as a recipe, instead of linking to it."""
+    """Name a file of the repository that lies outside of the pages, such as a recipe, instead of linking to it.
+
+    Links of PAPERS.md and CHANGELOG.md, which are pages too, are relative to the repository.
+    """
     docs = Path(config.docs_dir)
     inside = {"PAPERS.md": "explanation/papers.md", "CHANGELOG.md": "changelog.md"}
+    up = "../" * page.file.src_uri.count("/")
+    if page.file.src_uri in inside.values():
+        return markdown.replace("](docs/", f"]({up}")
 
     def named(match: re.Match[str]) -> str:
         target = (docs / page.file.src_uri).parent / match[2]
@@ -31,7 +37,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             return match[0]
         path = place.relative_to(docs.parent).as_posix()
         if path in inside:
-            return f"[{match[1]}]({'../' * page.file.src_uri.count('/')}{inside[path]})"
+            return f"[{match[1]}]({up}{inside[path]})"
         return match[1] if path in match[1] else f"{match[1]} (`{path}`)"
 
     return _LINK.sub(named, markdown)

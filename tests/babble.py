@@ -13,7 +13,7 @@ def babbling_checkpoint(path, seed=0):
     tokenizer = tiny_tokenizer()
     generator = torch.Generator().manual_seed(seed)
     embedding = tensors["model.embed_tokens.weight"]
-    words = [i for token, i in tokenizer.get_vocab().items() if token[0] == "Ġ" and len(token) > 3]
+    words = sorted(i for token, i in tokenizer.get_vocab().items() if token[0] == "Ġ" and len(token) > 3)
     noise = torch.randn(embedding.shape, generator=generator)
     direction = torch.ones(embedding.shape[1])
     tensors["model.embed_tokens.weight"] = direction + 0.5 * noise

@@ -50,7 +50,7 @@ def tiny_recipe(directory, *, sft_steps=6, rl_steps=3, **stages):
                 "from": "sft",
                 "questions": "data/questions.jsonl",
                 "reward": {"tests.domains.own_reward.vowels": 1.0},
-                "lora": {"r": 2},
+                "adapt": {"kind": "lora", "r": 2},
                 "trainer": rl_trainer,
             },
             "skill": {"kind": "extract", "rl": "rl", "sft": "sft"},

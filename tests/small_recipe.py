@@ -73,7 +73,7 @@ SHRINK = {
     "sft": _sft,
     "rl": _rl,
     "refine": _refine,
-    "distil": _distil,
+    "distill": _distil,
     "synthesize": _synthesize,
     "self_edit": _self_edit,
     "single_passage": _single_passage,

@@ -1,9 +1,8 @@
 import json
-import multiprocessing
-import os
 import random
 import shutil
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,22 +14,21 @@ from skillgraft.pipeline.plan import plan
 from skillgraft.report import read_report
 from skillgraft.report.gather import renew
 from skillgraft.run import prepare
-from skillgraft.stages import STAGES
+from skillgraft.stages import KINDS
+from skillgraft.stages.context import StageResult
+from tests.children import children, run_alone
 from tests.recipes import tiny_recipe
 from tests.tiny import weights
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A tiny recipe run once, without interruption."""
-    folder = tmp_path_factory.mktemp("finished")
-    os.environ["SKILLGRAFT_CACHE"] = str(folder / "cache")
-    recipe = tiny_recipe(folder)
-    return recipe, run(recipe, runs=folder / "runs")
+@pytest.fixture
+def mine(finished, tmp_path):
+    """A finished run of this test's own: one that it may run again."""
+    return finished.copy(tmp_path / "mine")
 
 
 def test_the_whole_path(finished):
-    _, result = finished
+    result = finished.result
     assert list(result.stages) == ["sft", "rl", "skill", "random", "grafted", "control", "scores"]
     sft, rl, grafted = (weights(result.stages[name]) for name in ("sft", "rl", "grafted"))
     skill = load_skill(result.stages["skill"])
@@ -46,7 +44,7 @@ def test_the_whole_path(finished):
 
 
 def test_run_directory(finished):
-    _, result = finished
+    result = finished.result
     assert result.report.name == "report.html"
     manifest = json.loads((result.directory / "run.json").read_text())
     assert [stage["cached"] for stage in manifest["stages"]] == [False] * 7
@@ -58,7 +56,7 @@ def test_run_directory(finished):
 
 
 def test_the_report_says_where_the_change_sits(finished):
-    _, result = finished
+    result = finished.result
     facts = read_report(result.directory)
     assert [(one["label"], one["stage"]) for one in facts["geometry"]["vectors"]] == [
         ("SFT", "sft"),
@@ -75,8 +73,8 @@ def test_the_report_says_where_the_change_sits(finished):
     assert rows == {"base": None, "SFT": None, "SFT + skill (λ = 1)": "SFT", "SFT + random vector": "SFT"}
 
 
-def test_a_stage_of_several_skills(finished):
-    recipe, result = finished
+def test_a_stage_of_several_skills(mine):
+    recipe, result = mine.recipe, mine.result
     both = [{"skill": "skill", "scale": 0.5}, {"skill": "random", "scale": 2.0}]
     changed = tiny_recipe(recipe.parent, both={"kind": "inject", "target": "sft", "skills": both, "scale": 2})
     stages = {stage.name: stage for stage in prepare(changed, [], result.directory.parent, print)[2]}
@@ -97,11 +95,10 @@ def test_a_stage_of_several_skills(finished):
         ("both ← skill", 1),
         ("both ← random", 4),
     ]
-    tiny_recipe(recipe.parent)
 
 
-def test_second_run_is_cached(finished):
-    recipe, result = finished
+def test_second_run_is_cached(mine):
+    recipe, result = mine.recipe, mine.result
     before = {name: (path / "stage.json").stat().st_mtime_ns for name, path in result.stages.items()}
     again = run(recipe, runs=result.directory.parent)
     assert again.cached
@@ -114,7 +111,7 @@ def keys(recipe, base, overrides=()):
 
 
 def test_addresses_follow_what_decides_a_result(finished, tmp_path):
-    recipe, _ = finished
+    recipe = finished.recipe
     before = keys(recipe, recipe.parent / "base")
     changed = keys(recipe, recipe.parent / "base", ["grafted.scale=0.5"])
     assert {name for name in before if before[name] != changed[name]} == {"grafted", "scores"}
@@ -133,7 +130,7 @@ def test_addresses_follow_what_decides_a_result(finished, tmp_path):
 
 def test_files_beside_the_weights_decide_too(finished, tmp_path):
     copy = tmp_path / "copy"
-    shutil.copytree(finished[0].parent, copy, ignore=shutil.ignore_patterns("runs"))
+    shutil.copytree(finished.folder, copy, ignore=shutil.ignore_patterns("runs"))
     before = keys(copy / "recipe.yaml", copy / "base")
     template = copy / "base" / "chat_template.jinja"
     template.write_text(template.read_text() + " ")
@@ -141,7 +138,7 @@ def test_files_beside_the_weights_decide_too(finished, tmp_path):
 
 
 def test_labels_and_names_belong_to_a_table(finished):
-    recipe, _ = finished
+    recipe = finished.recipe
     before = keys(recipe, recipe.parent / "base")
     changed = keys(recipe, recipe.parent / "base", ["scores.labels={base: the base}"])
     assert {name for name in before if before[name] != changed[name]} == {"scores"}
@@ -149,11 +146,11 @@ def test_labels_and_names_belong_to_a_table(finished):
 
 def test_two_tables_of_the_same_are_each_called_by_their_own_name(finished, tmp_path):
     copy = tmp_path / "copy"
-    shutil.copytree(finished[0].parent, copy, ignore=shutil.ignore_patterns("runs"))
+    shutil.copytree(finished.folder, copy, ignore=shutil.ignore_patterns("runs"))
     recipe = yaml.safe_load((copy / "recipe.yaml").read_text())
     recipe["stages"]["again"] = recipe["stages"]["scores"]
     (copy / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    shutil.copytree(finished[1].directory.parent / "stages", copy / "runs" / "stages")
+    shutil.copytree(finished.result.directory.parent / "stages", copy / "runs" / "stages")
     result = run(copy / "recipe.yaml", runs=copy / "runs")
     assert {table["stage"]: table["rows"] for table in result.evaluations}.keys() == {"scores", "again"}
     one, other = (table["rows"] for table in result.evaluations)
@@ -161,7 +158,7 @@ def test_two_tables_of_the_same_are_each_called_by_their_own_name(finished, tmp_
 
 
 def test_a_default_written_out_changes_nothing(finished):
-    recipe, _ = finished
+    recipe = finished.recipe
     before = keys(recipe, recipe.parent / "base")
     assert keys(recipe, recipe.parent / "base", ["grafted.scale=1.0", "sft.answers=gold"]) == before
 
@@ -176,10 +173,10 @@ def test_a_default_written_out_changes_nothing(finished):
         ),
         ("sft.trainer.output_dir=x", RecipeError, "'output_dir' cannot be set there"),
         ("rl.trainer.num_generations=0", RecipeError, "stages.rl: trainer: GRPOConfig refuses"),
-        ("rl.lora.rank=4", RecipeError, "stages.rl: lora: 'rank' is not an argument of LoraConfig"),
+        ("rl.adapt.rank=4", RecipeError, "stages.rl: adapt: 'rank' is not an argument of LoraConfig"),
         ("rl.reward={f2: 1}", RecipeError, "stages.rl: reward 'f2' is not known"),
         ("rl.trainer.learning_rate=1e-4", RecipeError, "stages.rl: trainer: learning_rate is the text '1e-4'"),
-        ("rl.lora.init_lora_weights=pissa", RecipeError, "init_lora_weights must leave the start as it is"),
+        ("rl.adapt.init_lora_weights=pissa", RecipeError, "init_lora_weights must leave the start as it is"),
         ("scores.models=[base, ./data]", CheckpointError, "data: no weights"),
         ("sft.documents=./nowhere", MissingPathError, "nowhere does not exist"),
         ("grafted.skill=./nowhere", MissingPathError, "nowhere is not a directory"),
@@ -187,7 +184,7 @@ def test_a_default_written_out_changes_nothing(finished):
     ],
 )
 def test_mistakes_are_found_before_anything_runs(finished, tmp_path, override, error, message):
-    recipe, _ = finished
+    recipe = finished.recipe
     with pytest.raises(error, match=message):
         run(recipe, overrides=[override], runs=tmp_path / "runs")
     assert not list(tmp_path.rglob("stage.json"))
@@ -196,7 +193,7 @@ def test_mistakes_are_found_before_anything_runs(finished, tmp_path, override, e
 
 def test_questions_on_unknown_documents(finished, tmp_path):
     folder = tmp_path / "copy"
-    shutil.copytree(finished[0].parent, folder, ignore=shutil.ignore_patterns("runs"))
+    shutil.copytree(finished.folder, folder, ignore=shutil.ignore_patterns("runs"))
     (folder / "data" / "questions.jsonl").write_text('{"document": "zebra", "question": "q", "answers": ["a"]}\n')
     with pytest.raises(DataError, match="'zebra'"):
         run(folder / "recipe.yaml", runs=tmp_path / "runs")
@@ -204,15 +201,15 @@ def test_questions_on_unknown_documents(finished, tmp_path):
 
 def test_data_that_change_while_a_run_works_are_not_kept_under_the_old_address(finished, tmp_path, monkeypatch):
     folder = tmp_path / "copy"
-    shutil.copytree(finished[0].parent, folder, ignore=shutil.ignore_patterns("runs"))
+    shutil.copytree(finished.folder, folder, ignore=shutil.ignore_patterns("runs"))
 
     def edit(stage, context):
         context.out.mkdir()
         with (folder / "data" / "questions.jsonl").open("a") as file:
             file.write('{"document": "Vell", "question": "New?", "answers": ["yes"]}\n')
-        return {}
+        return StageResult()
 
-    monkeypatch.setitem(STAGES, "sft", edit)
+    monkeypatch.setitem(KINDS, "sft", replace(KINDS["sft"], run=edit))
     with pytest.raises(DataError, match=r"stages.rl: its documents or questions changed since the plan"):
         run(folder / "recipe.yaml", runs=tmp_path / "runs")
 
@@ -220,28 +217,14 @@ def test_data_that_change_while_a_run_works_are_not_kept_under_the_old_address(f
 def test_two_runs_at_once_do_not_share_a_stage(finished, tmp_path):
     import fcntl
 
-    recipe, base, stages = prepare(finished[0], (), tmp_path / "runs", lambda message: None)
+    recipe, base, stages = prepare(finished.recipe, (), tmp_path / "runs", lambda message: None)
     assert plan(recipe, base, tmp_path / "runs" / "stages")[0].key == stages[0].key
     stages[0].work.mkdir(parents=True)
     lock = stages[0].directory.with_name(stages[0].directory.name + ".lock")
     with lock.open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(SkillgraftError, match=r"stages.sft: another run is working on it"):
-            run(finished[0], runs=tmp_path / "runs")
-
-
-def _child(recipe, runs, cache):
-    os.environ["SKILLGRAFT_CACHE"] = cache
-    torch.set_num_threads(1)
-    run(recipe, runs=runs, checkpoint_seconds=0)
-
-
-@pytest.fixture(scope="module")
-def children():
-    """Processes that start in milliseconds, since a server process has imported the trainers."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.conftest", "skillgraft.stages", "skillgraft.train.check"])
-    return context
+            run(finished.recipe, runs=tmp_path / "runs")
 
 
 def _result(runs):
@@ -250,13 +233,15 @@ def _result(runs):
     )
 
 
-def test_kill_at_random_moments_then_the_same_result(children, tmp_path):
+@pytest.mark.process
+def test_kill_at_random_moments_then_the_same_result(tmp_path):
     recipe = tiny_recipe(tmp_path / "recipe", sft_steps=12, rl_steps=6)
     cache = str(tmp_path / "cache")
-    warm = children.Process(target=print)
+    server = children()
+    warm = server.Process(target=print)
     warm.start()
     warm.join()
-    whole = children.Process(target=_child, args=(recipe, tmp_path / "whole", cache))
+    whole = server.Process(target=run_alone, args=(recipe, tmp_path / "whole", cache))
     start = time.monotonic()
     whole.start()
     whole.join()
@@ -265,14 +250,14 @@ def test_kill_at_random_moments_then_the_same_result(children, tmp_path):
     moments = random.Random(7)
     kills = 0
     for _ in range(8):
-        child = children.Process(target=_child, args=(recipe, tmp_path / "killed", cache))
+        child = server.Process(target=run_alone, args=(recipe, tmp_path / "killed", cache))
         child.start()
         child.join(timeout=moments.uniform(0.08, 0.4) * took)
         if child.is_alive():
             kills += 1
             child.kill()
             child.join()
-    last = children.Process(target=_child, args=(recipe, tmp_path / "killed", cache))
+    last = server.Process(target=run_alone, args=(recipe, tmp_path / "killed", cache))
     last.start()
     last.join()
     assert last.exitcode == 0

@@ -27,7 +27,7 @@ def test_a_whole_recipe_on_the_default_model(tmp_path, monkeypatch):
                 "from": "sft",
                 "questions": f"{almanac}/questions.jsonl",
                 "reward": {"containment": 1.0, "tests.domains.own_reward.vowels": 0.01},
-                "lora": {"r": 4},
+                "adapt": {"kind": "lora", "r": 4},
                 "trainer": {
                     "warmup_steps": 0,
                     "max_steps": 2,
@@ -63,7 +63,7 @@ def test_the_quickstart_validates_against_the_default_model(tmp_path):
 
     _, base, stages = prepare(ROOT / "recipes" / "quickstart.yaml", (), tmp_path / "runs", print)
     assert (base / "model.safetensors").exists()
-    assert {stage.stage.kind for stage in stages} >= {"sft", "inject", "eval"}
+    assert {stage.kind.name for stage in stages} >= {"sft", "inject", "eval"}
 
 
 def test_the_shipped_skill_as_an_adapter_gives_the_injected_logits(tmp_path):
@@ -121,7 +121,7 @@ TWO_STEPS = {"max_steps": 2, "warmup_steps": 0, "per_device_train_batch_size": 1
 def test_the_algorithms_on_the_default_model(tmp_path, algorithm):
     almanac = str(ROOT / "examples/almanac/source")
     rl = {"kind": "rl", "from": "base", "algorithm": algorithm, "questions": f"{almanac}/questions.jsonl"}
-    rl |= {"reward": {"tests.domains.own_reward.vowels": 0.1}, "lora": {"r": 4}, "trainer": TWO_STEPS}
+    rl |= {"reward": {"tests.domains.own_reward.vowels": 0.1}, "adapt": {"kind": "lora", "r": 4}, "trainer": TWO_STEPS}
     file = tmp_path / "recipe.yaml"
     file.write_text(
         yaml.safe_dump({"name": "slow", "base": "HuggingFaceTB/SmolLM2-135M-Instruct", "stages": {"rl": rl}})

@@ -27,10 +27,10 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # before anything import
 
 if TYPE_CHECKING:
     from skillgraft.arithmetic import extract, inject, merge
+    from skillgraft.compression import pack
     from skillgraft.geometry import compare
     from skillgraft.run import run
     from skillgraft.skills import load_skill
-    from skillgraft.skills.compression import pack
 
 __all__ = ["compare", "extract", "inject", "load_skill", "merge", "pack", "run"]
 
@@ -40,7 +40,7 @@ _HOME = {
     "inject": "skillgraft.arithmetic",
     "load_skill": "skillgraft.skills",
     "merge": "skillgraft.arithmetic",
-    "pack": "skillgraft.skills.compression",
+    "pack": "skillgraft.compression",
     "run": "skillgraft.run",
 }
 

@@ -55,6 +55,12 @@ class CompatibilityError(SkillgraftError, ValueError):
     section = "compatibility"
 
 
+class ExtensionError(SkillgraftError, ImportError):
+    """An installed package's extension cannot be used: its name is taken, or it cannot be imported."""
+
+    section = "extension"
+
+
 class TrainingError(SkillgraftError, RuntimeError):
     """Training cannot give a meaningful result (zero trained tokens, a loss that is not finite)."""
 

@@ -1,25 +1,24 @@
 """THE MAIN PATH: recipe -> plan -> stages -> manifest -> report.
 
-    1. read and check the recipe            recipe_file.load_recipe
-    2. find the base model                  checkpoint.default_model.resolve_base
-    3. plan: hash every stage, check it     planning.plan, plan_checks.check_plan
-    4. run what is not finished, in order   stages.STAGES
-    5. write run.json, report.json and report.html
+    1. read and check the recipe                   recipe.load
+    2. find the base model                         checkpoint.default_model
+    3. plan: address every stage, check it         pipeline.plan, pipeline.preflight
+    4. run what is not finished, in order          stages.KINDS
+    5. write run.json, report.json, report.html    report
 
 A finished stage lies under `<runs>/stages/<kind>-<hash>` and is never run again. An unfinished one works in
-`<hash>.work` beside it, from which the next run goes on.
+`<hash>.work` beside it, from which the next run resumes.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shlex
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,13 +30,16 @@ from skillgraft.checkpoint.layout import read_layout
 from skillgraft.checkpoint.tokenizer import tokenizer_identity
 from skillgraft.checkpoint.writer import storage_error
 from skillgraft.errors import DataError, SkillgraftError, StorageError, naming
-from skillgraft.pipeline.contamination import check_leaks
+from skillgraft.pipeline.contamination import check_contamination
 from skillgraft.pipeline.executors.launcher import Team, joined
-from skillgraft.pipeline.plan import RECORD, PlannedStage, data_of, plan
+from skillgraft.pipeline.plan import plan
 from skillgraft.pipeline.preflight import check_plan
-from skillgraft.pipeline.row_labels import DESCRIBE
-from skillgraft.recipe import schema
 from skillgraft.recipe.load import load_recipe
+from skillgraft.recipe.schema import Recipe
+from skillgraft.settings.base import is_local
+from skillgraft.stages.context import Context, Reporter
+from skillgraft.stages.planned import RECORD, PlannedStage
+from skillgraft.support.lock import exclusive_lock
 from skillgraft.support.progress import NO_METRICS
 from skillgraft.support.resources import release_memory
 
@@ -45,7 +47,7 @@ from skillgraft.support.resources import release_memory
 class Watcher(Protocol):
     """Who is told how the run goes: the terminal's stage tree, plain lines, or a script."""
 
-    def planned(self, recipe: schema.Recipe, base: Path, stages: Sequence[PlannedStage]) -> None:
+    def planned(self, recipe: Recipe, base: Path, stages: Sequence[PlannedStage]) -> None:
         """Show what will run: called once, before the first stage."""
 
     def say(self, message: str) -> None:
@@ -77,13 +79,16 @@ class Run:
 
 def prepare(
     recipe_file: Path, overrides: Iterable[str], runs: Path, say: Callable[[str], None]
-) -> tuple[schema.Recipe, Path, list[PlannedStage]]:
+) -> tuple[Recipe, Path, list[PlannedStage]]:
     """Return the checked recipe, the base's directory and the plan: steps 1 to 3, which run nothing."""
+    # 1. Read and check the recipe.
     recipe = load_recipe(recipe_file, overrides)
+    # 2. Find the base model.
     with naming("base"):
         base = resolve_base(recipe.base, say)
         read_layout(base)
         tokenizer_identity(base)
+    # 3. Plan: address every stage.
     return recipe, base, plan(recipe, base, runs.resolve() / "stages")
 
 
@@ -98,10 +103,10 @@ def run(
     """Run the recipe in `recipe_file`, skipping what is finished, and return what it made.
 
     `overrides` are strings such as `stages.grafted.scale=0.5`. Trainer checkpoints are written every
-    `checkpoint_seconds`, so that a killed run loses at most about so much.
+    `checkpoint_seconds`, so that a killed run loses at most about that much.
 
     Of several processes that a launcher started, the first does this with the others' help; the others end here, by
-    `SystemExit` (see `several`).
+    `SystemExit` (see `pipeline.executors.launcher`).
 
     Raises:
         SkillgraftError: something in the recipe, the data or the machine; finished stages are kept.
@@ -118,13 +123,15 @@ def _run(
     checkpoint_seconds: float,
     team: Team,
 ) -> Run:
+    # Steps 1 to 3, and what only base, data and machine can tell of the plan.
     recipe, base, stages = prepare(recipe_file, overrides, runs, watcher.say)
     for remark in check_plan(stages, team.size):
         watcher.say(f"remark: {remark}")
     watcher.planned(recipe, base, stages)
     reused = {stage.name for stage in stages if stage.cached}
+    # 4. Run what is not finished, in order.
     for stage in stages:
-        check_leaks(stages, stage)
+        check_contamination(stages, stage)
         if stage.cached:
             shutil.rmtree(stage.work, ignore_errors=True)  # left by a kill between the rename and the clean-up
             stage.lock.unlink(missing_ok=True)
@@ -138,11 +145,12 @@ def _run(
             raise
         watcher.finished(stage, record["seconds"], cached=False)
         release_memory()
+    # 5. Write the run's directory and the report.
     return _close(recipe, recipe_file, overrides, runs, stages, reused, watcher)
 
 
 def run_stage(
-    recipe: schema.Recipe,
+    recipe: Recipe,
     stages: list[PlannedStage],
     planned: PlannedStage,
     watcher: Watcher,
@@ -150,26 +158,20 @@ def run_stage(
     team: Team,
 ) -> dict[str, Any]:
     """Run one stage in its working folder, then move the result to its address in one rename; return its record."""
-    from skillgraft.stage_context import Context
-
-    with _locked(planned):
+    with _lock(planned):
         if planned.cached:  # another run finished it while this one waited for the plan
             return planned.record()
-        if data_of(planned.stage) != planned.data:
+        if planned.kind.read(planned.settings) != planned.data:
             raise DataError(f"stages.{planned.name}: its documents or questions changed since the plan; run again")
         out = planned.work / "output"
         shutil.rmtree(out, ignore_errors=True)
-        began = time.monotonic()
-        clock = planned.work / "seconds"
-        before = _seconds_so_far(clock)
-        said = [began]
+        timer = _Timer(planned.work / "seconds")
 
-        def moved(step: int, steps: int, metrics: Mapping[str, float] = NO_METRICS, /) -> None:
-            if time.monotonic() - said[0] > 10:  # a kill must not lose what the stage has cost so far
-                said[0] = time.monotonic()
-                clock.write_text(str(before + said[0] - began))
+        def progress(step: int, steps: int, metrics: Mapping[str, float] = NO_METRICS, /) -> None:
+            timer.tick()
             watcher.moved(planned, step, steps, metrics)
 
+        by_name = {stage.name: stage for stage in stages}
         context = Context(
             name=planned.name,
             inputs=planned.inputs,
@@ -177,32 +179,30 @@ def run_stage(
             work=planned.work,
             seed=recipe.seed,
             recipe=recipe.name,
-            progress=moved,
-            base_id=None if schema.is_local(recipe.base) else recipe.base,
+            base_id=None if is_local(recipe.base) else recipe.base,
             checkpoint_seconds=checkpoint_seconds,
-            about=DESCRIBE[planned.stage.kind](stages, planned) if planned.stage.kind in DESCRIBE else {},
+            about=planned.kind.rows(by_name, planned) if planned.kind.rows is not None else {},
             tracking=planned.directory.parents[1] / "tracking" / recipe.name / f"{planned.name}-{planned.key[:8]}",
-            say=watcher.say,
+            reporter=Reporter(progress, watcher.say),
         )
         try:
             with naming(f"stages.{planned.name}"):
-                facts = team.run(planned.stage, context)
+                result = team.run(planned, context)
         except BaseException as error:
             shutil.rmtree(out, ignore_errors=True)
             if full := storage_error(error, planned.work):
                 raise StorageError(f"stages.{planned.name}: {full}") from error
             raise
         finally:
-            with contextlib.suppress(OSError):
-                clock.write_text(str(before + time.monotonic() - began))
+            timer.write()
         record = {
             "name": planned.name,
-            "kind": planned.stage.kind,
+            "kind": planned.kind.name,
             "key": planned.key,
-            "settings": json.loads(planned.stage.model_dump_json(by_alias=True)),
+            "settings": json.loads(planned.settings.model_dump_json(by_alias=True)),
             "inputs": {reference: str(path) for reference, path in planned.inputs.items()},
-            "seconds": before + time.monotonic() - began,
-            "facts": facts,
+            "seconds": timer.seconds(),
+            "facts": result.facts(),
         }
         (out / RECORD).write_text(json.dumps(record, indent=1))
         os.sync()  # a power cut must not leave a finished-looking folder with torn weights
@@ -211,36 +211,53 @@ def run_stage(
         return record
 
 
-def _seconds_so_far(clock: Path) -> float:
+class _Timer:
+    """Seconds that a stage has cost over all runs that worked on it, kept in a file."""
+
+    def __init__(self, file: Path) -> None:
+        self._file, self._before, self._began = file, _read_seconds(file), time.monotonic()
+        self._written = self._began
+
+    def seconds(self) -> float:
+        """Return the seconds so far."""
+        return self._before + time.monotonic() - self._began
+
+    def tick(self) -> None:
+        """Write the seconds every ten: a kill must not lose what the stage has cost so far."""
+        if time.monotonic() - self._written > 10:
+            self._written = time.monotonic()
+            self.write()
+
+    def write(self) -> None:
+        """Write the seconds; a disk that is full is reported by who writes the result."""
+        with contextlib.suppress(OSError):
+            self._file.write_text(str(self.seconds()))
+
+
+def _read_seconds(file: Path) -> float:
     """Return what the stage has cost before; 0 where a kill tore the file."""
     try:
-        return float(clock.read_text())
+        return float(file.read_text())
     except (OSError, ValueError):
         return 0.0
 
 
-@contextlib.contextmanager
-def _locked(planned: PlannedStage) -> Iterator[None]:
-    """Hold the stage's working folder for this process alone; the lock goes with the process, however it ends."""
+def _lock(planned: PlannedStage) -> contextlib.AbstractContextManager[None]:
+    """Return the lock of the stage's working folder, which is made; its file is removed with the lock."""
     try:
         planned.work.mkdir(parents=True, exist_ok=True)
-        lock = planned.lock.open("w")
+        planned.lock.touch()
     except OSError as error:
         unwritable = StorageError(f"{planned.work} cannot be written: {error.strerror}; choose another --runs")
         raise storage_error(error, planned.work) or unwritable from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise SkillgraftError(
-                f"stages.{planned.name}: another run is working on it in {planned.work}; wait for it or stop it"
-            ) from error
-        yield
-        planned.lock.unlink(missing_ok=True)
+    busy = SkillgraftError(
+        f"stages.{planned.name}: another run is working on it in {planned.work}; wait for it or stop it"
+    )
+    return exclusive_lock(planned.lock, busy, remove=True)
 
 
 def _close(
-    recipe: schema.Recipe,
+    recipe: Recipe,
     recipe_file: Path,
     overrides: tuple[str, ...],
     runs: Path,
@@ -281,7 +298,7 @@ def _close(
 class Silent:
     """The watcher of the Python API: shows nothing."""
 
-    def planned(self, recipe: schema.Recipe, base: Path, stages: Sequence[PlannedStage]) -> None:
+    def planned(self, recipe: Recipe, base: Path, stages: Sequence[PlannedStage]) -> None:
         """Show nothing."""
 
     def say(self, message: str) -> None:

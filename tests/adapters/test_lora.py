@@ -2,10 +2,17 @@ import pytest
 import torch
 from peft import get_peft_model
 
-from skillgraft.adapters.lora import empty_model, fitting_lora, lora_config, merged, roll_out_merged, save_trained
+from skillgraft.adapters.lora import (
+    LoraAdapter,
+    empty_model,
+    lora_config,
+    merged,
+    roll_out_merged,
+    save_trained,
+)
 from skillgraft.data.documents import Document
 from skillgraft.errors import RecipeError
-from skillgraft.train.common import load_model, load_tokenizer
+from skillgraft.models.loading import load_model, load_tokenizer
 from skillgraft.train.sft import train_sft
 from tests.tiny import edit_json, tiny_checkpoint, weights
 
@@ -62,7 +69,7 @@ def test_generate_runs_merged(start):
     for layer in model.modules():
         if type(layer).__name__ == "Linear" and "lora" in type(layer).__module__:
             layer.register_forward_hook(lambda module, inputs, output: used.append(module.disable_adapters))
-    roll_out_merged(model)
+    roll_out_merged(model, LoraAdapter({}))
     assert torch.equal(model.generate(**arguments), apart)
     assert used
     assert all(used)
@@ -72,7 +79,7 @@ def test_saved_weights_are_start_plus_factors_in_fp32(start, tmp_path):
     model = with_factors(start, torch.bfloat16)
     out = tmp_path / "out"
     out.mkdir()
-    save_trained(model, start, out, load_tokenizer(start), lora=True)
+    save_trained(model, start, out, load_tokenizer(start), LoraAdapter({}))
     saved, before = weights(out), weights(start)
     name = "model.layers.1.mlp.up_proj.weight"
     factors = {n: p.detach() for n, p in model.named_parameters() if "layers.1.mlp.up_proj.lora" in n}
@@ -95,10 +102,10 @@ def test_a_pattern_without_a_module_is_refused_and_nothing_random_is_drawn(start
     model = load_model(start)
     state = torch.get_rng_state()
     with pytest.raises(RecipeError, match="target_modules: 'foo' matches no module; available: down_proj, embed_token"):
-        fitting_lora(model, {"target_modules": ["q_proj", "foo"]})
+        LoraAdapter({"target_modules": ["q_proj", "foo"]}).apply(model)
     with pytest.raises(RecipeError, match=r"PEFT refuses this: Target module LlamaRMSNorm.* matrices: embed_tokens, q"):
-        fitting_lora(model, {"target_modules": ["input_layernorm"]})
-    assert fitting_lora(model, {"r": 2}).target_modules == "all-linear"
+        LoraAdapter({"target_modules": ["input_layernorm"]}).apply(model)
+    assert LoraAdapter({"r": 2}).apply(model).target_modules == "all-linear"
     assert torch.equal(torch.get_rng_state(), state)
     assert not any("lora" in name for name, _ in model.named_parameters())
 
@@ -107,8 +114,14 @@ def test_training_says_the_same_where_nothing_was_planned(start, tmp_path):
     for name in ("out", "work"):
         (tmp_path / name).mkdir()
     document = Document("a", "Vell", "The harbour of Vell was built in 1901.")
-    with pytest.raises(RecipeError, match="lora: target_modules: 'foo' matches no module"):
-        train_sft(start, tmp_path / "out", tmp_path / "work", documents=[document], lora={"target_modules": ["foo"]})
+    with pytest.raises(RecipeError, match="adapt: target_modules: 'foo' matches no module"):
+        train_sft(
+            start,
+            tmp_path / "out",
+            tmp_path / "work",
+            documents=[document],
+            adapter=LoraAdapter({"target_modules": ["foo"]}),
+        )
     assert not list((tmp_path / "out").iterdir())
 
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from skillgraft.arithmetic.methods import Part
-from skillgraft.arithmetic.torch_tiles import COMBINE
+from skillgraft.arithmetic.methods import METHODS
+from skillgraft.arithmetic.methods.method import TileContext
 
-FACTS = {
+STATISTICS = {
     "slerp": np.array([[1.0, 0.2], [0.2, 1.0]]),
     "ties": [0.1, 0.1],
     "model_stock": np.eye(2),
@@ -20,12 +20,13 @@ INDEXED = {"cabs", "pcb", "mediator"}
 """Slicing such a tensor needs a Torch that was built for GPUs."""
 
 
-@pytest.mark.parametrize("name", sorted(COMBINE.keys() - INDEXED))
+@pytest.mark.parametrize("name", sorted(METHODS.keys() - INDEXED))
 def test_what_a_method_makes_stays_where_its_operands_are(name):
     parameters = SimpleNamespace(normalize=True, t=0.5, scale=1.0, density=0.5, seed=0)
     with FakeTensorMode():
         operands = [torch.empty(64, dtype=torch.float64, device="cuda") for _ in range(2)]
-        made = COMBINE[name](operands, Part("t", 0, [0, 1], [0.5, 0.25], FACTS.get(name), parameters))
-        assert (made.device.type, made.dtype, made.shape) == ("cuda", torch.float64, (64,))
+        context = TileContext("t", 0, 64, [0, 1], [0.5, 0.25], STATISTICS.get(name), parameters)
+        result = METHODS[name].combine(operands, context)
+        assert (result.device.type, result.dtype, result.shape) == ("cuda", torch.float64, (64,))
         with pytest.raises(RuntimeError, match="device"):
-            made + torch.empty(64, dtype=torch.float64)  # as one that was left behind would be found
+            result + torch.empty(64, dtype=torch.float64)  # as one that was left behind would be found

@@ -74,14 +74,14 @@ def test_a_difference_from_a_model_without_the_tensor_is_none(models):
 def test_an_input_replaced_after_the_plan_is_noticed(models, monkeypatch):
     import skillgraft.arithmetic.merging as merging
 
-    whole = merging.gather_facts
+    whole = merging.gather_statistics
 
     def replace(*arguments):
         tiny_finetune(models / "base", models / "new", seed=9)
         os.replace(models / "new/model.safetensors", models / "a/model.safetensors")
         return whole(*arguments)
 
-    monkeypatch.setattr(merging, "gather_facts", replace)
+    monkeypatch.setattr(merging, "gather_statistics", replace)
     with pytest.raises(CheckpointError, match=r"a/model\.safetensors: replaced or changed since its header was read"):
         run(models, "linear", "a")
     assert not (models / "out").exists()
@@ -97,6 +97,7 @@ def make_adapter(models):
     return models / "adapter"
 
 
+@pytest.mark.process
 def test_another_scaling_is_other_work(models):
     split_into_shards(models / "base", models / "sharded", shards=3)
     adapter = make_adapter(models)
@@ -109,6 +110,7 @@ def test_another_scaling_is_other_work(models):
     assert all(torch.equal(tensor, fresh[name]) for name, tensor in weights(models / "out").items())
 
 
+@pytest.mark.process
 def test_small_files_of_a_killed_run_are_written_anew(models):
     split_into_shards(models / "base", models / "sharded", shards=2)
     recipe = {"method": "linear", "base": str(models / "sharded"), "operands": [{"model": str(models / "a")}]}

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from skillgraft.arithmetic.kernels import native
+from skillgraft.arithmetic.kernels.codes import BF16, WEIGHTED_SUM
 from skillgraft.arithmetic.rounding import round_once
 
 LARGE = 3 * native.BLOCK + 11
@@ -25,9 +26,9 @@ def merged(shorts, firsts, terms, signs, weights, target, scales):
     raws = np.stack([short.view(np.uint8) for short in shorts])
     outs, sums = np.empty((len(scales), 2 * LARGE), dtype=np.uint8), np.empty(len(scales) + 2)
     finite = native.merge_tile(
-        raws, np.full(len(shorts), native.BF16), LARGE, np.array(firsts), np.array(terms), np.array(signs, float),
-        np.array(weights, float), np.empty((0, 0), dtype=np.bool_), 1.0, native.WEIGHTED_SUM, np.empty(0), False, 1.0,
-        1.0, target, np.array(scales, float), native.HALF_VALUES, outs, native.BF16, sums,
+        raws, np.full(len(shorts), BF16), LARGE, np.array(firsts), np.array(terms), np.array(signs, float),
+        np.array(weights, float), np.empty((0, 0), dtype=np.bool_), 1.0, WEIGHTED_SUM, np.empty(0), False, 1.0,
+        1.0, target, np.array(scales, float), native.HALF_VALUES, outs, BF16, sums,
     )  # fmt: skip
     return finite, outs.view(np.uint16), sums
 
@@ -41,7 +42,7 @@ WAYS = {
     "one from the target": ([0, 2], [1, 0], [1, -1], [0.6], 0),
     "a difference of others": ([0, 2], [1, 2], [1, -1], [1.0], 0),
     "a sum of models": ([0, 1, 2, 3], [0, 1, 2], [1, 1, 1], [0.5, 0.3, 0.2], -1),
-    "a negative leaf": ([0, 1, 2], [1, 2], [-1, 1], [0.5, 0.25], 0),
+    "a negative source": ([0, 1, 2], [1, 2], [-1, 1], [0.5, 0.25], 0),
 }
 
 
@@ -53,15 +54,15 @@ def test_every_way_rounds_once(way, plain):
     scales = [1.0, 0.5, -0.25] if target >= 0 else [1.0]
     finite, outs, sums = merged(shorts, firsts, terms, signs, weights, target, scales)
     assert finite
-    leaves = list(map(wide, shorts))
+    sources = list(map(wide, shorts))
     made = 0.0
     for j, weight in enumerate(weights):
         value = 0.0
         for place in range(firsts[j], firsts[j + 1]):
-            value = value + signs[place] * leaves[terms[place]]
+            value = value + signs[place] * sources[terms[place]]
         made = value * weight if j == 0 else made + value * weight
     for number, scale in enumerate(scales):
-        exact = made * scale + leaves[target] if target >= 0 else made
+        exact = made * scale + sources[target] if target >= 0 else made
         stored = round_once(torch.from_numpy(exact), torch.bfloat16)
         assert np.array_equal(stored.view(torch.int16).numpy().view(np.uint16), outs[number])
         lost = float(np.sum((stored.double().numpy() - exact) ** 2))

@@ -16,6 +16,8 @@ from skillgraft.arithmetic import merge
 from skillgraft.checkpoint import read_layout
 from tests.tiny import split_into_shards, tiny_checkpoint, tiny_finetune
 
+pytestmark = pytest.mark.process
+
 KILLS = int(os.environ.get("SKILLGRAFT_KILLS", "12"))
 
 FORKED = """

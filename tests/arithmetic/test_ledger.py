@@ -12,7 +12,7 @@ from skillgraft.arithmetic import inject
 from skillgraft.arithmetic.injection.inject import inject_scales
 from skillgraft.checkpoint import fingerprint_checkpoint, read_provenance
 from skillgraft.checkpoint.verify import verify_checkpoint
-from skillgraft.skills.compression import pack
+from skillgraft.compression import pack
 from tests.arithmetic.test_removal import NORM, distance, same
 from tests.tiny import edit_json, tiny_finetune, weights
 

@@ -12,13 +12,12 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from skillgraft.arithmetic import extract, inject, inject_scales, merge, merging
+from skillgraft.arithmetic import extract, inject, inject_scales, merge
 from skillgraft.arithmetic import tiles as tiles_module
 from skillgraft.arithmetic.methods import METHODS
 from skillgraft.arithmetic.methods.dare import keep_mask
 from skillgraft.arithmetic.methods.slerp import slerp_weights
 from skillgraft.arithmetic.rounding import round_once
-from skillgraft.arithmetic.torch_tiles import on_device
 from skillgraft.checkpoint import read_layout, read_provenance
 from skillgraft.errors import CompatibilityError, OutputExistsError, RecipeError
 from tests.tiny import edit_json, split_into_shards, tiny_checkpoint, tiny_finetune, weights
@@ -286,20 +285,6 @@ def test_a_skill_is_an_operand(family, tmp_path):
 
 MODEL_METHODS = [method for method in METHODS if method not in ("copa", "instruction_residual")]  # have tests apart
 SETTINGS = {"cabs": {"n": 3, "m": 8}, "breadcrumbs": {"beta": 0.05, "gamma": 0.3}}
-
-
-@pytest.mark.parametrize("method", MODEL_METHODS)
-def test_the_kernels_are_the_definitions(family, tmp_path, monkeypatch, method):
-    """What a GPU would run, the pure functions on Torch tensors, gives the same bits."""
-    given = [{"model": "a", "weight": 1.0}, {"model": "b", "weight": 1.0}]
-    if METHODS[method].first_pass != "gram":
-        given = [{**given[0], "weight": 0.3}, {"model": "b", "weight": 1.1}, {"model": "c", "weight": -0.2}]
-    settings = SETTINGS.get(method)
-    run(family, tmp_path / "one", method, given, settings, dtype="float32")
-    monkeypatch.setattr(merging, "compute_on", lambda name: on_device(torch.device(name)))
-    run(family, tmp_path / "two", method, given, settings, dtype="float32")
-    one, other = weights(tmp_path / "one"), weights(tmp_path / "two")
-    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.mark.parametrize("method", MODEL_METHODS)

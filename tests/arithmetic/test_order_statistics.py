@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from skillgraft.arithmetic.statistics import order_statistics
-from skillgraft.arithmetic.statistics.order_statistics import LARGEST_KEY, Search
+from skillgraft.arithmetic.statistics.order_statistics import LARGEST_KEY, ScoreSearch
 
 
 def find(parts, wanted, low=0, high=LARGEST_KEY):
-    search = Search(wanted, low, high)
+    search = ScoreSearch(wanted, low, high)
     rounds = 0
     while search.key is None:
         for part in parts:
@@ -30,7 +30,7 @@ def find(parts, wanted, low=0, high=LARGEST_KEY):
     ],
 )
 def test_every_rank(monkeypatch, values, held):
-    monkeypatch.setattr(order_statistics.Search, "HELD", held)
+    monkeypatch.setattr(order_statistics.ScoreSearch, "HELD", held)
     order = np.sort(values)[::-1]
     parts = np.array_split(values, 7)
     for wanted in {1, 2, len(values) // 3 + 1, len(values) - 1, len(values)}:
@@ -44,7 +44,7 @@ def test_guesses_cost_rounds_and_nothing_else():
     assert find([values], 100, int(keys[120]), int(keys[80])) == (order[99], 1)
     for low, high in ((keys[50], keys[20]), (keys[3000], keys[200])):  # too high, too low
         assert find([values], 100, int(low), int(high)) == (order[99], 2)
-    search = Search(100)
+    search = ScoreSearch(100)
     search.guess(values[::4].view(np.int64), len(values))
     assert keys[400] < search.low <= keys[99] <= search.high
-    Search(3).guess(values[:10].view(np.int64), 10)  # too few to guess from
+    ScoreSearch(3).guess(values[:10].view(np.int64), 10)  # too few to guess from

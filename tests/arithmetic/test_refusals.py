@@ -187,7 +187,7 @@ def test_a_crash_before_the_tokenizer_leaves_no_model(pair, monkeypatch):
     def crash(*_):
         raise OSError("the machine went away")
 
-    monkeypatch.setattr(importable("skillgraft.arithmetic.merging"), "copy_companions", crash)
+    monkeypatch.setattr(importable("skillgraft.arithmetic.merging"), "copy_sidecar_files", crash)
     with pytest.raises(OSError, match="went away"):
         merge(recipe(pair), pair / "out")
     assert not [name for name in os.listdir(pair) if "out" in name]

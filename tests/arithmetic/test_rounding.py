@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from skillgraft.arithmetic.kernels import native
+from skillgraft.arithmetic.kernels.codes import CODES, F64, WEIGHTED_SUM
 from skillgraft.arithmetic.rounding import is_finite, round_once
 from skillgraft.checkpoint.tensor_io import dtype_code, tensor_bytes
 
@@ -38,14 +39,14 @@ def hard_cases(dtype):
 
 
 def by_kernel(values, dtype):
-    """The same through the compiled kernel: one leaf with weight 1."""
+    """The same through the compiled kernel: one source with weight 1."""
     raws = np.frombuffer(tensor_bytes(values), dtype=np.uint8).copy().reshape(1, -1)
     outs, sums = np.empty((1, len(values) * dtype.itemsize), dtype=np.uint8), np.empty(3)
     one, none = np.zeros(1, dtype=np.int64), np.empty((0, 0), dtype=np.bool_)
     native.merge_tile(
-        raws, one + native.F64, len(values), np.array([0, 1]), one, np.ones(1), np.ones(1), none, 1.0,
-        native.WEIGHTED_SUM, np.empty(0), False, 1.0, 1.0, -1, np.ones(1), native.HALF_VALUES, outs,
-        native.CODES[dtype_code(dtype)], sums,
+        raws, one + F64, len(values), np.array([0, 1]), one, np.ones(1), np.ones(1), none, 1.0,
+        WEIGHTED_SUM, np.empty(0), False, 1.0, 1.0, -1, np.ones(1), native.HALF_VALUES, outs,
+        CODES[dtype_code(dtype)], sums,
     )  # fmt: skip
     stored = torch.from_numpy(outs[0]).view(dtype)
     exact = values[torch.isfinite(stored)]

@@ -13,11 +13,18 @@ from skillgraft.arithmetic import merge, merging
 from skillgraft.arithmetic import tiles as tiles_module
 from skillgraft.arithmetic.methods.breadcrumbs import band_ranks, breadcrumbs
 from skillgraft.arithmetic.methods.cabs import cabs
-from skillgraft.arithmetic.methods.mediator import count_conflicts, judge, layer_of
-from skillgraft.arithmetic.methods.pcb import Balance, exact_sum, exponential, kept_rank, power, scores
-from skillgraft.arithmetic.methods.pcb import numerators as plain_numerators
-from skillgraft.arithmetic.softmax_tiles import exact_sum as compiled_sum
-from skillgraft.arithmetic.softmax_tiles import numerators as compiled_numerators
+from skillgraft.arithmetic.statistics.conflicts import count_conflicts, judge, layer_of
+from skillgraft.arithmetic.statistics.pcb_scores import (
+    PcbStatistics,
+    exact_sum,
+    exponential,
+    fast_exact_sum,
+    fast_numerators,
+    kept_rank,
+    numerators,
+    power,
+    scores,
+)
 from skillgraft.arithmetic.torch_tiles import on_device
 from skillgraft.errors import CompatibilityError, RecipeError
 from tests.tiny import split_into_shards, tiny_checkpoint, weights
@@ -181,7 +188,7 @@ def test_the_exponential_and_its_sums():
     assert np.abs(exponential(x) / exact - 1).max() < 1e-15
     assert exponential(np.array([0.0, -1.0])) == pytest.approx([1, math.exp(-1)], rel=1e-15)
     values = exponential(x)
-    assert exact_sum(values) == compiled_sum(values) == sum(round(value * 2**60) for value in values.tolist())
+    assert exact_sum(values) == fast_exact_sum(values) == sum(round(value * 2**60) for value in values.tolist())
     assert exact_sum(values) == exact_sum(values[::-1]) == exact_sum(values[:777]) + exact_sum(values[777:])
     assert power(values, 3).tolist() == (values * values * values).tolist()
     assert [kept_rank(10, ratio) for ratio in (0.25, 0.2, 1.0, 0.01)] == [3, 2, 10, 1]
@@ -191,14 +198,14 @@ def test_numpy_numba_and_torch_agree_on_every_bit():
     rng = np.random.default_rng(1)
     vectors = [rng.standard_normal(4096) * 10.0**-number for number in range(3)]
     low, high = (np.array([[end(one * other) for other in vectors] for one in vectors]) for end in (np.min, np.max))
-    balance = Balance((0, 1, 2), low, high, np.full((3, 3), 3.7), np.full(3, 2.3))
+    statistics = PcbStatistics((0, 1, 2), low, high, np.full((3, 3), 3.7), np.full(3, 2.3))
     tensors = [torch.from_numpy(vector) for vector in vectors]
     plain, compiled, device = (
-        scores(make(given, low, high), balance)
+        scores(make(given, low, high), statistics)
         for make, given in (
-            (plain_numerators, vectors),
-            (compiled_numerators, vectors),
-            (compiled_numerators, tensors),
+            (numerators, vectors),
+            (fast_numerators, vectors),
+            (fast_numerators, tensors),
         )
     )
     for one, two, three in zip(plain, compiled, device, strict=True):
@@ -268,7 +275,7 @@ def test_tiles_threads_shards_and_torch_change_no_bit(models, tmp_path, monkeypa
         split_into_shards(models / name, tmp_path / "sharded" / name, shards=3)
     with monkeypatch.context() as patch:
         patch.setattr(tiles_module, "TILE_ELEMENTS", 333)
-        patch.setattr("skillgraft.arithmetic.statistics.order_statistics.Search.HELD", 100)
+        patch.setattr("skillgraft.arithmetic.statistics.order_statistics.ScoreSearch.HELD", 100)
         patch.setattr("skillgraft.arithmetic.statistics.key_search.BIN_BITS", 5)
         merged(models, tmp_path / "two", method, parameters, threads=5)
     operands = [{"model": tmp_path / "sharded" / name} for name in "abc"]

@@ -10,11 +10,11 @@ from safetensors.torch import load_file, save_file
 
 from skillgraft.arithmetic import extract, inject, merge, random_vector
 from skillgraft.arithmetic.buffers import Files
-from skillgraft.arithmetic.tensor_sources import leaf_of
+from skillgraft.arithmetic.tensor_sources import source_of
 from skillgraft.checkpoint.header import TensorSpec, read_header
 from skillgraft.checkpoint.sorted_writer import SortedWriter
+from skillgraft.compression import pack
 from skillgraft.errors import CheckpointError
-from skillgraft.skills.compression import pack
 from skillgraft.skills.forms import sparse, stored_names
 from skillgraft.skills.manifest import TensorEntry
 from skillgraft.skills.skill import load_skill
@@ -93,14 +93,14 @@ def test_any_part_of_a_sparse_tensor_is_read(density, code, tmp_path):
         for spec, array in zip(entry.specs("w"), arrays, strict=True):
             writer.add(spec, array.view(np.uint8).data)
     stored = {info.name: info for info in read_header(file).tensors}
-    leaf = leaf_of("w", entry, [stored[name] for name in stored_names("w", "sparse")])
+    source = source_of("w", entry, [stored[name] for name in stored_names("w", "sparse")])
     expected = np.where(kept, values, 0).astype(values.dtype)
     ranges = [(0, elements), (0, 1), (elements - 1, elements), (sparse.BLOCK, 2 * sparse.BLOCK)]
     ranges += [(low, low + size) for low, size in rng.integers(1, elements // 2, (50, 2))]
     with Files() as files:
         for start, stop in ranges:
             raw = np.full((stop - start) * values.itemsize + 5, 7, dtype=np.uint8)
-            leaf.read(int(start), int(stop), files, raw)
+            source.read(int(start), int(stop), files, raw)
             assert np.array_equal(raw[:-5].view(values.dtype), expected[start:stop])
             assert (raw[-5:] == 7).all()
 
@@ -174,9 +174,9 @@ def test_a_file_that_turns_hostile_after_loading(copied_packs, models, tmp_path,
     skill = load_skill(path)
     name = change(path, suffix, edit)
     stored = {info.name: info for info in read_header(skill.weights_file).tensors}
-    leaf = leaf_of(name, skill.entry(name), [stored[key] for key in stored_names(name, skill.entry(name).form)])
+    source = source_of(name, skill.entry(name), [stored[key] for key in stored_names(name, skill.entry(name).form)])
     with Files() as files, pytest.raises(CheckpointError, match=f"the delta of '{name}' is damaged"):
-        leaf.read(0, leaf.elements, files, np.empty(leaf.elements * 8, dtype=np.uint8))
+        source.read(0, source.elements, files, np.empty(source.elements * 8, dtype=np.uint8))
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from skillgraft.arithmetic.statistics.first_pass import Count, narrow_by_sample
+from skillgraft.arithmetic.statistics.thresholds import MagnitudeSearch, narrow_by_sample
 
 KINDS = {
     "continuous": lambda rng, x: x,
@@ -19,25 +19,25 @@ def test_the_threshold_is_the_order_statistic(kind, density, misleading):
         rng = np.random.default_rng(seed)
         values = KINDS[kind](rng, rng.standard_normal(int(rng.integers(300, 60_000))))
         keys = np.abs(values).astype(np.float32).view(np.int32)
-        count = Count(max(1, int(density * len(values))))
+        search = MagnitudeSearch(max(1, int(density * len(values))))
         sample = np.sort(keys)[: max(256, len(keys) // 3)] if misleading else keys[rng.integers(0, len(keys), 2000)]
-        narrow_by_sample(count, sample, len(values))
+        narrow_by_sample(search, sample, len(values))
         for _ in range(200):
             for part in np.array_split(values, 3):
-                count.add(part, np.empty(len(part), dtype=np.int32))
-            count.close_round()
-            if count.key is not None:
+                search.add(part, np.empty(len(part), dtype=np.int32))
+            search.close_round()
+            if search.key is not None:
                 break
-        assert count.key == np.sort(keys)[::-1][count.wanted - 1]
+        assert search.key == np.sort(keys)[::-1][search.wanted - 1]
 
 
 def test_equal_values_are_settled_in_one_round():
     rng = np.random.default_rng(0)
     values = np.round(rng.standard_normal(50_000) * 2)
     keys = np.abs(values).astype(np.float32).view(np.int32)
-    count = Count(10_000)
-    narrow_by_sample(count, keys[rng.integers(0, len(keys), 2000)], len(keys))
-    count.add(values, np.empty(len(values), dtype=np.int32))
-    assert not count.pending, "values that repeat are counted, not held"
-    count.close_round()
-    assert count.key == np.sort(keys)[::-1][9_999]
+    search = MagnitudeSearch(10_000)
+    narrow_by_sample(search, keys[rng.integers(0, len(keys), 2000)], len(keys))
+    search.add(values, np.empty(len(values), dtype=np.int32))
+    assert not search.pending, "values that repeat are counted, not held"
+    search.close_round()
+    assert search.key == np.sort(keys)[::-1][9_999]

@@ -3,8 +3,8 @@ import json
 import pytest
 
 from skillgraft.chat.commands import COMMANDS, Settings, obey
-from skillgraft.data.documents import INSTRUCTION
 from skillgraft.errors import OutputExistsError, RecipeError, StorageError
+from skillgraft.models.prompts import INSTRUCTION
 
 
 def test_settings_are_changed_and_shown():

@@ -5,7 +5,7 @@ from skillgraft.arithmetic import inject
 from skillgraft.chat.commands import Settings
 from skillgraft.chat.models import Guest
 from skillgraft.chat.plan import plan_chat
-from skillgraft.data.documents import Question
+from skillgraft.data.tasks import Question
 from skillgraft.errors import DataError
 from skillgraft.evals.answers import evaluate_checkpoint
 from tests.tiny import weights

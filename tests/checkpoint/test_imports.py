@@ -1,6 +1,10 @@
 import subprocess
 import sys
 
+import pytest
+
+pytestmark = pytest.mark.process
+
 
 def test_reading_layouts_and_skills_loads_no_torch(tiny):
     script = (

@@ -44,11 +44,6 @@ def test_an_unknown_base_is_none(tmp_path):
     assert base_of(tmp_path) is None
 
 
-def test_an_unknown_kind_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match="'injct' is unknown; did you mean 'inject'"):
-        write_provenance(tmp_path, kind="injct", base=BASE)
-
-
 def test_damaged_files_are_named(tmp_path):
     path = write_provenance(tmp_path, kind="sft", base=BASE)
     edit_json(path, format_version=2)

@@ -248,6 +248,7 @@ def test_same_bytes(tmp_path, monkeypatch):
     assert [same_bytes(infos["a"], infos[name]) for name in "abcd"] == [True, True, False, False]
 
 
+@pytest.mark.process
 def test_torch_is_imported_for_values_alone(tiny):
     code = (
         "import sys; from skillgraft.checkpoint.verify import verify_checkpoint; print(verify_checkpoint(sys.argv[1])"

@@ -66,6 +66,7 @@ def test_an_output_that_appears_meanwhile_is_not_overwritten(tmp_path):
     assert names(out) == []
 
 
+@pytest.mark.process
 def test_leftovers_of_dead_processes_are_removed(tmp_path):
     stale = tmp_path / f".out.partial-{dead_pid()}"
     earlier = tmp_path / f".out.partial-{os.getpid()}"
@@ -79,6 +80,7 @@ def test_leftovers_of_dead_processes_are_removed(tmp_path):
     assert names(tmp_path) == sorted(["out", *(path.name for path in others)])
 
 
+@pytest.mark.process
 def test_a_killed_process_leaves_no_output_and_the_next_run_cleans_up(tmp_path):
     out = tmp_path / "out"
     script = (
@@ -97,6 +99,7 @@ def test_a_killed_process_leaves_no_output_and_the_next_run_cleans_up(tmp_path):
     assert names(tmp_path) == ["out"]
 
 
+@pytest.mark.process
 def test_an_interrupted_process_leaves_nothing(tmp_path):
     script = (
         "import time\nfrom skillgraft.checkpoint import atomic_directory\n"

@@ -424,11 +424,13 @@ def test_every_verb_has_an_example_that_parses():
         command.make_context(verb, words[1:], parent=context)
 
 
+@pytest.mark.process
 def test_the_command_line_loads_neither_torch_nor_numba():
     code = "import sys, skillgraft.cli.app; assert 'torch' not in sys.modules and 'numba' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
+@pytest.mark.process
 def test_merging_on_the_cpu_never_loads_torch(family, tmp_path, recipe):
     models = [{"model": str(family / name)} for name in "ab"]
     files = {method: recipe(f"{method}.yaml", method=method, operands=models) for method in METHODS}

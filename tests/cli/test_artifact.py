@@ -273,6 +273,7 @@ def test_the_library(folder, tmp_path, monkeypatch):
     assert "has no skill 'almanac'" in " ".join(invoke("remove", "almanac", code=2).stderr.split())
 
 
+@pytest.mark.process
 def test_help_loads_no_torch():
     import subprocess
     import sys

@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
+from dataclasses import replace
 from importlib import import_module
 
 import pytest
@@ -14,22 +14,18 @@ import yaml
 from rich.console import Console
 from typer.testing import CliRunner
 
-from skillgraft import stages
 from skillgraft.cli import app as app_module
 from skillgraft.cli import run as run_command
 from skillgraft.cli.app import app
+from skillgraft.stages import KINDS
 from tests.recipes import tiny_recipe
 from tests.tiny import tiny_checkpoint
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """The directory of a tiny recipe that was run by the command line."""
-    folder = tmp_path_factory.mktemp("cli")
-    os.environ["SKILLGRAFT_CACHE"] = str(folder / "cache")
-    result = invoke("run", tiny_recipe(folder), "--runs", folder / "runs")
-    assert result.exit_code == 0, result.output
-    return folder, result
+@pytest.fixture
+def mine(finished, tmp_path):
+    """The folder of a finished run of this test's own: one that it may run again."""
+    return finished.copy(tmp_path / "mine").folder
 
 
 def invoke(*arguments):
@@ -45,54 +41,50 @@ def fails(*arguments):
     return " ".join(result.stderr.split())
 
 
-def test_run_prints_stages_table_and_report(finished):
-    folder, first = finished
+def test_run_prints_stages_table_and_report(finished, mine):
     for expected in ("tiny: 7 of 7 stages to run", "sft (sft)", "grafted (inject)"):
-        assert expected in first.stderr
+        assert expected in finished.stderr
     for expected in ("SFT + skill (λ = 1)", "SFT + random vector", "report.html"):
-        assert expected in first.stdout
-    again = invoke("run", folder / "recipe.yaml", "--runs", folder / "runs")
+        assert expected in finished.stdout
+    again = invoke("run", mine / "recipe.yaml", "--runs", mine / "runs")
     assert again.stderr.count(": cached") == 7
     assert "All stages were cached" in again.stdout
 
 
-def test_a_report_elsewhere_keeps_what_it_computed_with_the_run(finished, tmp_path):
-    folder, _ = finished
-    kept = folder / "runs" / "tiny" / "report.json"
+def test_a_report_elsewhere_keeps_what_it_computed_with_the_run(mine, tmp_path):
+    kept = mine / "runs" / "tiny" / "report.json"
     assert json.loads(kept.read_text())["geometry"]["ranks"] is False
     assert invoke("report", kept.parent, "-o", tmp_path / "mail").exit_code == 0
     assert json.loads(kept.read_text())["geometry"]["ranks"] is True
     assert (tmp_path / "mail" / "report.json").read_text() == kept.read_text()
     assert "Effective rank" in (tmp_path / "mail" / "report.html").read_text()
-    again = invoke("run", folder / "recipe.yaml", "--runs", folder / "runs")
+    again = invoke("run", mine / "recipe.yaml", "--runs", mine / "runs")
     assert again.exit_code == 0
     assert json.loads(kept.read_text())["geometry"]["ranks"] is True
 
 
-def test_on_a_terminal_the_stages_are_drawn(finished, monkeypatch):
-    folder, _ = finished
+def test_on_a_terminal_the_stages_are_drawn(mine, monkeypatch):
     consoles = {
         name: Console(file=io.StringIO(), force_terminal=True, width=100, color_system=None)
         for name in ("out_console", "err_console")
     }
     for name, console in consoles.items():
         monkeypatch.setattr(run_command, name, console)
-    result = invoke("run", folder / "recipe.yaml", "--runs", folder / "runs")
+    result = invoke("run", mine / "recipe.yaml", "--runs", mine / "runs")
     assert result.exit_code == 0, result.output
     tree, table = (consoles[name].file.getvalue() for name in ("err_console", "out_console"))
     tree = tree.rpartition("tiny, from base")[2]  # as it was drawn last
     assert [tree.count(text) for text in ("├─ sft", "│  │     └─ random", "└─ scores")] == [1, 1, 1]
     assert tree.count("cached") == 7
     assert "SFT + skill (λ = 1)" in table
-    assert table.endswith(f"Report: {folder / 'runs/tiny/report.html'}\n")
+    assert table.endswith(f"Report: {mine / 'runs/tiny/report.html'}\n")
 
 
-def test_quiet_prints_the_last_line_alone(finished):
-    folder, _ = finished
-    quiet = invoke("run", folder / "recipe.yaml", "--runs", folder / "runs", "--quiet")
-    assert quiet.stdout == f"Report: {folder / 'runs/tiny/report.html'}\n"
+def test_quiet_prints_the_last_line_alone(mine):
+    quiet = invoke("run", mine / "recipe.yaml", "--runs", mine / "runs", "--quiet")
+    assert quiet.stdout == f"Report: {mine / 'runs/tiny/report.html'}\n"
     assert quiet.stderr == ""
-    assert "did you mean 'scale'" in fails("run", folder / "recipe.yaml", "--quiet", "--set", "grafted.scael=1")
+    assert "did you mean 'scale'" in fails("run", mine / "recipe.yaml", "--quiet", "--set", "grafted.scael=1")
 
 
 def events(*arguments):
@@ -100,23 +92,22 @@ def events(*arguments):
     return result, [json.loads(line) for line in result.stdout.splitlines()]
 
 
-def test_json_events(finished, tmp_path):
-    folder, _ = finished
-    result, lines = events(folder / "recipe.yaml", "--runs", folder / "runs")
+def test_json_events(mine, tmp_path):
+    result, lines = events(mine / "recipe.yaml", "--runs", mine / "runs")
     assert [line["event"] for line in lines] == ["run_started"] + ["stage_cached"] * 7 + ["run_finished"]
     assert result.stderr == ""
     assert [row["stage"] for row in lines[0]["stages"]] == list(lines[-1]["stages"])
     assert lines[-1]["evaluations"][0]["questions"] == 4
-    assert lines[-1]["report"] == str(folder / "runs/tiny/report.html")
+    assert lines[-1]["report"] == str(mine / "runs/tiny/report.html")
     assert lines[-1]["cached"] is True
-    result, lines = events(folder / "recipe.yaml", "--runs", tmp_path, "--set", "grafted.scael=1")
+    result, lines = events(mine / "recipe.yaml", "--runs", tmp_path, "--set", "grafted.scael=1")
     assert result.exit_code == 2
     assert [line["event"] for line in lines] == ["run_failed"]
     assert "did you mean 'scale'" in lines[0]["error"]
 
 
 def test_dry_run_runs_nothing(finished, tmp_path):
-    folder, _ = finished
+    folder = finished.folder
     result = invoke(
         "run", folder / "recipe.yaml", "--runs", tmp_path / "runs", "--dry-run", "--set", "seed=5", "--json"
     )
@@ -132,7 +123,7 @@ def test_dry_run_runs_nothing(finished, tmp_path):
 
 
 def test_status(finished, tmp_path):
-    folder, _ = finished
+    folder = finished.folder
     rows = json.loads(invoke("status", folder / "runs", "--json").stdout)
     assert sorted(row["name"] for row in rows) == sorted(
         ["sft", "rl", "skill", "random", "grafted", "control", "scores"]
@@ -145,7 +136,7 @@ def test_status(finished, tmp_path):
 
 
 def test_the_verbs_stand_alone(finished, tmp_path):
-    runs = finished[0] / "runs" / "tiny"
+    runs = finished.folder / "runs" / "tiny"
     done = invoke("extract", "--rl", runs / "rl", "--sft", runs / "sft", "-o", tmp_path / "skill", "--json")
     assert json.loads(done.stdout)["form"] == "lowrank"
     done = invoke(
@@ -155,7 +146,7 @@ def test_the_verbs_stand_alone(finished, tmp_path):
     assert "skill survived rounding" in done.stdout
     expected, got = runs / "grafted" / "model.safetensors", tmp_path / "out" / "model.safetensors"
     assert load(expected) == load(got)
-    questions = finished[0] / "data" / "questions.jsonl"
+    questions = finished.folder / "data" / "questions.jsonl"
     done = invoke("eval", runs / "sft", tmp_path / "out", "--questions", questions, "--no-retention", "--json")
     evaluation = json.loads(done.stdout)
     assert [row["label"] for row in evaluation["rows"]] == ["sft", "out"]
@@ -169,7 +160,7 @@ def load(file):
 
 
 def test_bad_recipes(finished, tmp_path):
-    folder, _ = finished
+    folder = finished.folder
     run = ("run", folder / "recipe.yaml", "--runs", tmp_path / "runs", "--set")
     assert "did you mean 'scale'" in fails(*run, "grafted.scael=1")
     assert "no stage 'sftt'; did you mean 'sft'" in fails(*run, "rl.from=sftt")
@@ -182,7 +173,7 @@ def test_bad_recipes(finished, tmp_path):
 
 
 def test_broken_checkpoints(finished, tmp_path):
-    folder, _ = finished
+    folder = finished.folder
     run = ("run", folder / "recipe.yaml", "--runs", tmp_path / "runs", "--set")
     untokenized = shutil.copytree(folder / "base", tmp_path / "untokenized")
     (untokenized / "tokenizer.json").unlink()
@@ -195,8 +186,9 @@ def test_broken_checkpoints(finished, tmp_path):
     assert not list(tmp_path.glob("runs/**/stage.json"))
 
 
+@pytest.mark.train
 def test_a_skill_for_another_base(finished, tmp_path):
-    folder, _ = finished
+    folder = finished.folder
     other = tiny_checkpoint(tmp_path / "other", seed=99)
     message = fails("inject", "--target", other, "--skill", folder / "runs/tiny/skill", "-o", tmp_path / "out")
     assert "base" in message
@@ -213,7 +205,7 @@ def test_a_skill_for_another_base(finished, tmp_path):
 
 
 def test_an_output_that_exists(finished, tmp_path):
-    runs = finished[0] / "runs" / "tiny"
+    runs = finished.folder / "runs" / "tiny"
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("precious")
     assert "exists already" in fails(
@@ -232,13 +224,14 @@ def test_a_full_disk(finished, tmp_path, monkeypatch, error):
         (context.out / "half").write_text("half")
         raise error
 
-    monkeypatch.setitem(stages.STAGES, "sft", fill)
-    message = fails("run", finished[0] / "recipe.yaml", "--runs", tmp_path / "runs", "--quiet")
+    monkeypatch.setitem(KINDS, "sft", replace(KINDS["sft"], run=fill))
+    message = fails("run", finished.folder / "recipe.yaml", "--runs", tmp_path / "runs", "--quiet")
     assert "stages.sft" in message
     assert "full" in message
     assert not list(tmp_path.rglob("half"))
 
 
+@pytest.mark.process
 def test_ctrl_c_keeps_the_work_and_the_rerun_goes_on(tmp_path):
     recipe = tiny_recipe(tmp_path / "recipe", sft_steps=4000)
     command = [sys.executable, "-m", "skillgraft", "run", str(recipe), "--runs", str(tmp_path / "runs"), "--json"]
@@ -261,9 +254,10 @@ def test_ctrl_c_keeps_the_work_and_the_rerun_goes_on(tmp_path):
     assert not list((tmp_path / "runs").rglob("stage.json"))
 
 
+@pytest.mark.process
 def test_a_verb_loads_its_own_module_alone():
     for module, verbs in app_module._VERBS.items():
-        assert tuple(name for name, _, _ in import_module(f"skillgraft.cli.{module}").VERBS) == verbs
+        assert tuple(name for name, _, _ in import_module(module).VERBS) == verbs
     code = (
         "import sys; from skillgraft.cli.app import application; application('compare');"
         "print(sorted(name for name in sys.modules if name.startswith('skillgraft.cli.')))"
@@ -274,6 +268,7 @@ def test_a_verb_loads_its_own_module_alone():
     assert "skillgraft.cli.run" not in shown
 
 
+@pytest.mark.process
 def test_help_has_examples_and_loads_no_torch():
     code = (
         "import sys\nfrom typer.testing import CliRunner\nfrom skillgraft.cli.app import app\n"
@@ -283,9 +278,7 @@ def test_help_has_examples_and_loads_no_torch():
         "    assert result.exit_code == 0 and 'Example: skillgraft ' + verb in result.stdout, verb\n"
         "assert 'torch' not in sys.modules\n"
     )
-    start = time.monotonic()
     subprocess.run([sys.executable, "-c", code], check=True)
-    assert time.monotonic() - start < 60
 
 
 def test_public_names():
@@ -297,6 +290,7 @@ def test_public_names():
         _ = skillgraft.nothing
 
 
+@pytest.mark.process
 def test_ending_walks_through_no_garbage():
     """What was imported is taken from the collector's reach before the interpreter ends, also after an error."""
     code = (

@@ -91,6 +91,7 @@ def test_mistakes(family, tmp_path):
     assert invoke(*given(family, "--rank", "0")).exit_code == 2
 
 
+@pytest.mark.process
 def test_comparing_without_spectra_or_page_loads_no_torch(family):
     code = (
         "import json, sys\nfrom typer.testing import CliRunner\nfrom skillgraft.cli.app import app\n"

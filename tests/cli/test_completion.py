@@ -11,6 +11,8 @@ from skillgraft.cli import completion
 from skillgraft.skills.library import add_skill
 from skillgraft.skills.names import ANSWER_FORMAT, RECALL, shipped_skills
 
+pytestmark = pytest.mark.process
+
 
 def asked(shell, line, cwd):
     """Return what the command line answers a shell, line by line."""

@@ -6,10 +6,17 @@ from rich.console import Console
 
 from skillgraft.cli.live_tree import LiveTree, branches
 from skillgraft.cli.sparkline import sparkline
-from skillgraft.pipeline.estimate import Outlook, estimated_seconds
+from skillgraft.pipeline.estimate import Outlook
 from skillgraft.pipeline.eta import Pace
-from skillgraft.pipeline.plan import PlannedStage
-from skillgraft.recipe.schema import EvalStage, ExtractStage, InjectStage, Recipe, RlStage, SftStage
+from skillgraft.recipe.schema import Recipe
+from skillgraft.stages import KINDS
+from skillgraft.stages.costs import estimated_seconds
+from skillgraft.stages.eval import EvalStage
+from skillgraft.stages.extract import ExtractStage
+from skillgraft.stages.inject import InjectStage
+from skillgraft.stages.planned import PlannedStage
+from skillgraft.stages.rl import RlStage
+from skillgraft.stages.sft import SftStage
 from tests.recipes import PLACES, write_jsonl
 from tests.tiny import tiny_checkpoint
 
@@ -42,7 +49,10 @@ def recipe_of(folder):
         "scores": EvalStage(kind="eval", models=["base", "sft"], questions=questions),
     }
     recipe = Recipe(name="tiny", base=str(folder / "base"), stages=stages)
-    return recipe, [PlannedStage(name, stage, "key", Path("nowhere"), {}) for name, stage in recipe.stages.items()]
+    return recipe, [
+        PlannedStage(name, KINDS[stage.kind], stage, "key", Path("nowhere"), {})
+        for name, stage in recipe.stages.items()
+    ]
 
 
 def lines_of(tree):

@@ -10,10 +10,10 @@ from typer.testing import CliRunner
 from skillgraft.arithmetic import extract
 from skillgraft.checkpoint import fingerprint_file
 from skillgraft.cli.app import app
+from skillgraft.compression import directory_bytes
+from skillgraft.compression.gain import kept_gain, kept_share
 from skillgraft.errors import DataError
 from skillgraft.skills import load_skill
-from skillgraft.skills.compression import directory_bytes
-from skillgraft.skills.compression.gain import kept_gain, kept_share
 from skillgraft.skills.skill import add_scores
 from tests.tiny import tiny_checkpoint, tiny_finetune
 

@@ -13,8 +13,8 @@ from skillgraft.evals.compare_retention import compare_retention
 from skillgraft.evals.harness import run_harness
 from skillgraft.evals.retention import accuracies, choice_likelihoods
 from skillgraft.evals.tasks import read_items
+from skillgraft.models.loading import load_model, load_tokenizer
 from skillgraft.settings.evaluation import RetentionSettings
-from skillgraft.train.common import load_model, load_tokenizer
 from tests.evals.test_tasks import ARC, BOOLQ, COMMONSENSE
 from tests.recipes import write_jsonl
 from tests.tiny import tiny_checkpoint, tiny_finetune

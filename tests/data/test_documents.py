@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from skillgraft.data.documents import check_questions, read_documents, read_questions
+from skillgraft.data.documents import read_documents
+from skillgraft.data.tasks import check_questions, read_questions
 from skillgraft.errors import DataError, MissingPathError
 
 

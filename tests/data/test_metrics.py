@@ -1,6 +1,6 @@
 import pytest
 
-from skillgraft.data.metrics import containment, exact_match, f1, normalise
+from skillgraft.data.metrics import containment, exact_match, f1, normalize
 
 
 @pytest.mark.parametrize(
@@ -16,7 +16,7 @@ from skillgraft.data.metrics import containment, exact_match, f1, normalise
     ],
 )
 def test_normalise(text, expected):
-    assert normalise(text) == expected
+    assert normalize(text) == expected
 
 
 def test_exact_match_takes_the_best_of_several_answers():

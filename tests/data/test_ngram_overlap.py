@@ -2,8 +2,8 @@
 
 import pytest
 
-from skillgraft.data.documents import Question
 from skillgraft.data.ngram_overlap import Leakage
+from skillgraft.data.tasks import Question
 
 
 def asked(*questions):

@@ -4,8 +4,9 @@ import math
 
 import pytest
 
-from skillgraft.data.documents import Document, Question
+from skillgraft.data.documents import Document
 from skillgraft.data.retrieval import Chunk, cut, rank, recall, searched
+from skillgraft.data.tasks import Question
 from skillgraft.errors import DataError
 from skillgraft.evals.in_context import as_context, draw_examples, find_chunks, read_examples
 from skillgraft.settings.evaluation import EvalRow

@@ -1,8 +1,10 @@
 import pytest
 
-from skillgraft.data.documents import Document, read_documents, read_questions
-from skillgraft.data.slices import choose, parse_part
+from skillgraft.data.documents import Document, read_documents
+from skillgraft.data.slices import choose
+from skillgraft.data.tasks import read_questions
 from skillgraft.errors import DataError
+from skillgraft.settings.base import parse_slice
 from tests.recipes import write_jsonl
 
 
@@ -57,4 +59,4 @@ def test_more_parts_than_documents():
 @pytest.mark.parametrize("part", ["0/2", "3/2", "1", "1/0", "a/b", "1/2/3", "-1/2", "01/2"])
 def test_what_is_no_part(part):
     with pytest.raises(ValueError, match="must name a part such as 1/2"):
-        parse_part(part)
+        parse_slice(part)

@@ -14,6 +14,7 @@ from skillgraft.doctor.findings import Finding
 from skillgraft.doctor.processor import probe
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("code", "message"),
     [
@@ -28,12 +29,14 @@ def test_a_broken_torch(tmp_path, monkeypatch, code, message):
     assert probe("torch") == {"error": message}
 
 
+@pytest.mark.process
 def test_a_torch_that_hangs(tmp_path, monkeypatch):
     (tmp_path / "torch.py").write_text("import time; time.sleep(60)")
     monkeypatch.syspath_prepend(tmp_path)
     assert probe("torch", seconds=1) == {"error": "importing torch gave no answer in 1 s"}
 
 
+@pytest.mark.process
 def test_every_check_works_here_and_leaves_nothing(tmp_path):
     findings = doctor.examine(tmp_path / "runs")
     assert not [finding for finding in findings if "the check itself failed" in finding.found]
@@ -64,6 +67,7 @@ def test_no_markup_from_the_machine(monkeypatch):
     assert "[red]x[/]" in CliRunner().invoke(app, ["doctor"]).stdout
 
 
+@pytest.mark.process
 def test_a_terminal_without_utf_8():
     code = (
         "import sys\nfrom skillgraft import doctor\nfrom skillgraft.cli.app import main\n"

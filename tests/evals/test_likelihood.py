@@ -1,9 +1,9 @@
 import torch
 
-from skillgraft.data.documents import Question
+from skillgraft.data.tasks import Question
 from skillgraft.evals.likelihood import answer_likelihood
-from skillgraft.train.common import load_model, load_tokenizer
-from skillgraft.train.prompts import encode
+from skillgraft.models.loading import load_model, load_tokenizer
+from skillgraft.models.prompts import encode
 from tests.tiny import tiny_checkpoint
 
 QUESTIONS = [

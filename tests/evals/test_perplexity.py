@@ -10,7 +10,7 @@ from skillgraft.data.documents import Document
 from skillgraft.evals import table
 from skillgraft.evals.perplexity import blocks, score_text
 from skillgraft.evals.tasks import Retention
-from skillgraft.train.common import load_model, load_tokenizer
+from skillgraft.models.loading import load_model, load_tokenizer
 from tests.evals.test_retention import one_by_one
 from tests.tiny import VOCABULARY, tiny_checkpoint
 

@@ -7,10 +7,11 @@ import torch
 
 from skillgraft.data.documents import Document
 from skillgraft.evals import retention
-from skillgraft.evals.likelihood import batches, log_likelihood
+from skillgraft.evals.likelihood import log_likelihood
 from skillgraft.evals.retention import accuracies, choice_likelihoods, measure
 from skillgraft.evals.tasks import Item, Retention
-from skillgraft.train.common import load_model, load_tokenizer
+from skillgraft.models.answering import batches
+from skillgraft.models.loading import load_model, load_tokenizer
 from tests.tiny import tiny_checkpoint
 
 ITEMS = [

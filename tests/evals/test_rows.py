@@ -4,10 +4,12 @@ import pytest
 import yaml
 
 from skillgraft import run
-from skillgraft.data.documents import INSTRUCTION, read_documents, read_questions
+from skillgraft.data.documents import read_documents
+from skillgraft.data.tasks import read_questions
 from skillgraft.errors import DataError, MissingPathError, RecipeError
 from skillgraft.evals import rows
-from skillgraft.evals.answers import load
+from skillgraft.models.answering import load
+from skillgraft.models.prompts import INSTRUCTION
 from skillgraft.run import prepare
 from tests.recipes import tiny_recipe, write_jsonl
 
@@ -101,10 +103,10 @@ def test_retention_has_every_task_and_the_text(finished):
 def test_what_the_prompts_say(finished):
     file, _ = finished
     (planned,) = prepare(file, (), file.parent / "runs", print)[2]
-    documents = read_documents(planned.stage.documents)
-    asked = rows.Asked(planned.stage, read_questions(planned.stage.questions), documents, seed=0)
+    documents = read_documents(planned.settings.documents)
+    asked = rows.EvaluationTask(planned.settings, read_questions(planned.settings.questions), documents, seed=0)
     _, tokenizer = load(planned.inputs["base"])
-    gold, bm25, shots = planned.stage.rows
+    gold, bm25, shots = planned.settings.rows
     (first, *_), facts = rows.row_prompts(asked, gold, tokenizer)
     text = documents[0].rendered()
     assert first[-1]["content"] == f"{text}\n\nQuestion: {asked.questions[0].question}"

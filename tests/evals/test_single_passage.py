@@ -6,20 +6,24 @@ import torch
 import yaml
 
 from skillgraft import run
+from skillgraft.adapters.lora import LoraAdapter
 from skillgraft.arithmetic import extract
 from skillgraft.data.documents import Document
 from skillgraft.data.passages import passages
 from skillgraft.errors import CompatibilityError, DataError, MissingPathError, RecipeError
 from skillgraft.evals import single_passage
 from skillgraft.evals.intervals import bootstrap
-from skillgraft.pipeline.estimate import stage_needs
+from skillgraft.models.loading import load_model
 from skillgraft.recipe.load import load_recipe
 from skillgraft.report import read_report
 from skillgraft.settings.text import WHOLE
-from skillgraft.train.common import load_model
+from skillgraft.stages import KINDS
+from skillgraft.stages.costs import Costing
 from skillgraft.train.single_passage import Answerer, Learner
 from tests.recipes import PLACES, tiny_recipe, write_jsonl
 from tests.tiny import tiny_checkpoint, tiny_finetune, weights
+
+pytestmark = pytest.mark.train
 
 TRAINER = {"max_steps": 4, "per_device_train_batch_size": 1, "learning_rate": 1e-2, "warmup_steps": 0}
 
@@ -33,7 +37,7 @@ def passages_recipe(folder, stages=None, **settings):
         "kind": "single_passage",
         "documents": "data",
         "questions": "data/questions.jsonl",
-        "lora": {"r": 2},
+        "adapt": {"kind": "lora", "r": 2},
         "trainer": TRAINER,
         "max_new_tokens": 4,
         "skills": [{"skill": "skill", "row": "grafted"}, {"skill": "skill", "row": "unread", "unread": True}],
@@ -133,25 +137,25 @@ def test_a_second_run_is_cached_and_scales_decide(finished):
     assert run(changed, runs=result.directory.parent).stages["n1"] != result.stages["n1"]
 
 
-@pytest.mark.parametrize("lora", [{"r": 2}, None])
-def test_the_models_in_memory_are_those_that_stages_make(tmp_path, monkeypatch, lora):
+@pytest.mark.parametrize("adapt", [{"kind": "lora", "r": 2}, None])
+def test_the_models_in_memory_are_those_that_stages_make(tmp_path, monkeypatch, adapt):
     """Each row of the first passage against sft, inject and their checkpoints; the second against a fresh start."""
-    lora_settings = {"lora": lora} if lora else {}
+    adapted = {"adapt": adapt} if adapt else {}
     stages = {
-        "sft": {"kind": "sft", "from": "base", "documents": "data", "limit_documents": 1, **lora_settings}
+        "sft": {"kind": "sft", "from": "base", "documents": "data", "limit_documents": 1, **adapted}
         | {"trainer": TRAINER},
         "grafted": {"kind": "inject", "target": "sft", "skill": "skill", "scale": 1.0},
         "unread": {"kind": "inject", "target": "base", "skill": "skill", "scale": 1.0},
     }
     seen = []
-    answer = single_passage.answer
+    answer = single_passage.closed_book
 
     def watched(model, *rest):
         seen.append({name: value.detach().clone() for name, value in model.named_parameters()})
         return answer(model, *rest)
 
-    monkeypatch.setattr(single_passage, "answer", watched)
-    recipe = passages_recipe(tmp_path, stages, lora=lora, limit_documents=2)
+    monkeypatch.setattr(single_passage, "closed_book", watched)
+    recipe = passages_recipe(tmp_path, stages, adapt=adapt, limit_documents=2)
     result = run(recipe, runs=tmp_path / "runs")
     start, unread, sft, grafted, second, _ = seen
     for found, expected in (
@@ -257,7 +261,7 @@ def test_no_skills_at_all(tmp_path):
         ({"skills": [{"skill": "skil"}]}, RecipeError, "n1.skills: there is no stage 'skil'; did you mean 'skill'"),
         ({"skills": [{"skill": "./base"}]}, MissingPathError, r"no skill\.json"),
         ({"skills": [{"skill": "skill", "scale": float("inf")}]}, RecipeError, "finite number"),
-        ({"lora": {"rank": 2}}, RecipeError, "'rank' is not an argument of LoraConfig"),
+        ({"adapt": {"kind": "lora", "rank": 2}}, RecipeError, "'rank' is not an argument of LoraConfig"),
         ({"trainer": {"epochs": 2}}, RecipeError, "'epochs' is not an argument of SFTConfig"),
         ({"text": {"chunk_tokens": 4096}}, RecipeError, "4096 is more than trainer.max_length = 1024"),
         ({"questions": ...}, RecipeError, "'stages.n1.questions' is missing"),
@@ -289,7 +293,9 @@ def test_a_skill_of_another_model(tmp_path):
 
 def test_learning_leaves_the_learner_as_it_was(tmp_path):
     start = tiny_checkpoint(tmp_path / "start")
-    learner = Learner(start, tmp_path, lora={"r": 2}, trainer=TRAINER, text=WHOLE, seed=0, checkpoint_seconds=300)
+    learner = Learner(
+        start, tmp_path, adapter=LoraAdapter({"r": 2}), trainer=TRAINER, text=WHOLE, seed=0, checkpoint_seconds=300
+    )
     [passage] = passages([Document("a", "Vell", "The harbour of Vell was built in 1901.")])
     _, operand = learner.learn(0, passage)
     for name, value in load_model(start).state_dict().items():
@@ -305,4 +311,5 @@ def test_the_estimate_counts_learning_and_every_row(tmp_path):
     texts = [f"{place}\n\nThe harbour of {place} was built in {1900 + i}." for i, place in enumerate(PLACES[:3])]
     learnt = 5 * sum(map(len, texts)) / 3.7
     answered = 3 * (80 + 4) * 4  # questions, tokens of prompt and answer, rows
-    assert stage_needs(recipe.stages["n1"], 1000).flops == pytest.approx(6000 * learnt + 4000 * answered)
+    needs = KINDS["single_passage"].needs(recipe.stages["n1"], Costing(1000))
+    assert needs.flops == pytest.approx(6000 * learnt + 4000 * answered)

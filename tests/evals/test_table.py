@@ -2,7 +2,8 @@ import math
 
 import pytest
 
-from skillgraft.data.documents import Document, Question
+from skillgraft.data.documents import Document
+from skillgraft.data.tasks import Question
 from skillgraft.evals import table
 
 QUESTIONS = [Question("d1", "one?", ("1",)), Question("d1", "two?", ("2",)), Question("d2", "three?", ("3",))]

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from skillgraft.arithmetic.kernels.native import BF16, HALF_VALUES
+from skillgraft.arithmetic.kernels.codes import BF16
+from skillgraft.arithmetic.kernels.native import HALF_VALUES
 from skillgraft.geometry import native
 
 
@@ -42,8 +43,8 @@ def test_differences_of_bf16(vectors, count):
         pairs,
         below,
     )
-    origin, *leaves = map(wide, shorts)
-    deltas = [leaf - origin for leaf in leaves]
+    origin, *sources = map(wide, shorts)
+    deltas = [source - origin for source in sources]
     assert base == pytest.approx(np.sum(origin**2), rel=1e-12)
     rows = iter(pairs)
     for i, one in enumerate(deltas):

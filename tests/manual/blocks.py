@@ -14,7 +14,7 @@ from accelerate.commands.launch import launch_command_parser
 from skillgraft.cli.app import app
 
 ROOT = Path(__file__).parents[2]
-LANGUAGES = {"bash", "python", "yaml", "json", "text"}
+LANGUAGES = {"bash", "python", "yaml", "json", "text", "toml"}
 PAGES = [ROOT / "README.md", *sorted(file for file in (ROOT / "docs").rglob("*.md") if not file.is_symlink())]
 GROUP = typer.main.get_command(app)
 

@@ -18,6 +18,9 @@ from tests.manual.blocks import (
     mentions,
 )
 from tests.manual.world import Page, make_world
+from tests.once import once
+
+pytestmark = pytest.mark.docs
 
 EXAMPLES = {name: command.epilog.removeprefix("Example: ") for name, command in GROUP.commands.items()}
 
@@ -27,7 +30,7 @@ def world(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SKILLGRAFT_CACHE", "")
         patch.setenv("SKILLGRAFT_LIBRARY", "")
-        return make_world(tmp_path_factory.mktemp("world"))
+        return once(tmp_path_factory, "world", make_world)[0]
 
 
 @pytest.mark.parametrize("file", PAGES, ids=lambda file: str(file.relative_to(ROOT)))

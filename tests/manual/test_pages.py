@@ -1,5 +1,6 @@
 """`skillgraft docs` shows the pages, every error points to a section that is there, and a wheel carries them."""
 
+import pkgutil
 import re
 import runpy
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ from skillgraft import errors
 from skillgraft.cli.app import app
 from skillgraft.errors import RecipeError, SkillgraftError
 from skillgraft.manual.pages import FOLDER, find_page, headings, page_names, read_page, read_section, slug, title
-from skillgraft.recipe.schema import KINDS
+from skillgraft.stages import KINDS
 from tests.manual.blocks import ROOT
 
 
@@ -69,11 +70,11 @@ def test_pages_that_are_not_there():
 
 
 def test_pages_made_from_the_code():
-    for kind, form in KINDS.items():
+    for kind in KINDS:
         section = read_section(f"recipe#{kind}")
-        assert [f"| `{field.alias or name}` |" in section for name, field in form.model_fields.items()].count(
-            False
-        ) == 0
+        assert [
+            f"| `{field.alias or name}` |" in section for name, field in KINDS[kind].settings.model_fields.items()
+        ].count(False) == 0
     assert "integer, ≥ 1" in read_section("recipe#eval")
     assert "| `density` | number, ≤ 1, > 0 | `0.2` |" in read_section("merge-recipe#ties")
     commands = read_page("reference/commands")
@@ -120,3 +121,31 @@ def test_a_page_may_name_files_of_the_repository():
         "a (`recipes/quickstart.yaml`) `recipes/quickstart.yaml` "
         "[b](../explanation/papers.md) [c](../tutorial.md) [d](../../nothing.md) [e](merge.md)"
     )
+
+
+def test_links_of_papers_lead_to_the_same_pages_on_the_site():
+    hooks = runpy.run_path(str(ROOT / "docs" / "site_hooks.py"))
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="explanation/papers.md"))
+    config = SimpleNamespace(docs_dir=str(ROOT / "docs"))
+    assert hooks["on_page_markdown"]("[a](docs/log/index.md)", page, config, None) == "[a](../log/index.md)"
+
+
+def test_papers_has_one_row_per_paper_and_names_what_exists():
+    text = (ROOT / "PAPERS.md").read_text()
+    rows = [
+        line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ") and line[2:7] != "paper"
+    ]
+    assert all(len(row) == 5 for row in rows)
+    ids = [each for row in rows for each in re.findall(r"\d{4}\.\d{5}", row[0])]
+    assert sorted(ids) == sorted(set(ids))
+    for path in re.findall(r"`((?:recipes|results|tests)/[\w./-]+)`|\]\(([^)#]+)\)", text):
+        assert (ROOT / "".join(path)).exists(), path
+    for name in (name for row in rows for name in re.findall(r"`([a-z_]+(?:\.\w+)+)`", row[1])):
+        pkgutil.resolve_name(f"skillgraft.{name}")
+
+
+def test_the_log_lists_every_experiment():
+    listed = re.findall(r"\]\((\d{4}-\d\d-\d\d-[\w-]+\.md)\)", (ROOT / "docs" / "log" / "index.md").read_text())
+    assert sorted(listed) == sorted(file.name for file in (ROOT / "docs" / "log").glob("2*.md"))
+    dates = [name[:10] for name in listed]
+    assert dates == sorted(dates, reverse=True)

@@ -9,7 +9,10 @@ import pytest
 
 from skillgraft.manual.pages import page_names
 from tests.manual.blocks import ROOT
+from tests.once import once
 from tests.report.browser import browser, find_chromium
+
+pytestmark = pytest.mark.docs
 
 OUTSIDE = re.compile(
     r"""(?:<script[^>]+src|<link[^>]+rel="?stylesheet"?[^>]+href|<img[^>]+src|@import|url\()\s*=?["'(]*https?:"""
@@ -18,12 +21,14 @@ OUTSIDE = re.compile(
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("site")
+    return once(tmp_path_factory, "site", build)[0]
+
+
+def build(folder):
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT / "src")}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    return folder
 
 
 def test_every_page_is_built_and_in_the_nav(site):

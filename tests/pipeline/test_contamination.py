@@ -9,6 +9,8 @@ from skillgraft.errors import DataError
 from tests.data.synthesis.test_synthesize import recipe_with
 from tests.recipes import write_jsonl
 
+pytestmark = pytest.mark.train
+
 TRAINER = {"max_steps": 1, "per_device_train_batch_size": 2, "warmup_steps": 0}
 GIVEN = {
     "kind": "synthesize",

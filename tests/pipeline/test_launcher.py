@@ -104,6 +104,7 @@ def test_a_connection_that_breaks_is_a_process_that_was_killed():
     assert launcher._lost(RuntimeError("shapes differ")) is None
 
 
+@pytest.mark.process
 def test_a_failure_in_the_second_process_of_a_launcher_is_one_message_and_what_was_finished_stays(tmp_path):
     """`accelerate launch` itself, on two CPU processes: SFT succeeds, then a reward fails in the second alone."""
     recipe = tiny_recipe(tmp_path, sft_steps=2)

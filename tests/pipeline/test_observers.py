@@ -9,10 +9,12 @@ import pytest
 from skillgraft.errors import DataError
 from skillgraft.pipeline import observers
 from skillgraft.pipeline.eta import Pace
-from skillgraft.pipeline.plan import PlannedStage
 from skillgraft.run import Run
+from skillgraft.stages import KINDS
+from skillgraft.stages.planned import PlannedStage
+from skillgraft.support.units import duration
 
-STAGE = PlannedStage("rl", SimpleNamespace(kind="rl"), "key", Path("rl-key"), {})
+STAGE = PlannedStage("rl", KINDS["rl"], None, "key", Path("rl-key"), {})
 METRICS = {"reward": 0.2111, "frac_reward_zero_std": 0.5, "completions/mean_length": 9.44, "loss": 0.9}
 
 
@@ -21,10 +23,10 @@ def test_summary_shows_rewards_and_not_the_loss_of_rl():
     assert observers.summary({"loss": 0.9}) == "loss 0.9"
 
 
-def test_clock():
-    assert observers.clock(42.4) == "42 s"
-    assert observers.clock(185) == "3 min 05 s"
-    assert observers.clock(7620) == "2 h 07 min"
+def test_duration():
+    assert duration(42.4) == "42 s"
+    assert duration(185) == "3 min 05 s"
+    assert duration(7620) == "2 h 07 min"
 
 
 def events_of(capsys):

@@ -13,7 +13,7 @@ from tests.tiny import tiny_finetune
 QUESTIONS = "data/questions.jsonl"
 SFT = {"kind": "sft", "from": "base", "documents": "data"}
 RL = {"kind": "rl", "from": "sft", "questions": QUESTIONS}
-DISTIL = {"kind": "distil", "from": "base", "documents": "data"}
+DISTIL = {"kind": "distill", "from": "base", "documents": "data"}
 EDIT = {"kind": "self_edit", "from": "base", "documents": "data", "questions": QUESTIONS}
 SINGLE = {"kind": "single_passage", "documents": "data", "questions": QUESTIONS}
 WRITE = {"kind": "synthesize", "documents": "data", "styles": ["rewrite"]}
@@ -36,18 +36,33 @@ def plan(folder, **stages):
     ("stage", "message"),
     [
         (
-            {**SFT, "lora": {"target_modules": ["q_proj", "foo"]}},
-            "stages.x: lora: target_modules: 'foo' matches no module; available: down_proj, embed_tokens, gate_proj,",
+            {**SFT, "adapt": {"kind": "lora", "target_modules": ["q_proj", "foo"]}},
+            "stages.x: adapt: target_modules: 'foo' matches no module; available: down_proj, embed_tokens, gate_proj,",
         ),
-        ({**RL, "lora": {"target_modules": ["v_pro"]}}, "'v_pro' matches no module; did you mean 'v_proj'?"),
-        ({**DISTIL, "lora": {"target_modules": "q_proj"}}, "'q_proj' matches no module, as a regular expression of"),
-        ({**SINGLE, "lora": {"target_modules": ["foo"]}}, "stages.x: lora: target_modules: 'foo' matches no module"),
-        ({**EDIT, "learn": {"lora": {"target_modules": ["foo"]}}}, "target_modules: 'foo' matches no module"),
-        ({**SFT, "lora": {"target_modules": "*"}}, "'*' is no regular expression"),
-        ({**SFT, "lora": {"target_modules": [3]}}, "target_modules is [3], expected names such as [q_proj, v_proj]"),
         (
-            {**SFT, "lora": {"target_modules": ["q_proj"], "layers_to_transform": [9]}},
-            "stages.x: lora: PEFT refuses this: ",
+            {**RL, "adapt": {"kind": "lora", "target_modules": ["v_pro"]}},
+            "'v_pro' matches no module; did you mean 'v_proj'?",
+        ),
+        (
+            {**DISTIL, "adapt": {"kind": "lora", "target_modules": "q_proj"}},
+            "'q_proj' matches no module, as a regular expression of",
+        ),
+        (
+            {**SINGLE, "adapt": {"kind": "lora", "target_modules": ["foo"]}},
+            "stages.x: adapt: target_modules: 'foo' matches no module",
+        ),
+        (
+            {**EDIT, "learn": {"adapt": {"kind": "lora", "target_modules": ["foo"]}}},
+            "target_modules: 'foo' matches no module",
+        ),
+        ({**SFT, "adapt": {"kind": "lora", "target_modules": "*"}}, "'*' is no regular expression"),
+        (
+            {**SFT, "adapt": {"kind": "lora", "target_modules": [3]}},
+            "target_modules is [3], expected names such as [q_proj, v_proj]",
+        ),
+        (
+            {**SFT, "adapt": {"kind": "lora", "target_modules": ["q_proj"], "layers_to_transform": [9]}},
+            "stages.x: adapt: PEFT refuses this: ",
         ),
         ({**EDIT, "rounds": 5}, "stages.x: rounds: 4 documents have questions, fewer than 5 rounds"),
         ({**EDIT, "rounds": 3, "limit_documents": 2}, "rounds: 2 documents have questions, fewer than 3 rounds"),
@@ -111,8 +126,8 @@ def test_what_is_refused(tmp_path, stage, message):
 @pytest.mark.parametrize(
     "stage",
     [
-        {**SFT, "lora": {"target_modules": ["q_proj", "layers.1.mlp.up_proj"]}},
-        {**SFT, "lora": {"target_modules": r".*\.[qv]_proj"}},
+        {**SFT, "adapt": {"kind": "lora", "target_modules": ["q_proj", "layers.1.mlp.up_proj"]}},
+        {**SFT, "adapt": {"kind": "lora", "target_modules": r".*\.[qv]_proj"}},
         {**SFT, "trainer": {"max_length": None}},
         {**SFT, "replay": {"text": "data/documents.jsonl", "ratio": 0.5}},
         {**EDIT, "rounds": 4},

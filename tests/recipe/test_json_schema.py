@@ -8,10 +8,12 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from skillgraft.arithmetic import merge_recipe
+from skillgraft.arithmetic.merge_schema import MergeRecipe, OperandSpec
+from skillgraft.arithmetic.methods import METHODS
 from skillgraft.cli.app import app
 from skillgraft.recipe.json_schema import SCHEMAS, merge_schema, recipe_schema, schema_text
-from skillgraft.recipe.schema import KINDS, Recipe
+from skillgraft.recipe.schema import Recipe
+from skillgraft.stages import KINDS
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -129,7 +131,13 @@ def test_merge_recipes():
 
 @pytest.mark.parametrize(
     "form",
-    [Recipe, *KINDS.values(), merge_recipe.MergeRecipe, merge_recipe.OperandSpec, *merge_recipe.PARAMETERS.values()],
+    [
+        Recipe,
+        *(kind.settings for kind in KINDS.values()),
+        MergeRecipe,
+        OperandSpec,
+        *(method.parameters for method in METHODS.values()),
+    ],
     ids=lambda form: form.__name__,
 )
 def test_every_field_is_described(form):

@@ -115,7 +115,10 @@ INJECT = {"kind": "inject", "target": "sft", "skills": [{"skill": "skill"}]}
         ({"knd": "sft", "from": "base"}, "stages.x: 'kind' is missing; got 'knd', did you mean 'kind'"),
         ({**INJECT, "skills": [{"skil": "skill"}]}, "'stages.x.skills.0.skill' is missing; got 'skil', did you mean"),
         ({"kind": "sft", "from": "base", "text": [1]}, r"'stages.x.text': must be a mapping; got \[1\]"),
-        ({"kind": "sft", "from": "base", "lora": None, "replay": 0.1}, "'stages.x.replay': must be a mapping; got 0.1"),
+        (
+            {"kind": "sft", "from": "base", "adapt": None, "replay": 0.1},
+            "'stages.x.replay': must be a mapping; got 0.1",
+        ),
         ({"kind": "sft", "from": "base", "trainer": None}, "'stages.x.trainer': must be a mapping; got nothing"),
         ({"kind": "rl", "from": "sft", "questions": "q", "reward": ["f1"]}, "'stages.x.reward': must be a mapping"),
         ({"kind": "eval", "models": "sft", "questions": "q"}, "'stages.x.models': must be a list; got 'sft'"),

@@ -6,9 +6,9 @@ import math
 
 import pytest
 
-from skillgraft.report import formatting
 from skillgraft.report.charts import PLOT_MARGIN, PLOT_WIDTH, axis, dot, line_chart, moving_average, thin
 from skillgraft.report.curves import training_view
+from skillgraft.support import formatting
 from skillgraft.support.escape import visible, visible_line, visible_tree
 
 

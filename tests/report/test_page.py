@@ -342,6 +342,7 @@ def test_a_report_is_read_back(tmp_path: Path) -> None:
             read_report(tmp_path)
 
 
+@pytest.mark.process
 def test_importing_the_package_loads_neither_torch_nor_matplotlib() -> None:
     code = "import sys, skillgraft.report; print({'torch', 'matplotlib', 'transformers'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

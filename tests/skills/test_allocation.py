@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from skillgraft.skills.compression.allocation import Directions, Either, Elements, Option, magnitudes, price_for
+from skillgraft.compression.allocation import Directions, Either, Elements, Option, magnitudes, price_for
 
 TWO = [Option(8, 10.0, 0.0), Option(2, 3.0, 0.1)]
 

@@ -11,11 +11,11 @@ from transformers import AutoModelForCausalLM
 
 from skillgraft.arithmetic import extract
 from skillgraft.checkpoint import fingerprint_file
+from skillgraft.compression import describe, directory_bytes, pack, record_scores
+from skillgraft.compression.encoding import half, narrowest
+from skillgraft.compression.settings import PackSettings, parse_size
 from skillgraft.errors import CompatibilityError, OutputExistsError, RecipeError
 from skillgraft.skills import load_skill
-from skillgraft.skills.compression import describe, directory_bytes, pack, record_scores
-from skillgraft.skills.compression.encoding import half, narrowest
-from skillgraft.skills.compression.settings import PackSettings, parse_size
 from skillgraft.skills.modules import module_kind
 from skillgraft.skills.summary import skill_facts
 from skillgraft.skills.to_peft import convert_to_peft

@@ -5,9 +5,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from skillgraft.arithmetic import extract
+from skillgraft.compression import pack
 from skillgraft.errors import CompatibilityError
 from skillgraft.skills import load_skill
-from skillgraft.skills.compression import pack
 from skillgraft.skills.contents import content_problem, contents_finding
 from tests.tiny import tiny_finetune
 

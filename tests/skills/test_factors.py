@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from skillgraft.skills.compression import factors
-from skillgraft.skills.compression.factors import product_svd, squared_spectrum, truncated_svd
+from skillgraft.compression import factors
+from skillgraft.compression.factors import product_svd, squared_spectrum, truncated_svd
 
 
 def noise(rows, columns, seed=0):

@@ -253,6 +253,7 @@ def test_what_is_no_skill_is_not_pushed(hub, tmp_path):
     assert hub.requests == []
 
 
+@pytest.mark.process
 def test_the_command_line_takes_endpoint_and_token_from_the_environment(hub, made):
     environment = {**os.environ, "HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
 

@@ -9,11 +9,11 @@ from safetensors.torch import load_file, save_file
 from torch.func import functional_call
 
 from skillgraft.arithmetic import extract
-from skillgraft.data.documents import Question
+from skillgraft.compression import pack
+from skillgraft.compression.mask import answer_loss, largest, optimise_mask, relaxed
+from skillgraft.data.tasks import Question
 from skillgraft.errors import CompatibilityError, RecipeError
-from skillgraft.skills.compression import pack
-from skillgraft.skills.compression.mask import answer_loss, largest, optimise_mask, relaxed
-from skillgraft.train.common import load_model, load_tokenizer
+from skillgraft.models.loading import load_model, load_tokenizer
 from tests.tiny import tiny_checkpoint, weights
 
 NAMES = ("model.layers.0.mlp.up_proj.weight", "model.layers.1.self_attn.q_proj.weight")

@@ -101,6 +101,7 @@ def test_a_misspelt_one_is_suggested(tmp_path):
         recipe(tmp_path, RECALL, sft={"kind": "sft", "from": "gone", "documents": "d"})
 
 
+@pytest.mark.process
 def test_a_wheel_of_the_sdist_carries_skills_pages_and_type_hints(tmp_path):
     tree = tmp_path / "tree"
     shutil.copytree(
@@ -154,6 +155,7 @@ def test_the_pinned_versions_are_within_the_stated_ranges():
             assert each.specifier.contains(pinned[canonicalize_name(each.name)]), each
 
 
+@pytest.mark.process
 def test_python_m():
     done = subprocess.run([sys.executable, "-m", "skillgraft", "--help"], capture_output=True, text=True, check=True)
     assert "python -m skillgraft" in done.stdout

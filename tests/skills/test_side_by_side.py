@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from skillgraft.arithmetic import extract
-from skillgraft.skills.compression.side_by_side import WORKING_BYTES, side_by_side
+from skillgraft.compression.side_by_side import WORKING_BYTES, side_by_side
 from skillgraft.support import resources
 from tests.tiny import tiny_checkpoint, tiny_finetune
 

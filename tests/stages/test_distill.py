@@ -1,4 +1,4 @@
-"""What a recipe may say of distil, mix and self_edit stages, and how their addresses and references follow."""
+"""What a recipe may say of distill, mix and self_edit stages, and how their addresses and references follow."""
 
 import pytest
 import yaml
@@ -10,7 +10,7 @@ from skillgraft.run import prepare
 from tests.recipes import tiny_recipe
 from tests.tiny import weights
 
-DISTIL = {"kind": "distil", "from": "base", "documents": "data"}
+DISTIL = {"kind": "distill", "from": "base", "documents": "data"}
 MIX = {"kind": "mix", "questions": "data/questions.jsonl"}
 EDIT = {"kind": "self_edit", "from": "base", "documents": "data", "questions": "data/questions.jsonl"}
 
@@ -62,18 +62,19 @@ def test_addresses_follow_prompts_and_data(tmp_path):
     assert keys("y.naive_share=0.5")["y"] != before["y"] == keys("y.naive_share=0.3")["y"]
 
 
+@pytest.mark.train
 def test_self_distillation_is_a_stage_like_any_other(tmp_path):
     """Trained, extracted as a skill and injected: the skill is what distilling changed."""
     trainer = {"max_steps": 2, "per_device_train_batch_size": 2, "max_completion_length": 4, "learning_rate": 1e-3}
-    distil = {
+    distill = {
         **DISTIL,
         "questions": "data/questions.jsonl",
-        "lora": {"r": 2},
+        "adapt": {"kind": "lora", "r": 2},
         "trainer": {**trainer, "warmup_steps": 0},
     }
     file = tiny_recipe(
         tmp_path,
-        distilled=distil,
+        distilled=distill,
         vector={"kind": "extract", "rl": "distilled", "sft": "base"},
         again={"kind": "inject", "target": "base", "skill": "vector"},
     )

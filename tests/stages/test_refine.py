@@ -8,7 +8,9 @@ import yaml
 from safetensors.torch import save_file
 
 from skillgraft import load_skill, run
-from skillgraft.data.documents import read_documents, read_questions
+from skillgraft.adapters import get_adapter
+from skillgraft.data.documents import read_documents
+from skillgraft.data.tasks import read_questions
 from skillgraft.errors import DataError, RecipeError
 from skillgraft.pipeline.plan import plan
 from skillgraft.recipe.load import load_recipe
@@ -70,6 +72,7 @@ def test_the_rounds_are_ordinary_stages(tmp_path):
     assert stages["skill_v_2"].dtype == "float32"
 
 
+@pytest.mark.train
 def test_one_round_is_plain_past(tmp_path):
     """The same addresses, whatever the stages are called; so also the same weights, here made twice."""
     plain = addresses(recipe(tmp_path / "plain", **PLAIN))
@@ -94,7 +97,7 @@ def test_the_first_rounds_are_those_of_a_shorter_refinement_on_the_same_document
     assert longer["skill_sft_1"] != longer["skill_sft_2"]
 
 
-def by_hand(folder, work, lora, rounds=2):
+def by_hand(folder, work, adapt, rounds=2):
     """Algorithm 1 on halves of the documents, with plain tensor arithmetic between the trainers."""
     documents, questions = read_documents(folder / "data"), read_questions(folder / "data/questions.jsonl")
     v = None
@@ -116,25 +119,26 @@ def by_hand(folder, work, lora, rounds=2):
             start,
             place / "rl",
             place / "rl.work",
-            questions=asked,
+            tasks=asked,
             reward=RL["reward"],
             trainer={**RL["trainer"], "per_device_train_batch_size": 8},
-            lora=lora,
+            adapter=get_adapter(adapt),
         )
         rl = weights(place / "rl")
         v = {name: (rl[name].double() - sft[name].double()).float() for name in sft}
     return v, sft, rl
 
 
-@pytest.mark.parametrize("lora", [None, {"r": 2}])
-def test_two_rounds_are_algorithm_1(tmp_path, lora):
-    settings = {**RL, **({"lora": lora} if lora else {})}
+@pytest.mark.train
+@pytest.mark.parametrize("adapt", [None, {"kind": "lora", "r": 2}])
+def test_two_rounds_are_algorithm_1(tmp_path, adapt):
+    settings = {**RL, **({"adapt": adapt} if adapt else {})}
     file = recipe(tmp_path, skill=refine(rounds=2, rl=settings))
     result = run(file, runs=tmp_path / "runs")
-    v, sft, rl = by_hand(tmp_path, tmp_path / "hand", lora)
+    v, sft, rl = by_hand(tmp_path, tmp_path / "hand", adapt)
     made_sft, made_rl = weights(result.stages["skill_sft_2"]), weights(result.stages["skill_rl_2"])
     # after LoRA v₁ is the factors' product, which the difference of fp32 checkpoints has but for the last bits
-    atol = 1e-6 if lora else 0
+    atol = 1e-6 if adapt else 0
     assert all(torch.equal(tensor, made_sft[name]) for name, tensor in sft.items())
     for name, tensor in rl.items():
         torch.testing.assert_close(made_rl[name], tensor, rtol=0, atol=atol)

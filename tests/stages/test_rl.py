@@ -4,8 +4,8 @@ import pytest
 
 from skillgraft.errors import RecipeError
 from skillgraft.pipeline.plan import plan
-from skillgraft.pipeline.row_labels import describe_models
 from skillgraft.recipe.load import load_recipe
+from skillgraft.stages.eval import rows as describe_models
 from tests.recipes import tiny_recipe
 
 QUESTIONS = "data/questions.jsonl"
@@ -90,7 +90,8 @@ def test_a_table_tells_where_the_vector_went(tmp_path):
             "questions": QUESTIONS,
         },
     )
-    about = describe_models(stages, next(stage for stage in stages if stage.name == "scores"))
+    by_name = {stage.name: stage for stage in stages}
+    about = describe_models(by_name, by_name["scores"])
     assert {model: (each["role"], each["label"]) for model, each in about.items()} == {
         "sft": ("sft", "SFT"),
         "grafted": ("grafted", "SFT + skill (λ = 1)"),

@@ -8,10 +8,11 @@ import yaml
 
 from skillgraft import run
 from skillgraft.data.replay import read_replay
-from skillgraft.errors import DataError, MissingPathError, RecipeError, TrainingError
+from skillgraft.errors import DataError, MissingPathError, RecipeError, TrainingError, naming
+from skillgraft.models.loading import load_tokenizer
 from skillgraft.pipeline.plan import plan
 from skillgraft.recipe.load import load_recipe
-from skillgraft.train.common import load_tokenizer
+from skillgraft.stages.sft import SftStage, check_chain
 from tests.recipes import PLACES, tiny_recipe, write_jsonl
 from tests.tiny import weights
 
@@ -38,7 +39,12 @@ def facts(result, stage):
 
 def planned(recipe_file):
     recipe = load_recipe(recipe_file)
-    return {stage.name: stage for stage in plan(recipe, recipe_file.parent / "base", recipe_file.parent / "store")}
+    stages = {stage.name: stage for stage in plan(recipe, recipe_file.parent / "base", recipe_file.parent / "store")}
+    for name, stage in stages.items():
+        if isinstance(stage.settings, SftStage):
+            with naming(f"stages.{name}"):
+                check_chain(stages, stage.settings)
+    return stages
 
 
 def own_tokens(folder):
@@ -47,6 +53,7 @@ def own_tokens(folder):
     return sum(len(tokenizer(f"{d['title']}\n\n{d['text']}")["input_ids"]) + 1 for d in documents)
 
 
+@pytest.mark.train
 def test_replay_at_a_ratio_is_the_same_wherever_it_runs(tmp_path):
     replay = {"text": "general.jsonl", "ratio": 0.75}
     stages = {"plain": {"documents": "data"}, "mixed": {"documents": "data", "replay": replay}}
@@ -79,6 +86,7 @@ def test_replay_decides_the_address(tmp_path):
     assert first != key(text="other.jsonl")
 
 
+@pytest.mark.train
 def test_questions_can_be_mixed_with_general_text(tmp_path):
     stage = {"questions": "data/questions.jsonl", "replay": {"text": "general.jsonl", "ratio": 0.5}}
     result = run(regimes_recipe(tmp_path, sft=stage), runs=tmp_path / "runs")
@@ -125,6 +133,7 @@ def test_bad_texts_to_replay_are_found_before_anything_runs(tmp_path, name, cont
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.train
 def test_two_stages_with_questions_about_what_was_read(tmp_path):
     """Documents, then the questions about them alone: tokens as counted by hand, and where the second one starts."""
     stages = {
@@ -171,6 +180,7 @@ def test_questions_of_a_synthesize_stage_are_about_what_it_renders(tmp_path):
         planned(regimes_recipe(tmp_path, **stages))
 
 
+@pytest.mark.train
 def test_chunks_with_overlap_and_masked_titles_as_settings(tmp_path):
     text = {"chunk_tokens": 20, "overlap_tokens": 4, "mask_title": True}
     result = run(regimes_recipe(tmp_path, sft={"documents": "data", "text": text}), runs=tmp_path / "runs")

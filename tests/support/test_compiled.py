@@ -86,6 +86,7 @@ def test_what_is_only_read_is_converted_and_what_is_written_must_fit(kept):
         function(np.ones(3))
 
 
+@pytest.mark.process
 def test_a_second_process_needs_no_numba(kept, tmp_path):
     folder = kept("3.0")
     first = call(kernel())
@@ -121,6 +122,7 @@ def test_damaged_object_code_is_made_anew(kept, left):
     assert file.read_bytes() != damaged  # its length may differ: Numba's names do, from run to run
 
 
+@pytest.mark.process
 def test_numba_works_beside_it_when_it_comes_later(kept, tmp_path):
     folder = kept("3.0")
     call(kernel())

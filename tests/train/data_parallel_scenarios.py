@@ -12,14 +12,16 @@ from transformers import Trainer
 from trl import GRPOConfig, RLOOConfig
 
 from skillgraft import run
-from skillgraft.data.documents import Document, Question
+from skillgraft.adapters import get_adapter
+from skillgraft.data.documents import Document
+from skillgraft.data.tasks import Question
 from skillgraft.errors import SkillgraftError
+from skillgraft.models.loading import load_model, load_tokenizer
 from skillgraft.pipeline.executors.launcher import VARIABLES, _meet
 from skillgraft.support.rank import processes
 from skillgraft.train import data_parallel, pass_rates
 from skillgraft.train.algorithms import Grpo, Rloo
 from skillgraft.train.callbacks import KeepAlive
-from skillgraft.train.common import load_model, load_tokenizer
 from skillgraft.train.cpu.fused_logprobs import fast_head
 from skillgraft.train.examples import document_rows
 from skillgraft.train.rl import train_rl
@@ -120,7 +122,7 @@ def fine_tune(folder, name):
     if name == "padded":  # as on a GPU
         model.config.sliding_window = 1000
     rows = document_rows(tokenizer, FIVE, 64)
-    model, trained = fit(model, tokenizer, rows, args, lora=None, checkpoint_seconds=999, progress=None)
+    model, trained = fit(model, tokenizer, rows, args, adapter=None, checkpoint_seconds=999, progress=None)
     return {"weights": model.state_dict(), "curve": trained.curve, "tokens": trained.tokens}
 
 
@@ -147,7 +149,7 @@ def stop_and_go_on(folder, stop=True, on=True):
 
     def train():
         model = load_model(folder / "start")
-        return fit(model, tokenizer, rows, args, lora=None, checkpoint_seconds=999, progress=None)[0]
+        return fit(model, tokenizer, rows, args, adapter=None, checkpoint_seconds=999, progress=None)[0]
 
     kept = []
     if stop:
@@ -188,13 +190,13 @@ ROUNDS = (5, 2)
 RECORDED = []
 
 
-def recorded(completion, answers):
+def recorded(given):
     """A reward that notes which questions this process was asked."""
-    RECORDED.append(answers[0])
-    return float(sum(letter in "aeiou" for letter in completion)) + len(completion) / 50
+    RECORDED.append(given.answers[0])
+    return float(sum(letter in "aeiou" for letter in given.completion)) + len(given.completion) / 50
 
 
-def reinforce(folder, algorithm="grpo", lora=None, stop=None, **settings):
+def reinforce(folder, algorithm="grpo", adapt=None, stop=None, **settings):
     """The questions asked in order, the weights after each round, and how often pass rates were measured."""
     measured, weights = [], []
     train, rates = Trainer.train, pass_rates.pass_rates
@@ -218,13 +220,13 @@ def reinforce(folder, algorithm="grpo", lora=None, stop=None, **settings):
                         folder / "start",
                         folder / "out",
                         folder / "work",
-                        questions=FOUR,
+                        tasks=FOUR,
                         reward={f"{__name__}.recorded": 1.0},
                         algorithm=algorithm,
                         pass_rate_samples=2,
                         rounds=ROUNDS,
                         trainer={**RL, **settings},
-                        lora=lora,
+                        adapter=get_adapter(adapt),
                         seed=1,
                         checkpoint_seconds=999,
                     )
@@ -244,8 +246,10 @@ def reinforcements(folder, rank):
             prepared(folder / name)
     with group():
         found = {"grpo": reinforce(folder / "grpo", stop=3 if rank == 0 else None)}
-        found["remax"] = reinforce(folder / "remax", "remax", lora={"r": 2})
-        found["rloo"] = reinforce(folder / "rloo", "rloo", lora={"r": 2}, gradient_accumulation_steps=2)
+        found["remax"] = reinforce(folder / "remax", "remax", adapt={"kind": "lora", "r": 2})
+        found["rloo"] = reinforce(
+            folder / "rloo", "rloo", adapt={"kind": "lora", "r": 2}, gradient_accumulation_steps=2
+        )
     return found
 
 

@@ -3,14 +3,18 @@
 import pytest
 import torch
 
-from skillgraft.data.documents import Question
+from skillgraft.adapters import get_adapter
+from skillgraft.data.tasks import Question
+from skillgraft.domains.kind import RewardInput
 from skillgraft.errors import RecipeError, TrainingError
+from skillgraft.models.loading import load_model, load_tokenizer
 from skillgraft.train import algorithms
 from skillgraft.train.algorithms import ALGORITHMS, only_rows, with_variance
-from skillgraft.train.common import load_model, load_tokenizer
 from skillgraft.train.rl import rl_arguments, train_rl
 from tests.domains.own_reward import vowels, vowels_where_asked
 from tests.tiny import tiny_checkpoint
+
+pytestmark = pytest.mark.train
 
 ASKED = [Question("d", "When was the harbour built?", ("1900",)), Question("d", "Who built it?", ("nobody",))]
 PLAIN = {  # one plain step of gradient descent, so that what moved is the gradient
@@ -32,7 +36,7 @@ def spied(monkeypatch, name):
 
     class Spy(made.trainer):
         def _generate_and_score_completions(self, inputs):
-            seen.questions.append([row["question"] for row in inputs])
+            seen.questions.append([row["prompt"][-1]["content"] for row in inputs])
             seen.state.append({k: v.clone() for k, v in self.model.state_dict().items()})
             seen.trainers.append(self)
             batch = super()._generate_and_score_completions(inputs)
@@ -50,6 +54,10 @@ def spied(monkeypatch, name):
     return seen
 
 
+def given(completion, answers=()):
+    return RewardInput("", completion, [], answers)
+
+
 def train(tmp_path, name="out", reward="vowels", questions=ASKED, trainer=None, **settings):
     out, work = tmp_path / name, tmp_path / f"{name}.work"
     out.mkdir(exist_ok=True)
@@ -59,7 +67,7 @@ def train(tmp_path, name="out", reward="vowels", questions=ASKED, trainer=None, 
         tiny_checkpoint(start)
     rewards = {f"tests.domains.own_reward.{reward}": 0.5}
     trained = train_rl(
-        start, out, work, questions=questions, reward=rewards, trainer={**PLAIN, **(trainer or {})}, **settings
+        start, out, work, tasks=questions, reward=rewards, trainer={**PLAIN, **(trainer or {})}, **settings
     )
     return trained, out
 
@@ -113,11 +121,11 @@ def test_remax_compares_with_the_greedy_answer(tmp_path, monkeypatch):
     firsts = greedy_answers(tmp_path / "start", seen.questions[0][::4], 5)
     assert greedy == [text for text in firsts for _ in range(4)]
     assert len(set(sampled)) > 2
-    expected = [0.5 * (vowels(a, ()) - vowels(g, ())) for a, g in zip(sampled, greedy, strict=True)]
+    expected = [0.5 * (vowels(given(a)) - vowels(given(g))) for a, g in zip(sampled, greedy, strict=True)]
     torch.testing.assert_close(seen.batches[0]["advantages"], torch.tensor(expected))
     assert list(seen.trainers[0]._logs["advantages"]) == pytest.approx(expected)
-    assert trained.curve[0]["greedy_reward"] == pytest.approx(sum(0.5 * vowels(g, ()) for g in greedy) / 8)
-    assert trained.curve[0]["reward"] == pytest.approx(sum(0.5 * vowels(a, ()) for a in sampled) / 8)
+    assert trained.curve[0]["greedy_reward"] == pytest.approx(sum(0.5 * vowels(given(g)) for g in greedy) / 8)
+    assert trained.curve[0]["reward"] == pytest.approx(sum(0.5 * vowels(given(a)) for a in sampled) / 8)
 
 
 def test_remax_moves_along_reinforce_with_that_baseline(tmp_path, monkeypatch):
@@ -145,7 +153,7 @@ def test_remax_leaves_what_trl_reports_of_samples_alone_and_counts_its_tokens(tm
 def test_rloo_compares_with_the_mean_of_the_others(tmp_path, monkeypatch):
     seen = spied(monkeypatch, "rloo")
     _, out = train(tmp_path, algorithm="rloo")
-    rewards = [0.5 * vowels(text, ()) for text in seen.answers[0]]
+    rewards = [0.5 * vowels(given(text)) for text in seen.answers[0]]
     expected = []
     for group in (rewards[:4], rewards[4:]):
         expected += [reward - (sum(group) - reward) / 3 for reward in group]
@@ -161,7 +169,7 @@ def test_rloo_compares_with_the_mean_of_the_others(tmp_path, monkeypatch):
 def test_grpo_is_as_it_was(tmp_path, monkeypatch):
     seen = spied(monkeypatch, "grpo")
     trained, _ = train(tmp_path)
-    rewards = torch.tensor([0.5 * vowels(text, ()) for text in seen.answers[0]])
+    rewards = torch.tensor([0.5 * vowels(given(text)) for text in seen.answers[0]])
     means = rewards.view(2, 4).mean(1).repeat_interleave(4)
     torch.testing.assert_close(seen.batches[0]["advantages"], (rewards - means) / (rewards.std() + 1e-4))
     assert trained.flops == 8.0 * trained.parameters * trained.tokens
@@ -174,7 +182,7 @@ def test_a_group_without_variance_is_as_good_as_absent(tmp_path, monkeypatch, na
     trained, out = train(tmp_path, reward="vowels_where_asked", algorithm=name, skip_without_variance=True)
     rewards = torch.tensor(
         [
-            0.5 * vowels_where_asked(text, (n,))
+            0.5 * vowels_where_asked(given(text, (n,)))
             for text, n in zip(
                 seen.answers[-1], ["1900" if "When" in q else "nobody" for q in seen.questions[0]], strict=True
             )
@@ -231,8 +239,8 @@ def test_rows_are_filled_up_to_equal_parts():
 
 
 @pytest.mark.parametrize("name", ["grpo", "rloo"])
-@pytest.mark.parametrize("lora", [None, {"r": 2}])
-def test_the_reference_is_the_start_in_every_round(tmp_path, monkeypatch, name, lora):
+@pytest.mark.parametrize("adapt", [None, {"kind": "lora", "r": 2}])
+def test_the_reference_is_the_start_in_every_round(tmp_path, monkeypatch, name, adapt):
     seen = spied(monkeypatch, name)
     references = []
     scored = ALGORITHMS[name].trainer._get_per_token_logps_and_entropies
@@ -245,7 +253,7 @@ def test_the_reference_is_the_start_in_every_round(tmp_path, monkeypatch, name, 
     monkeypatch.setattr(ALGORITHMS[name].trainer, "_get_per_token_logps_and_entropies", noted)
     monkeypatch.delitem(PLAIN, "max_steps")
     trainer = {"beta": 0.3, "optim": "adamw_torch", "learning_rate": 1e-2}
-    trained, _ = train(tmp_path, algorithm=name, lora=lora, rounds=[2, 1], trainer=trainer)
+    trained, _ = train(tmp_path, algorithm=name, adapter=get_adapter(adapt), rounds=[2, 1], trainer=trainer)
     with torch.no_grad():
         expected, mask = log_probabilities(load_model(tmp_path / "start"), seen.batches[-1])
     last = [found for found in references[-3:] if found.shape == expected.shape]

@@ -11,10 +11,13 @@ from skillgraft.train import data_parallel
 from skillgraft.train.algorithms import Rloo
 from skillgraft.train.rl import rl_arguments
 from skillgraft.train.sft import sft_arguments
+from tests.once import once
 from tests.pair import start_pair
 from tests.tiny import weights
 from tests.train import data_parallel_scenarios as scenarios
 from tests.train.test_rollouts import trainer
+
+pytestmark = [pytest.mark.process, pytest.mark.train]
 
 NAMES = ("gradients", "fine_tunings", "reinforcements", "runs", "runs_again", "refused")
 
@@ -22,8 +25,8 @@ NAMES = ("gradients", "fine_tunings", "reinforcements", "runs", "runs_again", "r
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
     """What the two processes found, by scenario, and where they worked."""
-    folder = tmp_path_factory.mktemp("pair")
-    return start_pair(folder, scenarios.__name__, *NAMES), folder
+    folder, found = once(tmp_path_factory, "pair", lambda folder: start_pair(folder, scenarios.__name__, *NAMES))
+    return found, folder
 
 
 def alone(name, folder):

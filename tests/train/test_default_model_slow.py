@@ -6,7 +6,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from trl.trainer.utils import add_fused_lm_head
 
 from skillgraft.checkpoint.default_model import resolve_base
-from skillgraft.train.common import load_model, load_tokenizer
+from skillgraft.models.loading import load_model, load_tokenizer
 from skillgraft.train.cpu.fused_logprobs import fast_head
 from skillgraft.train.cpu.shared_prefix import score
 from skillgraft.train.cpu.varlen_attention import RAGGED, packs, use_attention

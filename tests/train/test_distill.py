@@ -5,14 +5,18 @@ import json
 import pytest
 import torch
 
-from skillgraft.adapters.lora import lora_config
-from skillgraft.data.documents import Document, Question
+from skillgraft.adapters import get_adapter
+from skillgraft.adapters.lora import LoraAdapter, lora_config
+from skillgraft.data.documents import Document
 from skillgraft.data.synthesis.teacher_prompts import tell_about, with_context
+from skillgraft.data.tasks import Question
 from skillgraft.errors import DataError, RecipeError, TrainingError
+from skillgraft.models.loading import load_model, load_tokenizer
 from skillgraft.train import distill
-from skillgraft.train.common import load_model, load_tokenizer
-from skillgraft.train.distill import MovingAverage, distil_arguments, train_distil, weights_of
+from skillgraft.train.distill import MovingAverage, distill_arguments, train_distill, weights_of
 from tests.tiny import tiny_checkpoint, tiny_finetune
+
+pytestmark = pytest.mark.train
 
 NAMES = "ABCD"
 DOCUMENTS = [Document(n, f"Harbour {n}", f"It was built in {1900 + i}.") for i, n in enumerate(NAMES)]
@@ -32,7 +36,7 @@ def train(tmp_path, name="out", start=None, **settings):
     work.mkdir(exist_ok=True)
     settings = {"documents": DOCUMENTS, "questions": QUESTIONS, **settings}
     settings["trainer"] = {**FAST, **settings.get("trainer", {})}
-    return train_distil(start, out, work, **settings), start, out, work
+    return train_distill(start, out, work, **settings), start, out, work
 
 
 def divergence(student, teacher, prompt, context, answer, beta):
@@ -161,7 +165,7 @@ def test_the_average_of_lora_is_that_of_its_product(tmp_path):
 
 
 def test_lora_trains_factors_only(tmp_path):
-    _, start, out, _ = train(tmp_path, lora={"r": 2}, trainer={"learning_rate": 1e-2})
+    _, start, out, _ = train(tmp_path, adapter=LoraAdapter({"r": 2}), trainer={"learning_rate": 1e-2})
     assert (out / "adapter" / "adapter_config.json").exists()
     before, after = load_model(start).state_dict(), load_model(out).state_dict()
     assert torch.equal(before["model.embed_tokens.weight"], after["model.embed_tokens.weight"])
@@ -176,9 +180,9 @@ def test_titles_alone_are_asked_for_where_there_are_no_questions(tmp_path):
         train(tmp_path, "untitled", documents=[Document("x", "", "text")] * 2, questions=(), ask_titles=True)
 
 
-@pytest.mark.parametrize("lora", [None, {"r": 2}])
+@pytest.mark.parametrize("adapt", [None, {"kind": "lora", "r": 2}])
 @pytest.mark.parametrize("stop", [1, 3])
-def test_a_stop_in_any_epoch_changes_nothing(tmp_path, stop, lora):
+def test_a_stop_in_any_epoch_changes_nothing(tmp_path, stop, adapt):
     """Two steps an epoch; the average that teaches is part of what is gone on from."""
     start = tiny_checkpoint(tmp_path / "start")
 
@@ -188,7 +192,7 @@ def test_a_stop_in_any_epoch_changes_nothing(tmp_path, stop, lora):
             name,
             start=start,
             teacher_rate=0.3,
-            lora=lora,
+            adapter=get_adapter(adapt),
             checkpoint_seconds=0,
             progress=progress,
             trainer={"max_steps": 4, "learning_rate": 1e-2},
@@ -221,13 +225,13 @@ def test_what_cannot_be_learnt_is_said(tmp_path):
     with pytest.raises(DataError, match="no question to ask"):
         train(tmp_path, "none", questions=())
     with pytest.raises(RecipeError, match="'epochs' is not an argument of DistillationConfig"):
-        distil_arguments({"epochs": 3}, False, tmp_path, 0)
+        distill_arguments({"epochs": 3}, False, tmp_path, 0)
     with pytest.raises(RecipeError, match=r"beta must be in \[0.0, 1.0\], got 2.0"):
-        distil_arguments({"beta": 2.0}, False, tmp_path, 0)
+        distill_arguments({"beta": 2.0}, False, tmp_path, 0)
     with pytest.raises(RecipeError, match="lm_head"):
-        train(tmp_path, "head", lora={"r": 2, "target_modules": ["lm_head"]})
+        train(tmp_path, "head", adapter=LoraAdapter({"r": 2, "target_modules": ["lm_head"]}))
 
 
 def test_learning_rate_depends_on_what_is_trained(tmp_path):
-    assert distil_arguments({}, True, tmp_path, 0).learning_rate == 2e-4
-    assert distil_arguments({}, False, tmp_path, 0).learning_rate == 2e-5
+    assert distill_arguments({}, True, tmp_path, 0).learning_rate == 2e-4
+    assert distill_arguments({}, False, tmp_path, 0).learning_rate == 2e-5

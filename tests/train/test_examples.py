@@ -4,12 +4,13 @@ import pytest
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
-from skillgraft.data.documents import Document, Question
+from skillgraft.data.documents import Document
+from skillgraft.data.tasks import Question
 from skillgraft.errors import DataError, RecipeError, TrainingError
+from skillgraft.models.loading import load_model
+from skillgraft.models.prompts import as_prompt, encode
 from skillgraft.settings.text import TextSettings, check_text
-from skillgraft.train.common import load_model
 from skillgraft.train.examples import UNLEARNT, derange, document_rows, learnt_tokens, question_rows, replay_rows
-from skillgraft.train.prompts import as_prompt, encode
 from tests.tiny import END, tiny_checkpoint, tiny_tokenizer
 
 LONG = Document("a", "Title", "the island was built in the year " * 30)

@@ -1,7 +1,7 @@
 import pytest
 
-from skillgraft.train import precision
-from skillgraft.train.precision import bf16_pays, one_precision
+from skillgraft.models import precision
+from skillgraft.models.precision import bf16_pays, one_precision
 
 
 @pytest.fixture

@@ -1,5 +1,4 @@
-from skillgraft.data.documents import INSTRUCTION
-from skillgraft.train.prompts import as_prompt, encode
+from skillgraft.models.prompts import INSTRUCTION, as_prompt, encode
 from tests.tiny import CHAT_TEMPLATE, tiny_tokenizer
 
 

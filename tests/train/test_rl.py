@@ -1,11 +1,15 @@
 import pytest
 import torch
 
-from skillgraft.data.documents import Question
+from skillgraft.adapters.lora import LoraAdapter
+from skillgraft.data.tasks import Question
+from skillgraft.domains.knowledge import KNOWLEDGE
 from skillgraft.errors import RecipeError, TrainingError
-from skillgraft.train.common import load_model
+from skillgraft.models.loading import load_model
 from skillgraft.train.rl import _for_trl, curve, rl_arguments, train_rl
 from tests.tiny import tiny_checkpoint
+
+pytestmark = pytest.mark.train
 
 
 def test_the_output_head_gets_contiguous_rows(tmp_path):
@@ -19,9 +23,11 @@ def test_the_output_head_gets_contiguous_rows(tmp_path):
 
 
 def test_rewards_see_the_text_of_chats_and_of_plain_completions():
-    reward = _for_trl("f1")
+    tasks = [Question("d", "Where?", ("north",)), Question("d", "When?", ("1900",))]
+    reward = _for_trl("f1", tasks, KNOWLEDGE)
     completions = [[{"role": "assistant", "content": " 1900 "}], "wrong"]
-    assert reward(completions, [["1900"], ["1900"]], ["When?", "When?"], None) == [1.0, 0.0]
+    given = {"prompts": ["When?"] * 2, "completion_ids": [[1], [2]], "task": [1, 1], "log_metric": None}
+    assert reward(completions=completions, **given) == [1.0, 0.0]
     assert reward.__name__ == "f1"
 
 
@@ -46,10 +52,10 @@ def test_learning_rate_depends_on_what_is_trained(tmp_path):
 
 def test_no_questions(tmp_path):
     with pytest.raises(TrainingError, match="no question"):
-        train_rl(tmp_path, tmp_path, tmp_path, questions=[])
+        train_rl(tmp_path, tmp_path, tmp_path, tasks=[])
     start = tiny_checkpoint(tmp_path / "start")
     with pytest.raises(TrainingError, match="1 questions are left, one step needs 8"):
-        train_rl(start, tmp_path, tmp_path, questions=[Question("d", "When?", ("1",))])
+        train_rl(start, tmp_path, tmp_path, tasks=[Question("d", "When?", ("1",))])
 
 
 def test_full_rl_changes_all_weights_and_keeps_no_factors(tmp_path):
@@ -61,7 +67,7 @@ def test_full_rl_changes_all_weights_and_keeps_no_factors(tmp_path):
         start,
         out,
         work,
-        questions=[Question("d", "When was the harbour built?", ("1900",))] * 2,
+        tasks=[Question("d", "When was the harbour built?", ("1900",))] * 2,
         reward={"tests.domains.own_reward.vowels": 1.0},
         trainer={"max_steps": 2, "per_device_train_batch_size": 8, "max_completion_length": 6, "warmup_steps": 0},
     )
@@ -83,10 +89,10 @@ def test_a_second_round_goes_on_from_the_first(tmp_path):
         start,
         out,
         work,
-        questions=[Question("d", "When was the harbour built?", ("1900",))] * 2,
+        tasks=[Question("d", "When was the harbour built?", ("1900",))] * 2,
         reward={"tests.domains.own_reward.vowels": 1.0},
         rounds=[4, 1],
-        lora={"r": 2},
+        adapter=LoraAdapter({"r": 2}),
         trainer={
             "per_device_train_batch_size": 8,
             "max_completion_length": 6,
@@ -121,7 +127,7 @@ def test_a_stop_in_any_epoch_changes_nothing(tmp_path, stop):
             start,
             tmp_path / name,
             tmp_path / f"{name}.work",
-            questions=questions,
+            tasks=questions,
             reward={"tests.domains.own_reward.vowels": 1.0},
             trainer={"max_steps": 8, "per_device_train_batch_size": 8, "max_completion_length": 6, "warmup_steps": 0},
             checkpoint_seconds=0,

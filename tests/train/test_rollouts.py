@@ -4,8 +4,8 @@ from datasets import Dataset
 from peft import LoraConfig
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
+from skillgraft.models.loading import load_model, load_tokenizer, quiet
 from skillgraft.train import rollouts
-from skillgraft.train.common import load_model, load_tokenizer, quiet
 from skillgraft.train.cpu.fused_logprobs import fast_head
 from skillgraft.train.cpu.varlen_attention import RAGGED
 from skillgraft.train.rollouts import SharedPrompts
@@ -160,6 +160,7 @@ def test_scoring_in_chunks_changes_nothing(tmp_path):
     assert torch.equal(entropy == 0, mask[:, -5:] == 0)
 
 
+@pytest.mark.train
 @pytest.mark.parametrize("kind", [Grpo, Rloo])
 @pytest.mark.parametrize("lora", [False, True])
 def test_training_runs_without_generate_and_a_seed_gives_one_result(tmp_path, monkeypatch, kind, lora):

@@ -1,22 +1,29 @@
 """SEAL's outer loop on a tiny writer: what is learnt together, how it is scored, what is kept, and stops."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 
-from skillgraft.data.documents import Document, Question
+from skillgraft.adapters import get_adapter
+from skillgraft.adapters.lora import LoraAdapter
+from skillgraft.data.documents import Document
 from skillgraft.data.metrics import METRICS
 from skillgraft.data.synthesis.generation import Kept
 from skillgraft.data.synthesis.prompt_templates import read_styles
 from skillgraft.data.synthesis.requests import plan_requests
+from skillgraft.data.tasks import Question
 from skillgraft.errors import RecipeError, TrainingError
-from skillgraft.evals.answers import answer
-from skillgraft.self_edit_settings import SelfEditStage
+from skillgraft.evals.answers import closed_book
+from skillgraft.models.loading import load_model, load_tokenizer
+from skillgraft.stages.self_edit import SelfEditStage
 from skillgraft.train import self_edit
-from skillgraft.train.common import load_model, load_tokenizer
 from skillgraft.train.self_edit import best, learning_texts, slices, train_writer, writing_rows
 from skillgraft.train.sft import train_sft
 from tests.babble import babbling_checkpoint
 from tests.tiny import weights
+
+pytestmark = pytest.mark.train
 
 NAMES = ["Vell", "Orm", "Tarn", "Issk"]
 DOCUMENTS = [Document(n, n, f"The harbour of {n} was built in {1900 + i}.") for i, n in enumerate(NAMES)]
@@ -32,16 +39,42 @@ STAGE = {
     "max_new_tokens": 24,
     "max_answer_tokens": 6,
     "batch_size": 2,
-    "learn": {"lora": {"r": 2}, "trainer": LEARN},
+    "learn": {"adapt": {"kind": "lora", "r": 2}, "trainer": LEARN},
 }
 TRAINER = {"max_steps": 2, "learning_rate": 3e-3, "per_device_train_batch_size": 1, "warmup_steps": 0}
 
 
-@pytest.fixture
-def letters(monkeypatch):
+@pytest.fixture(scope="module")
+def letters():
     """A score that what the babbling model says differs in: the share of letters."""
     share = lambda text, answers: sum(map(str.isalpha, text)) / max(len(text), 1)  # noqa: E731
-    monkeypatch.setitem(METRICS, "containment", share)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(METRICS, "containment", share)
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole(letters, tmp_path_factory):
+    """A start, and what training from it without a stop gives: facts, how often was learnt, weights."""
+    folder = tmp_path_factory.mktemp("whole")
+    start = babbling_checkpoint(folder / "start")
+    with learnings() as learnt:
+        facts, _ = train(folder, "whole", start)
+    return start, facts, len(learnt), weights(folder / "whole")
+
+
+@contextmanager
+def learnings():
+    """Collect what is learnt: the writer's round and the passage's number."""
+    learnt, learn = [], self_edit.Learner.learn
+
+    def counted(self, number, passage, progress=None):
+        learnt.append((self._start.parent.name, number))
+        return learn(self, number, passage, progress)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(self_edit.Learner, "learn", counted)
+        yield learnt
 
 
 def train(tmp_path, name, start, progress=lambda step, steps, metrics: None, **settings):
@@ -57,7 +90,7 @@ def train(tmp_path, name, start, progress=lambda step, steps, metrics: None, **s
         documents=DOCUMENTS,
         questions=QUESTIONS,
         trainer=TRAINER,
-        lora=stage.lora,
+        adapter=get_adapter(stage.adapt),
         seed=0,
         checkpoint_seconds=300.0,
         progress=progress,
@@ -148,45 +181,36 @@ def _check_score(tmp_path, writer, here):
     out.mkdir()
     work.mkdir()
     renderings = learning_texts(document, text, split_lines=True).renderings
-    trained = train_sft(writer, out, work, documents=renderings, lora={"r": 2}, trainer=LEARN)
+    trained = train_sft(writer, out, work, documents=renderings, adapter=LoraAdapter({"r": 2}), trainer=LEARN)
     question = next(q for q in QUESTIONS if q.document == document.id)
-    [said], _ = answer(load_model(out).eval(), load_tokenizer(out), [question], 6, 1)
+    [said], _ = closed_book(load_model(out).eval(), load_tokenizer(out), [question], 6, 1)
     assert recorded["score"] == pytest.approx(METRICS["containment"](said, question.answers))
     assert recorded["tokens"] == trained.tokens
 
 
 @pytest.mark.parametrize("stop", [4, 9, 20])
-def test_a_stop_loses_at_most_one_learning_and_changes_nothing(tmp_path, letters, monkeypatch, stop):
-    start = babbling_checkpoint(tmp_path / "start")
-    learnt = []
-    learn = self_edit.Learner.learn
-
-    def counted(self, number, passage, progress=None):
-        learnt.append((self._start.parent.name, number))
-        return learn(self, number, passage, progress)
-
-    monkeypatch.setattr(self_edit.Learner, "learn", counted)
-    expected, _ = train(tmp_path, "whole", start)
-    whole, learnt[:] = len(learnt), []
+def test_a_stop_loses_at_most_one_learning_and_changes_nothing(tmp_path, whole, stop):
+    start, expected, count, tensors = whole
 
     def killed(step, steps, metrics):
         if step == stop:
             raise RuntimeError("killed")
 
-    with pytest.raises(RuntimeError, match="killed"):
-        train(tmp_path, "cut", start, killed)
-    facts, _ = train(tmp_path, "cut", start)
-    assert len(learnt) == whole
+    with learnings() as learnt:
+        with pytest.raises(RuntimeError, match="killed"):
+            train(tmp_path, "cut", start, killed)
+        facts, _ = train(tmp_path, "cut", start)
+    assert len(learnt) == count
     assert facts == expected
     got = weights(tmp_path / "cut")
-    assert all(torch.equal(tensor, got[name]) for name, tensor in weights(tmp_path / "whole").items())
+    assert all(torch.equal(tensor, got[name]) for name, tensor in tensors.items())
 
 
 @pytest.mark.parametrize(("rounds", "kept"), [(1, True), (2, False)])
 def test_the_factors_of_a_later_round_are_no_skill(tmp_path, letters, rounds, kept):
     """They are a difference to the round before, which `extract` would take for one to the start."""
     start = babbling_checkpoint(tmp_path / "start")
-    train(tmp_path, "out", start, rounds=rounds, lora={"r": 2})
+    train(tmp_path, "out", start, rounds=rounds, adapt={"kind": "lora", "r": 2})
     assert (tmp_path / "out" / "adapter").exists() is kept
 
 

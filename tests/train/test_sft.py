@@ -1,11 +1,15 @@
 import pytest
 import torch
 
-from skillgraft.data.documents import Document, Question
+from skillgraft.adapters.lora import LoraAdapter
+from skillgraft.data.documents import Document
+from skillgraft.data.tasks import Question
 from skillgraft.errors import RecipeError, TrainingError
-from skillgraft.train.common import load_model, load_tokenizer
+from skillgraft.models.loading import load_model, load_tokenizer
 from skillgraft.train.sft import fit, sft_arguments, train_sft
 from tests.tiny import tiny_checkpoint
+
+pytestmark = pytest.mark.train
 
 FAST = {"max_steps": 30, "per_device_train_batch_size": 2, "learning_rate": 3e-3, "warmup_steps": 0}
 
@@ -49,7 +53,7 @@ def test_lora_trains_factors_only(tmp_path):
     start = tiny_checkpoint(tmp_path / "start")
     out, work = folders(tmp_path)
     document = Document("a", "Vell", "The harbour of Vell was built in 1901.")
-    train_sft(start, out, work, documents=[document], trainer=FAST, lora={"r": 2})
+    train_sft(start, out, work, documents=[document], trainer=FAST, adapter=LoraAdapter({"r": 2}))
     assert (out / "adapter" / "adapter_config.json").exists()
     before, after = load_model(start).state_dict(), load_model(out).state_dict()
     assert torch.equal(before["model.embed_tokens.weight"], after["model.embed_tokens.weight"])
@@ -61,7 +65,7 @@ def test_rows_without_loss(tmp_path):
     args = sft_arguments(FAST, tmp_path, 0)
     rows = [{"input_ids": [5, 6, 7], "labels": [-100, -100, -100]}]
     with pytest.raises(TrainingError, match="no token carries loss"):
-        fit(load_model(start), load_tokenizer(start), rows, args, lora=None, checkpoint_seconds=9, progress=None)
+        fit(load_model(start), load_tokenizer(start), rows, args, adapter=None, checkpoint_seconds=9, progress=None)
 
 
 def test_a_document_beyond_the_models_context(tmp_path):

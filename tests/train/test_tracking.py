@@ -41,6 +41,7 @@ def tensorboard(tmp_path, monkeypatch):
     sys.modules.pop("tensorboardX", None)
 
 
+@pytest.mark.train
 def test_curves_outlast_the_stages(tensorboard, tmp_path):
     recipe = tiny_recipe(tmp_path / "recipe", sft_steps=3, rl_steps=2)
     overrides = ["sft.trainer.report_to=tensorboard", "rl.trainer.report_to=[tensorboard]"]

@@ -60,6 +60,7 @@ def test_ctrl_c_keeps_the_log(folder, tmp_path, monkeypatch):
     assert len((tmp_path / "out/looks.jsonl").read_text().splitlines()) == 3
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL")
 def test_a_killed_process_is_gone_on_from(folder, tmp_path):
     """A real kill of the real command; what it had looked at stays, and the rest is as without the kill."""

@@ -260,7 +260,7 @@ def test_a_candidate_in_memory_is_its_checkpoint(folder, tmp_path, method, dtype
     other = {**one, "operands": operands}
     metrics = ["f1", "answer_likelihood"]
     live = LiveModel(folder / "target", metrics, 4, 3, 1)
-    from skillgraft.data.documents import read_questions
+    from skillgraft.data.tasks import read_questions
 
     questions = read_questions(folder / "dev.jsonl")
     for number, recipe in enumerate([one, other, one]):

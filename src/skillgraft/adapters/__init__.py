@@ -1,1 +1,53 @@
-"""Adapters: trainable low-rank changes of weights, and PEFT's files."""
+"""Adapters: trainable changes of a frozen model, one kind a file, and the one dict of them. Loads no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from skillgraft.adapters.kind import FULL_BYTES, Adapter, AdapterKind
+from skillgraft.errors import RecipeError, did_you_mean
+from skillgraft.support.extensions import with_extensions
+
+
+def _lora(arguments: Mapping[str, Any]) -> Adapter:
+    from skillgraft.adapters.lora import LoraAdapter
+
+    return LoraAdapter(arguments)
+
+
+def _lora_delta(folder: Path) -> Any:
+    from skillgraft.adapters.peft_file import read_adapter
+
+    return read_adapter(folder)
+
+
+BUILTIN: dict[str, AdapterKind] = {
+    "lora": AdapterKind(create=_lora, exact_delta=_lora_delta, bytes_per_weight=4),
+}
+
+ADAPTERS = with_extensions("adapters", BUILTIN)
+"""Every kind of adapter by its name, those of installed extensions included."""
+
+
+def adapter_kind(adapt: Mapping[str, Any]) -> AdapterKind:
+    """Return the kind that an `adapt:` mapping names; `RecipeError` lists those that there are."""
+    name = adapt.get("kind")
+    if name is None:
+        raise RecipeError(f"adapt: 'kind' is missing; expected one of {', '.join(ADAPTERS)}")
+    if name not in ADAPTERS:
+        raise RecipeError(f"adapt: kind '{name}' is not known{did_you_mean(str(name), ADAPTERS)}")
+    return ADAPTERS[name]
+
+
+def get_adapter(adapt: Mapping[str, Any] | None) -> Adapter | None:
+    """Return the adapter of an `adapt:` mapping, checked; None for none, which is full fine-tuning."""
+    if adapt is None:
+        return None
+    return adapter_kind(adapt).create({key: value for key, value in adapt.items() if key != "kind"})
+
+
+def training_bytes(adapt: Mapping[str, Any] | None) -> float:
+    """Return the bytes of memory that each of the base's weights takes in training."""
+    return FULL_BYTES if adapt is None else adapter_kind(adapt).bytes_per_weight

@@ -1,19 +1,20 @@
-"""LoRA settings passed through to PEFT, and the trained weights written so that the next stage can use them."""
+"""LoRA: arguments passed through to PEFT, merged rollouts, and the trained factors kept beside the weights."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import check_target_module_exists
+from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -22,8 +23,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from skillgraft.adapters.kind import Adapter
 from skillgraft.errors import RecipeError, did_you_mean
-from skillgraft.train.common import load_model
+from skillgraft.models.loading import load_model
 
 ALL = "all-linear"
 """What PEFT calls all linear layers but the output head."""
@@ -33,7 +35,7 @@ ADAPTER = "adapter"
 
 
 def lora_config(given: Mapping[str, Any]) -> LoraConfig:
-    """Return PEFT's `LoraConfig` from a recipe's `lora:` mapping over our defaults (all linear layers, rank 8).
+    """Return PEFT's `LoraConfig` from a recipe's `adapt:` arguments over our defaults (all linear layers, rank 8).
 
     Raises:
         RecipeError: a key or value that PEFT refuses.
@@ -41,28 +43,21 @@ def lora_config(given: Mapping[str, Any]) -> LoraConfig:
     known = {field.name for field in dataclasses.fields(LoraConfig)}
     for key in given:
         if key not in known:
-            raise RecipeError(f"lora: '{key}' is not an argument of LoraConfig{did_you_mean(key, known)}")
+            raise RecipeError(f"adapt: '{key}' is not an argument of LoraConfig{did_you_mean(key, known)}")
     for key in ("use_dora", "modules_to_save", "lora_bias", "target_parameters"):
         if given.get(key):
-            raise RecipeError(f"lora: {key} is not supported: the update would be no product of two factors")
+            raise RecipeError(f"adapt: {key} is not supported: the update would be no product of two factors")
     if given.get("init_lora_weights", True) not in (True, "gaussian"):
-        raise RecipeError("lora: init_lora_weights must leave the start as it is: true or gaussian")
+        raise RecipeError("adapt: init_lora_weights must leave the start as it is: true or gaussian")
     if not isinstance(given.get("r", 1), int) or given.get("r", 1) < 1:
-        raise RecipeError(f"lora: r is {given['r']!r}, expected a rank of at least 1")
+        raise RecipeError(f"adapt: r is {given['r']!r}, expected a rank of at least 1")
     targets = given.get("target_modules") or ALL
     if not isinstance(targets, str) and not (isinstance(targets, list) and all(isinstance(t, str) for t in targets)):
-        raise RecipeError(f"lora: target_modules is {targets!r}, expected names such as [q_proj, v_proj]")
+        raise RecipeError(f"adapt: target_modules is {targets!r}, expected names such as [q_proj, v_proj]")
     try:
         return LoraConfig(task_type="CAUSAL_LM", **{**DEFAULTS, **given})
     except (TypeError, ValueError) as error:
-        raise RecipeError(f"lora: LoraConfig refuses these arguments: {error}") from error
-
-
-def fitting_lora(model: PreTrainedModel, given: Mapping[str, Any]) -> LoraConfig:
-    """Return `lora_config` of a mapping after `check_fit` on `model`, which stays as it is."""
-    config = lora_config(given)
-    check_fit(_without_weights(model.config), config)
-    return config
+        raise RecipeError(f"adapt: LoraConfig refuses these arguments: {error}") from error
 
 
 def empty_model(directory: Path) -> PreTrainedModel | None:
@@ -93,13 +88,13 @@ def check_fit(model: PreTrainedModel, config: LoraConfig) -> None:
                 hint = (
                     f", as a regular expression of whole names such as {next(iter(weights.values()))}; or give a list"
                 )
-            raise RecipeError(f"lora: target_modules: '{target}' matches no module{hint}")
+            raise RecipeError(f"adapt: target_modules: '{target}' matches no module{hint}")
     try:
         with torch.random.fork_rng(devices=[]):
             get_peft_model(model, deepcopy(config))  # which it fills in
     except (TypeError, ValueError) as error:
         said = str(error).rstrip(".")
-        raise RecipeError(f"lora: PEFT refuses this: {said}; the model's matrices: {', '.join(weights)}") from error
+        raise RecipeError(f"adapt: PEFT refuses this: {said}; the model's matrices: {', '.join(weights)}") from error
 
 
 def _matches(target: str, expression: bool, model: PreTrainedModel) -> bool:
@@ -107,7 +102,7 @@ def _matches(target: str, expression: bool, model: PreTrainedModel) -> bool:
     try:
         return any(check_target_module_exists(alone, name) for name, _ in model.named_modules() if name)
     except re.error as error:
-        raise RecipeError(f"lora: target_modules: '{target}' is no regular expression: {error}") from error
+        raise RecipeError(f"adapt: target_modules: '{target}' is no regular expression: {error}") from error
 
 
 def _is_matrix(module: torch.nn.Module) -> bool:
@@ -136,28 +131,65 @@ def merged(model: PeftModel) -> Iterator[None]:
             weight.data = data
 
 
-def roll_out_merged(model: PeftModel) -> None:
+class LoraAdapter:
+    """LoRA as trainers use it (`adapters.kind.Adapter`): W + s·B·A on matrices, trained in PEFT."""
+
+    def __init__(self, arguments: Mapping[str, Any]) -> None:
+        self._config = lora_config(arguments)
+
+    def check(self, model: PreTrainedModel) -> None:
+        """Raise `RecipeError` for modules that `model`, which has no weights, has not."""
+        check_fit(model, self._config)
+
+    def apply(self, model: PreTrainedModel) -> LoraConfig:
+        """Return PEFT's config, after `check_fit` on a copy of `model` without weights."""
+        check_fit(_without_weights(model.config), self._config)
+        return deepcopy(self._config)
+
+    def merged(self, model: PeftModel) -> AbstractContextManager[None]:
+        """Fold the factors into the frozen weights meanwhile (`merged`)."""
+        return merged(model)
+
+    def restore(self, model: PeftModel, folder: Path) -> None:
+        """Load saved factors into a model with the same adapter."""
+        set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
+
+    def load_merged(self, start: Path, folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+        """Return the checkpoint `start` in `dtype` with the factors in `folder` merged into it."""
+        return PeftModel.from_pretrained(load_model(start, dtype), str(folder)).merge_and_unload()
+
+    def save(self, model: PeftModel, start: Path, out: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Write the factors into `out/adapter`, and weights merged in fp32 over `start`, with the tokenizer."""
+        model.save_pretrained(str(out / ADAPTER))
+        save_checkpoint(self.load_merged(start, out / ADAPTER, torch.float32), out, tokenizer)
+
+
+def roll_out_merged(model: PeftModel, adapter: Adapter) -> None:
     """Make `model.generate` run on merged weights."""
     generate = model.generate
 
     def generate_merged(*args: Any, **kwargs: Any) -> Any:
-        with merged(model):
+        with adapter.merged(model):
             return generate(*args, **kwargs)
 
     model.generate = generate_merged
 
 
-def load_merged(start: Path, adapter: Path, dtype: torch.dtype) -> PreTrainedModel:
-    """Return the checkpoint `start` in `dtype` with the factors in `adapter` merged into it."""
-    return PeftModel.from_pretrained(load_model(start, dtype), str(adapter)).merge_and_unload()
+def save_checkpoint(model: PreTrainedModel, out: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write weights and tokenizer into `out`."""
+    model.save_pretrained(str(out))
+    tokenizer.save_pretrained(str(out))
 
 
 def save_trained(
-    model: PreTrainedModel | PeftModel, start: Path, out: Path, tokenizer: PreTrainedTokenizerBase, lora: bool
+    model: PreTrainedModel | PeftModel,
+    start: Path,
+    out: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    adapter: Adapter | None,
 ) -> None:
-    """Write trained weights and tokenizer into `out`; LoRA is merged in fp32 over `start`, its factors kept beside."""
-    if lora:
-        model.save_pretrained(str(out / ADAPTER))
-        model = load_merged(start, out / ADAPTER, torch.float32)
-    model.save_pretrained(str(out))
-    tokenizer.save_pretrained(str(out))
+    """Write a trained model as a checkpoint into `out`, with its adapter beside it if it has one."""
+    if adapter is None:
+        save_checkpoint(model, out, tokenizer)
+    else:
+        adapter.save(model, start, out, tokenizer)

@@ -60,7 +60,7 @@ class LowRankDelta(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Adapter:
+class PeftAdapter:
     """A checked LoRA adapter: its deltas by parameter name."""
 
     path: Path
@@ -83,7 +83,7 @@ def adapter_base(directory: Path) -> str | None:
     return stated if isinstance(stated, str) else None
 
 
-def read_adapter(directory: str | os.PathLike[str]) -> Adapter:
+def read_adapter(directory: str | os.PathLike[str]) -> PeftAdapter:
     """Return the checked LoRA adapter in `directory`; reads no tensor data.
 
     Raises `CheckpointError` for an incomplete or damaged directory and `CompatibilityError` for a kind of adapter
@@ -111,7 +111,7 @@ def read_adapter(directory: str | os.PathLike[str]) -> Adapter:
     if not pairs:
         raise CheckpointError(f"{file} holds no tensor; expected LoRA factors")
     deltas = {f"{module}.weight": _delta(file, module, sides, config) for module, sides in pairs.items()}
-    return Adapter(directory, deltas)
+    return PeftAdapter(directory, deltas)
 
 
 def _check_kind(directory: Path, config: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Buffers that one thread uses again and again, so that a tensor of any size needs the memory of a few tiles."""
+"""Reusable buffers, one set per thread, and files shared by all: a tensor of any size needs a few tiles of memory."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from skillgraft.checkpoint.header import TensorInfo
 from skillgraft.checkpoint.safe_read import read_error
 from skillgraft.errors import CheckpointError
 
-KEPT_BYTES = 1 << 27
+CACHE_BYTES = 1 << 27
 
 
-class Scratch:
+class Buffers:
     """The buffers of one thread, each known by a key; one that is too small is replaced by a larger one."""
 
     def __init__(self) -> None:
@@ -53,15 +53,15 @@ def file_version(status: os.stat_result) -> FileVersion:
 class Files:
     """Files opened once for reading, shared by all threads (`pread` moves no position).
 
-    `kept` holds whole arrays that tiles need again and again (low-rank factors), the last ones asked for. `versions`
-    are those of the files when they were planned with: one that was replaced or changed since is refused.
+    `cached` holds whole arrays that many tiles need (low-rank factors), the most recent ones. `versions` are those of
+    the files when they were planned with: one that was replaced or changed since is refused.
     """
 
     def __init__(self, versions: Mapping[Path, FileVersion] | None = None) -> None:
         self._versions = versions or {}
         self._handles: dict[Path, int] = {}
-        self._kept: OrderedDict[Hashable, tuple[np.ndarray, ...]] = OrderedDict()
-        self._lock = RLock()  # what `kept` makes reads files
+        self._cache: OrderedDict[Hashable, tuple[np.ndarray, ...]] = OrderedDict()
+        self._lock = RLock()  # what `cached` makes reads files
 
     def __enter__(self) -> Files:
         return self
@@ -71,15 +71,18 @@ class Files:
             os.close(handle)
         self._handles.clear()
 
-    def kept(self, key: Hashable, make: Callable[[], tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
+    def cached(self, key: Hashable, make: Callable[[], tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
         """Return what `make` gave for `key`, made anew when it is not among the last few."""
         with self._lock:
-            if key not in self._kept:
-                self._kept[key] = make()
-                while len(self._kept) > 2 and sum(a.nbytes for kept in self._kept.values() for a in kept) > KEPT_BYTES:
-                    self._kept.popitem(last=False)
-            self._kept.move_to_end(key)
-            return self._kept[key]
+            if key not in self._cache:
+                self._cache[key] = make()
+                while (
+                    len(self._cache) > 2
+                    and sum(a.nbytes for arrays in self._cache.values() for a in arrays) > CACHE_BYTES
+                ):
+                    self._cache.popitem(last=False)
+            self._cache.move_to_end(key)
+            return self._cache[key]
 
     def read(self, info: TensorInfo, begin: int, buffer: np.ndarray) -> None:
         """Fill `buffer` (uint8) from byte `begin` of the tensor's data; `CheckpointError` when that cannot be read."""

@@ -1,4 +1,4 @@
-"""One tile on the CPU: read the leaves' bytes, let the compiled kernel do the rest."""
+"""Compute a tile on the CPU: read the sources' bytes and call the compiled kernel."""
 
 from __future__ import annotations
 
@@ -7,19 +7,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from skillgraft.arithmetic.buffers import Files, Scratch
-from skillgraft.arithmetic.combine import COMBINED, part_of
+from skillgraft.arithmetic.buffers import Buffers, Files
 from skillgraft.arithmetic.kernels import native
-from skillgraft.arithmetic.methods.dare import keep_mask
-from skillgraft.arithmetic.methods.model_stock import stock_ratio
-from skillgraft.arithmetic.methods.slerp import slerp_weights
-from skillgraft.arithmetic.plan import Operand, Plan, TensorPlan
-from skillgraft.arithmetic.tensor_sources import Leaf
+from skillgraft.arithmetic.kernels.codes import CODES, F64
+from skillgraft.arithmetic.methods.method import KernelSettings, Method, TileContext
+from skillgraft.arithmetic.plan_types import Operand, TensorPlan
+from skillgraft.arithmetic.tile_values import TileInputs, operand_values, read_inputs
 from skillgraft.arithmetic.tiles import Tile
 from skillgraft.checkpoint.header import DTYPE_BYTES
 
 
-class Computed(NamedTuple):
+class ComputedTile(NamedTuple):
     """A computed tile: the bytes for each λ, ‖change‖² (of a model: ‖value‖²), each ‖stored − exact‖², ‖stored‖²."""
 
     stored: np.ndarray
@@ -29,38 +27,32 @@ class Computed(NamedTuple):
     finite: bool
 
 
-class Inputs(NamedTuple):
-    """The leaves of a tile, each once, and which of them make up which operand."""
-
-    raws: np.ndarray
-    codes: np.ndarray
-    firsts: np.ndarray
-    terms: np.ndarray
-    signs: np.ndarray
-    target: int
-
-
 def compute(
-    plan: Plan,
+    method: Method,
+    parameters: Any,
     tensor: TensorPlan,
     operands: Sequence[Operand],
     tile: Tile,
-    facts: Any,
+    statistics: Any,
     scales: Sequence[float],
-    scratch: Scratch,
+    buffers: Buffers,
     files: Files,
-) -> Computed:
-    """Return one tile of a tensor for every λ in `scales`; the bytes lie in a buffer that the next call reuses."""
+) -> ComputedTile:
+    """Return one tile of a tensor for every λ in `scales`; the bytes lie in a buffer that the next call reuses.
+
+    `statistics` are those of the whole tensor that the method asks for.
+    """
     count = tile.stop - tile.start
-    vectors = plan.method.of == "vectors"
-    if plan.method.name in COMBINED:
-        inputs, finite_inputs = _combined(plan, tensor, operands, tile, facts, scratch, files)
-        how = _plain(np.ones(1))
+    with_target = method.inputs == "vectors"
+    context = method.context(parameters, tensor, operands, tile, statistics)
+    if method.kernel is None:
+        inputs, finite_inputs = _combine(method, context, tensor, operands, tile, buffers, files, with_target)
+        settings = KernelSettings(_ONE)
     else:
-        inputs, finite_inputs = read_inputs(tensor, operands, tile, vectors, scratch, files), True
-        how = _settings(plan, tensor, operands, tile, facts)
-    outs = scratch.empty("outs", (len(scales), count * DTYPE_BYTES[tensor.spec.dtype]), np.uint8)
-    sums = scratch.empty("sums", (len(scales) + 2,))
+        inputs, finite_inputs = read_inputs(tensor, operands, tile, with_target, buffers, files), True
+        settings = method.kernel(context)
+    outs = buffers.empty("outs", (len(scales), count * DTYPE_BYTES[tensor.spec.dtype]), np.uint8)
+    sums = buffers.empty("sums", (len(scales) + 2,))
     finite = native.merge_tile(
         inputs.raws,
         inputs.codes,
@@ -68,139 +60,45 @@ def compute(
         inputs.firsts,
         inputs.terms,
         inputs.signs,
-        how.weights,
-        how.masks,
-        how.density,
-        how.method,
-        how.thresholds,
-        how.normalize,
-        how.divisor,
-        how.factor,
+        np.asarray(settings.weights, dtype=np.float64),
+        _NO_MASKS if settings.masks is None else settings.masks,
+        settings.density,
+        settings.rule,
+        np.asarray(settings.thresholds, dtype=np.float64),
+        settings.normalize,
+        settings.divisor,
+        settings.factor,
         inputs.target,
         np.asarray(scales, dtype=np.float64),
         native.HALF_VALUES,
         outs,
-        native.CODES[tensor.spec.dtype],
+        CODES[tensor.spec.dtype],
         sums,
     )
-    found = sums.tolist()
-    return Computed(outs, found[0], found[1:-1], found[-1], bool(finite) and finite_inputs)
+    squares = sums.tolist()
+    return ComputedTile(outs, squares[0], squares[1:-1], squares[-1], bool(finite) and finite_inputs)
 
 
-def _combined(
-    plan: Plan,
+def _combine(
+    method: Method,
+    context: TileContext,
     tensor: TensorPlan,
     operands: Sequence[Operand],
     tile: Tile,
-    facts: Any,
-    scratch: Scratch,
+    buffers: Buffers,
     files: Files,
-) -> tuple[Inputs, bool]:
-    """Return the target and what a method without a kernel makes of the task vectors, as two leaves; are all finite?"""
-    count = tile.stop - tile.start
-    values = operand_values(tensor, operands, tile, scratch, files)
+    with_target: bool,
+) -> tuple[TileInputs, bool]:
+    """Return the target and what `combine` makes of the operands as sources, and whether all operands are finite."""
+    values = operand_values(tensor, operands, tile, buffers, files)
     finite = all(native.all_finite(row) for row in values)  # a mask would pass over NaN in silence
-    raws = scratch.empty("combined", (2, 8 * count), np.uint8)
-    tensor.target.read(tile.start, tile.stop, files, raws[0])
-    raws[1].view(np.float64)[:] = COMBINED[plan.method.name](list(values), part_of(plan, tensor, operands, tile, facts))
-    codes = np.array([native.CODES[tensor.target.dtype], native.F64])
-    return Inputs(raws, codes, np.array([0, 1]), np.array([1]), np.ones(1), 0), finite
+    raws = buffers.empty("combined", (2, 8 * context.size), np.uint8)
+    if with_target:
+        tensor.target.read(tile.start, tile.stop, files, raws[0])
+    raws[1].view(np.float64)[:] = method.combine(list(values), context)
+    codes = np.array([CODES[tensor.target.dtype], F64])
+    return TileInputs(raws, codes, np.array([0, 1]), np.array([1]), np.ones(1), 0 if with_target else -1), finite
 
 
-def operand_values(
-    tensor: TensorPlan, operands: Sequence[Operand], tile: Tile, scratch: Scratch, files: Files
-) -> np.ndarray:
-    """Return the operands' values of one tile (operands, count) in fp64."""
-    count = tile.stop - tile.start
-    inputs = read_inputs(tensor, operands, tile, False, scratch, files)
-    values = scratch.empty("values", (len(operands), count))
-    for row in range(len(operands)):
-        first, last = int(inputs.firsts[row]), int(inputs.firsts[row + 1])
-        native.values_tile(
-            inputs.raws,
-            inputs.codes,
-            count,
-            first,
-            last,
-            inputs.terms,
-            inputs.signs,
-            native.HALF_VALUES,
-            values[row],
-        )
-    return values
-
-
-def read_inputs(
-    tensor: TensorPlan, operands: Sequence[Operand], tile: Tile, with_target: bool, scratch: Scratch, files: Files
-) -> Inputs:
-    """Read every leaf of a tile once."""
-    leaves, codes, firsts, terms, signs = scratch.last(
-        (tensor, tuple(operands), with_target), lambda: _arrange(tensor, operands, with_target)
-    )
-    count = tile.stop - tile.start
-    widest = max(DTYPE_BYTES[leaf.dtype] for leaf in leaves)
-    raws = scratch.empty("raws", (len(leaves), count * widest), np.uint8)
-    for place, leaf in enumerate(leaves):
-        leaf.read(tile.start, tile.stop, files, raws[place])
-    return Inputs(raws, codes, firsts, terms, signs, 0 if with_target else -1)
-
-
-def _arrange(tensor: TensorPlan, operands: Sequence[Operand], with_target: bool) -> tuple[Any, ...]:
-    """Return the distinct leaves, their codes, and the terms of the operands as places among them."""
-    places: dict[Leaf, int] = {tensor.target: 0} if with_target else {}
-    firsts, terms, signs = [0], [], []
-    for operand in operands:
-        for term in operand.terms:
-            terms.append(places.setdefault(term.leaf, len(places)))
-            signs.append(float(term.sign))
-        firsts.append(len(terms))
-    codes = np.array([native.CODES[leaf.dtype] for leaf in places])
-    return tuple(places), codes, np.array(firsts), np.array(terms), np.array(signs)
-
-
-class _Settings(NamedTuple):
-    weights: np.ndarray
-    method: int
-    masks: np.ndarray
-    density: float
-    thresholds: np.ndarray
-    normalize: bool
-    divisor: float
-    factor: float
-
-
+_ONE = (1.0,)
 _NO_MASKS = np.empty((0, 0), dtype=np.bool_)
-_NO_THRESHOLDS = np.empty(0)
-
-
-def _plain(weights: np.ndarray) -> _Settings:
-    """Return the settings of a weighted sum."""
-    return _Settings(weights, native.WEIGHTED_SUM, _NO_MASKS, 1.0, _NO_THRESHOLDS, False, 1.0, 1.0)
-
-
-def _settings(plan: Plan, tensor: TensorPlan, operands: Sequence[Operand], tile: Tile, facts: Any) -> _Settings:
-    """Return a method's parameters in the kernel's terms."""
-    name, parameters = plan.method.name, plan.parameters
-    plain = _plain(np.array([operand.weight for operand in operands], dtype=np.float64))
-    if name == "ratatouille" or (name == "linear" and parameters.normalize):
-        return plain._replace(divisor=float(sum(operand.weight for operand in operands)))
-    if name == "slerp":
-        (aa, ab), (_, bb) = facts
-        return plain._replace(weights=np.array(slerp_weights(parameters.t, ab, aa**0.5, bb**0.5)))
-    if name == "model_stock":
-        return plain._replace(factor=stock_ratio(facts) / len(operands))
-    if name == "ties":
-        kept = np.array([facts[tensor.operands.index(operand)] for operand in operands])
-        return plain._replace(
-            method=native.ELECT, thresholds=kept, normalize=parameters.normalize, factor=parameters.scale
-        )
-    if name in ("dare", "dare_ties"):
-        tensor_name, count = tensor.spec.name, tile.stop - tile.start
-        masks = np.stack(
-            [keep_mask(parameters.seed, o.number, tensor_name, tile.start, count, parameters.density) for o in operands]
-        )
-        dropped = plain._replace(masks=masks, density=parameters.density)
-        if name == "dare_ties":
-            return dropped._replace(method=native.ELECT, normalize=parameters.normalize)
-        return dropped
-    return plain

@@ -1,4 +1,4 @@
-"""Extraction: v = θ_RL − θ_SFT as a skill artefact, tensor by tensor.
+"""Extract a skill vector: v = θ_RL − θ_SFT as a skill artefact, tensor by tensor.
 
 Formula: Parametric Skill Transfer, arXiv 2601.11258. Departures: tensors that did not change are left out of the
 artefact (injection leaves the target's alone, which is the same); a LoRA run is kept as its exact factors.
@@ -14,25 +14,24 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 
-from skillgraft.arithmetic.buffers import Files, Scratch
-from skillgraft.arithmetic.cpu_tiles import Computed, compute, operand_values
+from skillgraft.arithmetic.buffers import Buffers, Files
+from skillgraft.arithmetic.cpu_tiles import ComputedTile, compute
 from skillgraft.arithmetic.extraction_inputs import (
-    Operands,
+    ExtractionInputs,
     base_reference,
     check_equal_integers,
-    match_operands,
+    match_inputs,
     read_factors,
     verify_adapter,
 )
-from skillgraft.arithmetic.merge_recipe import Linear
-from skillgraft.arithmetic.methods import METHODS, Method
+from skillgraft.arithmetic.methods.linear import LINEAR, Linear
 from skillgraft.arithmetic.norms import product_norm, sum_of_squares
-from skillgraft.arithmetic.plan import Operand, TensorPlan, Term
+from skillgraft.arithmetic.plan_types import Operand, TensorPlan, Term
 from skillgraft.arithmetic.tensor_sources import Stored
+from skillgraft.arithmetic.tile_values import operand_values
 from skillgraft.arithmetic.tiles import Tile, cut, default_threads, each_tile
 from skillgraft.checkpoint.fingerprint import recorded_sha256
 from skillgraft.checkpoint.header import DTYPE_BYTES, TensorSpec
@@ -54,7 +53,7 @@ SKILL_DTYPES = {"float32": "F32", "bfloat16": "BF16"}
 
 @dataclass
 class _Record:
-    """What streaming learns of the tensors: their entries, and squared norms of exact and lost parts."""
+    """Entries of the streamed tensors, and squared norms of the exact vector and of what its storage lost."""
 
     entries: dict[str, TensorEntry] = field(default_factory=dict)
     exact: float = 0.0
@@ -75,45 +74,45 @@ def extract(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Skill:
-    """Write the skill v = θ_RL − θ_SFT into the new directory `out` and return it.
+    """Extract a skill vector: write v = θ_RL − θ_SFT into the new directory `out` and return it.
 
     `rl` is a full checkpoint; a checkpoint with its LoRA adapter in `adapter/`, whose factors are then kept exactly
     (checked against the full weights); or a PEFT adapter directory. `dtype` is the storage: float32, or bfloat16 at
     half the size with its `reconstruction_error` in the manifest. `domain`, `recipe`, `seed`, `licence` and `language`
-    (ISO 639) are recorded. `progress` is called after each tensor with the elements done and all of them.
-    Memory holds a few tiles of each model.
+    (ISO 639) go into the manifest. `progress` is called after each tensor with its name, the elements done and the
+    total. Memory holds a few tiles of each model.
 
-    Raises `MissingPathError`, `CheckpointError`, `CompatibilityError` (operands that don't match, NaN or infinity, or
-    no difference at all), `OutputExistsError`, `StorageError`, and `RecipeError` for an unknown dtype.
+    Raises `MissingPathError`, `CheckpointError`, `CompatibilityError` (inputs that don't match, NaN or infinity, or no
+    difference at all), `OutputExistsError`, `StorageError`, and `RecipeError` for an unknown dtype.
     Source: arXiv 2601.11258 (formula), arXiv 2106.09685 (low-rank form).
     """
     if dtype not in SKILL_DTYPES:
         raise RecipeError(f"dtype {dtype!r} can't store a skill{did_you_mean(dtype, SKILL_DTYPES)}")
     code = SKILL_DTYPES[dtype]
-    operands = match_operands(rl, sft)
-    planned = _plan(operands, code)
-    metadata = {"format": "pt", "skillgraft_inputs": json.dumps(_inputs(operands), sort_keys=True)}
+    inputs = match_inputs(rl, sft)
+    planned = _plan(inputs, code)
+    metadata = {"format": "pt", "skillgraft_inputs": json.dumps(_fingerprints(inputs), sort_keys=True)}
     with atomic_directory(out, needed_bytes=sum(spec.nbytes for spec in planned)) as partial:
-        verify_adapter(operands)
+        verify_adapter(inputs)
         with SafetensorsAppender(partial / WEIGHTS_FILE, planned, metadata) as file:
-            record = _stream(operands, code, file, threads or default_threads(), progress)
+            record = _stream(inputs, code, file, threads or default_threads(), progress)
         if not record.entries:
             raise CompatibilityError(
-                f"{operands.rl_path} and {operands.sft.path} have the same weights: there is no skill to extract; "
+                f"{inputs.rl_path} and {inputs.sft.path} have the same weights: there is no skill to extract; "
                 "check that the RL model is meant, and that its training changed anything at its stored precision"
             )
         manifest = Manifest(
             formula=SKILL_FORMULA,
             created=timestamp(),
             skillgraft_version=importlib.metadata.version("skillgraft"),
-            base=base_reference(operands),
-            sft=CheckpointReference(fingerprint=operands.sft_fingerprint, sha256=recorded_sha256(operands.sft.files)),
+            base=base_reference(inputs),
+            sft=CheckpointReference(fingerprint=inputs.sft_fingerprint, sha256=recorded_sha256(inputs.sft.files)),
             rl=CheckpointReference(
-                fingerprint=operands.rl_fingerprint,
-                sha256=recorded_sha256(operands.rl.files if operands.rl is not None else ()),
+                fingerprint=inputs.rl_fingerprint,
+                sha256=recorded_sha256(inputs.rl.files if inputs.rl is not None else ()),
             ),
-            tokenizer=tokenizer_identity(operands.sft.path),
-            architecture=architecture_facts(operands.sft),
+            tokenizer=tokenizer_identity(inputs.sft.path),
+            architecture=architecture_facts(inputs.sft),
             domain=domain,
             recipe=recipe,
             seed=seed,
@@ -122,7 +121,7 @@ def extract(
             reconstruction_error=(record.lost / record.exact) ** 0.5,
             tensors=record.entries,
             versions=software_versions(),
-            sketch=sketch_weights(operands.sft),
+            sketch=sketch_weights(inputs.sft),
         )
         write_skill_description(partial, manifest)
     return load_skill(Path(out))
@@ -133,43 +132,43 @@ def timestamp() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def _inputs(operands: Operands) -> dict[str, str]:
-    return {"rl": operands.rl_fingerprint, "sft": operands.sft_fingerprint}
+def _fingerprints(inputs: ExtractionInputs) -> dict[str, str]:
+    return {"rl": inputs.rl_fingerprint, "sft": inputs.sft_fingerprint}
 
 
-def _plan(operands: Operands, code: str) -> list[TensorSpec]:
+def _plan(inputs: ExtractionInputs, code: str) -> list[TensorSpec]:
     """Return every tensor that the artefact may hold."""
     specs: list[TensorSpec] = []
-    if operands.adapter is not None:
-        for name, delta in operands.adapter.deltas.items():
+    if inputs.adapter is not None:
+        for name, delta in inputs.adapter.deltas.items():
             specs += stored_specs(name, Storage(LOWRANK, delta.shape, code, delta.rank))
         return specs
-    return [TensorSpec(name, code, info.shape) for name, info in operands.sft.tensors.items() if info.is_float]
+    return [TensorSpec(name, code, info.shape) for name, info in inputs.sft.tensors.items() if info.is_float]
 
 
 def _stream(
-    operands: Operands, code: str, file: SafetensorsAppender, threads: int, progress: Progress | None
+    inputs: ExtractionInputs, code: str, file: SafetensorsAppender, threads: int, progress: Progress | None
 ) -> _Record:
     record = _Record()
-    scratches = [Scratch() for _ in range(threads)]
-    names = list(operands.adapter.deltas if operands.adapter is not None else operands.sft.tensors)
-    sizes, done = {name: operands.sft.tensors[name].elements for name in names}, 0
+    thread_buffers = [Buffers() for _ in range(threads)]
+    names = list(inputs.adapter.deltas if inputs.adapter is not None else inputs.sft.tensors)
+    sizes, done = {name: inputs.sft.tensors[name].elements for name in names}, 0
     with Files() as files:
         for name in names:
-            if operands.adapter is not None:
-                _keep_lowrank(operands, name, code, file, record)
+            if inputs.adapter is not None:
+                _keep_lowrank(inputs, name, code, file, record)
             else:
-                _keep_dense(operands, name, code, file, record, files, scratches)
+                _keep_dense(inputs, name, code, file, record, files, thread_buffers)
             done += sizes[name]
             if progress is not None:
                 progress(done, sum(sizes.values()))
     return record
 
 
-def _keep_lowrank(operands: Operands, name: str, code: str, file: SafetensorsAppender, record: _Record) -> None:
-    if operands.adapter is None:
+def _keep_lowrank(inputs: ExtractionInputs, name: str, code: str, file: SafetensorsAppender, record: _Record) -> None:
+    if inputs.adapter is None:
         return
-    delta = operands.adapter.deltas[name]
+    delta = inputs.adapter.deltas[name]
     import torch
 
     factors = read_factors(delta, torch_dtype(code))
@@ -190,56 +189,52 @@ def _keep_lowrank(operands: Operands, name: str, code: str, file: SafetensorsApp
 
 
 def _keep_dense(
-    operands: Operands,
+    inputs: ExtractionInputs,
     name: str,
     code: str,
     file: SafetensorsAppender,
     record: _Record,
     files: Files,
-    scratches: Sequence[Scratch],
+    thread_buffers: Sequence[Buffers],
 ) -> None:
-    if operands.rl is None:
+    if inputs.rl is None:
         return
-    if not operands.sft.tensors[name].is_float:
-        check_equal_integers(name, operands.rl.read(name), operands.sft.read(name), operands.rl_path)
+    if not inputs.sft.tensors[name].is_float:
+        check_equal_integers(name, inputs.rl.read(name), inputs.sft.read(name), inputs.rl_path)
         return
-    info = operands.sft.tensors[name]
-    rl, sft = Stored(operands.rl.tensors[name]), Stored(info)
+    info = inputs.sft.tensors[name]
+    rl, sft = Stored(inputs.rl.tensors[name]), Stored(info)
     tensor = TensorPlan(TensorSpec(name, code, info.shape), sft, (Operand(0, 1.0, (Term(1, rl), Term(-1, sft))),))
-    sums: list[Computed] = []
+    tiles: list[ComputedTile] = []
 
-    def visit(_: None, tile: Tile, scratch: Scratch) -> None:
-        found = compute(_DIFFERENCE, tensor, tensor.operands, tile, None, [1.0], scratch, files)
-        if not found.finite:
-            raise _not_finite(operands, name, rl, sft, tile, files)
-        file.put(tile.start * DTYPE_BYTES[code], found.stored[0])
-        sums.append(found)
+    def visit(_: None, tile: Tile, buffers: Buffers) -> None:
+        computed = compute(LINEAR, _PLAIN_SUM, tensor, tensor.operands, tile, None, [1.0], buffers, files)
+        if not computed.finite:
+            raise _not_finite(inputs, name, rl, sft, tile, files)
+        file.put(tile.start * DTYPE_BYTES[code], computed.stored[0])
+        tiles.append(computed)
 
-    each_tile(((None, tile) for tile in cut(sft.elements)), visit, threads=len(scratches), scratches=scratches)
-    exact = math.fsum(part.squared_norm for part in sums)
+    each_tile(((None, tile) for tile in cut(sft.elements)), visit, thread_buffers)
+    exact = math.fsum(computed.squared_norm for computed in tiles)
     if exact == 0:
         return
     record.exact += exact
-    record.lost += math.fsum(part.squared_losses[0] for part in sums) if code != "F32" else 0.0
+    record.lost += math.fsum(computed.squared_losses[0] for computed in tiles) if code != "F32" else 0.0
     file.keep(name)
-    norm = math.fsum(part.squared_stored for part in sums) ** 0.5
+    norm = math.fsum(computed.squared_stored for computed in tiles) ** 0.5
     record.entries[name] = TensorEntry.model_validate({"form": DENSE, "shape": info.shape, "dtype": code, "norm": norm})
 
 
-class _Difference(NamedTuple):
-    """What `compute` needs of a plan to make RL − SFT itself, without a target below it."""
-
-    method: Method
-    parameters: Linear
+_PLAIN_SUM = Linear(normalize=False)
+"""RL − SFT itself, as the one operand of a sum without a target below it."""
 
 
-_DIFFERENCE: Any = _Difference(METHODS["linear"], Linear(normalize=False))
-
-
-def _not_finite(operands: Operands, name: str, rl: Stored, sft: Stored, tile: Tile, files: Files) -> CompatibilityError:
-    for path, leaf in ((operands.rl_path, rl), (operands.sft.path, sft)):
-        alone = TensorPlan(TensorSpec(name, "F64", leaf.info.shape), leaf, ())
-        values = operand_values(alone, [Operand(0, 1.0, (Term(1, leaf),))], tile, Scratch(), files)
+def _not_finite(
+    inputs: ExtractionInputs, name: str, rl: Stored, sft: Stored, tile: Tile, files: Files
+) -> CompatibilityError:
+    for path, source in ((inputs.rl_path, rl), (inputs.sft.path, sft)):
+        alone = TensorPlan(TensorSpec(name, "F64", source.info.shape), source, ())
+        values = operand_values(alone, [Operand(0, 1.0, (Term(1, source),))], tile, Buffers(), files)
         wrong = int(np.count_nonzero(~np.isfinite(values)))
         if wrong:
             return CompatibilityError(

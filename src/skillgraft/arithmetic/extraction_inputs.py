@@ -1,4 +1,4 @@
-"""The two operands of an extraction: found, matched and checked from headers, before any tensor is read."""
+"""Inputs of an extraction, the SFT and the RL model: read, matched and checked from headers alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from skillgraft.adapters.peft_file import Adapter, LowRankDelta, adapter_base, is_adapter, read_adapter
+from skillgraft.adapters.peft_file import LowRankDelta, PeftAdapter, adapter_base, is_adapter, read_adapter
 from skillgraft.arithmetic.matching import check_adapter_fits, check_pair, check_tokenizers
 from skillgraft.arithmetic.norms import frobenius_norm
 from skillgraft.checkpoint.fingerprint import fingerprint_checkpoint, fingerprint_file
@@ -26,7 +26,7 @@ MERGE_TOLERANCE = 0.02
 
 
 @dataclass(frozen=True)
-class Operands:
+class ExtractionInputs:
     """The SFT checkpoint and the RL model: a full checkpoint (`rl`), a LoRA adapter on the SFT model, or both."""
 
     sft: Layout
@@ -34,11 +34,11 @@ class Operands:
     rl: Layout | None
     rl_fingerprint: str
     rl_path: Path
-    adapter: Adapter | None
+    adapter: PeftAdapter | None
 
 
-def match_operands(rl: str | os.PathLike[str], sft: str | os.PathLike[str]) -> Operands:
-    """Return the checked operands of θ_RL − θ_SFT.
+def match_inputs(rl: str | os.PathLike[str], sft: str | os.PathLike[str]) -> ExtractionInputs:
+    """Return the checked inputs of θ_RL − θ_SFT.
 
     `rl` is a full checkpoint, one with the LoRA adapter of its training in `adapter/`, or an adapter directory. The
     adapter counts when it was trained on `sft`; with a checkpoint whose provenance names another start (as in
@@ -46,7 +46,7 @@ def match_operands(rl: str | os.PathLike[str], sft: str | os.PathLike[str]) -> O
     subtracted instead.
 
     Raises `MissingPathError`, `CheckpointError` (see `read_layout`, `read_adapter`) and `CompatibilityError` for
-    operands that differ in names, shapes, tokenizer, head counts, RoPE or ties.
+    inputs that differ in names, shapes, tokenizer, head counts, RoPE or ties.
     """
     rl_path = require_directory(rl)
     sft_layout = read_layout(sft)
@@ -72,15 +72,15 @@ def match_operands(rl: str | os.PathLike[str], sft: str | os.PathLike[str]) -> O
         if adapter is not None and rl_layout is None
         else fingerprint_checkpoint(rl_path)
     )
-    return Operands(sft_layout, sft_fingerprint, rl_layout, rl_fingerprint, rl_path, adapter)
+    return ExtractionInputs(sft_layout, sft_fingerprint, rl_layout, rl_fingerprint, rl_path, adapter)
 
 
-def base_reference(operands: Operands) -> BaseReference:
+def base_reference(inputs: ExtractionInputs) -> BaseReference:
     """Return the base that the SFT model's provenance names, else the RL model's, else the SFT model without id."""
-    stated = base_of(operands.sft.path) or base_of(operands.rl_path)
+    stated = base_of(inputs.sft.path) or base_of(inputs.rl_path)
     if stated is not None and stated["fingerprint"] is not None:
         return BaseReference(id=stated["id"], fingerprint=stated["fingerprint"])
-    return BaseReference(id=None, fingerprint=operands.sft_fingerprint)
+    return BaseReference(id=None, fingerprint=inputs.sft_fingerprint)
 
 
 def read_factors(delta: LowRankDelta, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
@@ -94,22 +94,22 @@ def read_factors(delta: LowRankDelta, dtype: torch.dtype) -> tuple[torch.Tensor,
     return encode_lowrank(a, b, delta.scaling, dtype)
 
 
-def verify_adapter(operands: Operands) -> None:
+def verify_adapter(inputs: ExtractionInputs) -> None:
     """Raise `CompatibilityError` unless SFT + adapter gives the RL checkpoint's weights, up to its rounding.
 
     Per tensor: ‖θ_RL − θ_SFT − Δ‖ ≤ 0.02·‖Δ‖ + ε·‖θ_SFT‖ with ε of the coarser stored dtype; Δ = 0 where the adapter
     changes nothing. Guards against a stale `adapter/` beside the weights.
     """
-    if operands.adapter is None or operands.rl is None:
+    if inputs.adapter is None or inputs.rl is None:
         return
-    for name, info in operands.sft.tensors.items():
-        sft, rl = operands.sft.read(name), operands.rl.read(name)
+    for name, info in inputs.sft.tensors.items():
+        sft, rl = inputs.sft.read(name), inputs.rl.read(name)
         if not info.is_float:
-            check_equal_integers(name, rl, sft, operands.rl_path)
+            check_equal_integers(name, rl, sft, inputs.rl_path)
             continue
-        delta = operands.adapter.deltas.get(name)
+        delta = inputs.adapter.deltas.get(name)
         change = rl.float() - sft.float()
-        allowed = max(torch.finfo(torch_dtype(code)).eps for code in (info.dtype, operands.rl.tensors[name].dtype))
+        allowed = max(torch.finfo(torch_dtype(code)).eps for code in (info.dtype, inputs.rl.tensors[name].dtype))
         allowed *= frobenius_norm(sft)
         if delta is not None:
             expected = decode_lowrank(*read_factors(delta, torch.float32))
@@ -118,15 +118,15 @@ def verify_adapter(operands: Operands) -> None:
         # "not <=" rather than ">": NaN in either model must not pass.
         if not frobenius_norm(change) <= allowed:
             raise CompatibilityError(
-                f"{operands.adapter.path} does not explain tensor {name!r}: RL − SFT − adapter has norm "
+                f"{inputs.adapter.path} does not explain tensor {name!r}: RL − SFT − adapter has norm "
                 f"{frobenius_norm(change):.3g}, expected at most {allowed:.3g}; the adapter or "
-                f"{operands.sft.path} does not belong to this RL checkpoint: take the right SFT model, or delete the "
+                f"{inputs.sft.path} does not belong to this RL checkpoint: take the right SFT model, or delete the "
                 "adapter folder to subtract the full weights"
             )
 
 
 def check_equal_integers(name: str, rl: torch.Tensor, sft: torch.Tensor, rl_path: Path) -> None:
-    """Raise `CompatibilityError` when a tensor without arithmetic (integers, booleans) differs between the operands."""
+    """Raise `CompatibilityError` when a tensor without arithmetic (integers, booleans) differs between the inputs."""
     if not torch.equal(rl, sft):
         raise CompatibilityError(
             f"{rl_path}: tensor {name!r} is {rl.dtype} and differs from the SFT model's; expected equal integers: a "
@@ -154,7 +154,7 @@ def _was_trained_on(
     return same
 
 
-def _usable_adapter(path: Path, sft: Layout, rl: Layout | None) -> Adapter | None:
+def _usable_adapter(path: Path, sft: Layout, rl: Layout | None) -> PeftAdapter | None:
     """Return the adapter, or None where it is no plain LoRA and the full weights are there to be subtracted."""
     try:
         adapter = read_adapter(path)

@@ -1,4 +1,4 @@
-"""A plan's tensors without a file: the same bytes as a merge would store, for a live model or a comparison."""
+"""Compute a plan's tensors in memory: the bytes that a merge would store, for a live model or a comparison."""
 
 from __future__ import annotations
 
@@ -9,50 +9,50 @@ from typing import NamedTuple
 
 import numpy as np
 
-from skillgraft.arithmetic.buffers import Files, Scratch
-from skillgraft.arithmetic.cpu_tiles import operand_values
-from skillgraft.arithmetic.plan import Operand, Plan, TensorPlan, Term
-from skillgraft.arithmetic.statistics.first_pass import gather_facts
-from skillgraft.arithmetic.stream import Machine, Sink, make_tile, tiles_of
+from skillgraft.arithmetic.buffers import Buffers, Files
+from skillgraft.arithmetic.plan import Plan
+from skillgraft.arithmetic.plan_types import Operand, TensorPlan, Term, tiles_of
+from skillgraft.arithmetic.stream import Engine, Sink, gather_statistics, make_tile
 from skillgraft.arithmetic.tensor_sources import Stored
+from skillgraft.arithmetic.tile_values import operand_values
 from skillgraft.arithmetic.tiles import Tile, each_tile
 from skillgraft.checkpoint.header import TensorInfo, TensorSpec
 from skillgraft.checkpoint.layout import Layout
 
 
-def make_tensors(plan: Plan, tensors: Sequence[TensorPlan], sink: Sink, machine: Machine, scale: float = 1.0) -> None:
+def make_tensors(plan: Plan, tensors: Sequence[TensorPlan], sink: Sink, engine: Engine, scale: float = 1.0) -> None:
     """Compute `tensors` of a plan for one λ and give their stored bytes to `sink`, tile by tile, from any thread."""
-    facts = gather_facts(plan, machine)
+    statistics = gather_statistics(plan, engine)
     with Files(plan.versions) as files:
 
-        def visit(tensor: TensorPlan, tile: Tile, scratch: Scratch) -> None:
-            make_tile(plan, facts, tensor, tile, [scale], [sink], machine.compute, scratch, files)
+        def visit(tensor: TensorPlan, tile: Tile, buffers: Buffers) -> None:
+            make_tile(plan, statistics, tensor, tile, [scale], [sink], engine.compute, buffers, files)
 
-        each_tile(tiles_of(tensors), visit, threads=machine.threads, scratches=machine.scratches())
+        each_tile(tiles_of(tensors), visit, engine.thread_buffers())
         files.check_unchanged()
 
 
-def operand_norms(plan: Plan, machine: Machine) -> dict[tuple[str, int], float]:
+def operand_norms(plan: Plan, engine: Engine) -> dict[tuple[str, int], float]:
     """Return the Frobenius norm of every operand's value by (tensor, the operand's number), weights left out."""
     sums: dict[tuple[str, int], list[float]] = defaultdict(list)
     with Files(plan.versions) as files:
 
-        def visit(tensor: TensorPlan, tile: Tile, scratch: Scratch) -> None:
+        def visit(tensor: TensorPlan, tile: Tile, buffers: Buffers) -> None:
             present = [operand for operand in tensor.operands if tile.stop <= operand.elements]
             if present:
-                values = operand_values(tensor, present, tile, scratch, files)
+                values = operand_values(tensor, present, tile, buffers, files)
                 for operand, row in zip(present, values, strict=True):
                     sums[tensor.spec.name, operand.number].append(float(row @ row))
 
         changed = [tensor for tensor in plan.tensors if tensor.operands]
-        each_tile(tiles_of(changed), visit, threads=machine.threads, scratches=machine.scratches())
+        each_tile(tiles_of(changed), visit, engine.thread_buffers())
     return {key: math.fsum(parts) ** 0.5 for key, parts in sums.items()}
 
 
 _MANTISSA = {"BF16": 7, "F16": 10, "F32": 23, "F64": 52}
 _LEAST_EXPONENT = {"BF16": -126, "F16": -14, "F32": -126, "F64": -1022}
 _FP64_SLACK = 2.0**-50
-"""What the fp64 sums of both directions may add, as a share of the numbers added."""
+"""Rounding of the fp64 sums of both directions, as a share of the numbers added."""
 
 
 class Bound(NamedTuple):
@@ -95,7 +95,7 @@ class UndoneBounds:
         self._sums[name].append((float(off @ off), float(grafted @ grafted), int(np.count_nonzero(off))))
 
     def bounds(self) -> dict[str, Bound]:
-        """Return what is known of each tensor."""
+        """Return the bound of each tensor."""
         columns = {name: tuple(zip(*parts, strict=True)) for name, parts in self._sums.items()}
         return {n: Bound(math.fsum(a) ** 0.5, math.fsum(b) ** 0.5, int(sum(c))) for n, (a, b, c) in columns.items()}
 
@@ -127,9 +127,9 @@ class Distance:
 
 def _stored(info: TensorInfo, tile: Tile, files: Files) -> np.ndarray:
     """Return stored elements in fp64."""
-    leaf = Stored(info)
-    whole = TensorPlan(TensorSpec(info.name, info.dtype, info.shape), leaf, ())
-    return operand_values(whole, [Operand(0, 1.0, (Term(1, leaf),))], tile, Scratch(), files)[0]
+    source = Stored(info)
+    whole = TensorPlan(TensorSpec(info.name, info.dtype, info.shape), source, ())
+    return operand_values(whole, [Operand(0, 1.0, (Term(1, source),))], tile, Buffers(), files)[0]
 
 
 def _gaps(values: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:

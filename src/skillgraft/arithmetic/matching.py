@@ -1,11 +1,11 @@
-"""Which checkpoints can be combined: names, shapes, ties, architecture and token maps, all from headers and configs."""
+"""Compatibility of checkpoints: names, shapes, ties, architecture and token maps, from headers and configs alone."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
 
-from skillgraft.adapters.peft_file import Adapter
+from skillgraft.adapters.peft_file import PeftAdapter
 from skillgraft.checkpoint.fingerprint import fingerprint_file
 from skillgraft.checkpoint.header import TensorInfo
 from skillgraft.checkpoint.layout import Layout
@@ -61,7 +61,7 @@ def check_pair(rl: Layout, sft: Layout) -> None:
             raise _shape_error(sft, rl, sft.tensors[name], info)
 
 
-def check_adapter_fits(adapter: Adapter, target: Layout) -> None:
+def check_adapter_fits(adapter: PeftAdapter, target: Layout) -> None:
     """Raise `CompatibilityError` unless `target` stores every tensor that the adapter changes, in its shape."""
     raise_refusals(adapter_tensor_findings(target, adapter))
 
@@ -89,8 +89,8 @@ def _identities(one: Path, other: Path, allow: Collection[str]) -> tuple[str, st
     files = [path / TOKENIZER_FILE for path in (one, other)]
     if all(file.is_file() for file in files) and fingerprint_file(files[0]) == fingerprint_file(files[1]):
         return None
-    found = tokenizer_identity(one), tokenizer_identity(other)
-    return found if found[0] != found[1] else None
+    identities = tokenizer_identity(one), tokenizer_identity(other)
+    return identities if identities[0] != identities[1] else None
 
 
 def _refuse_unless(name: str, allow: Collection[str], what: str, why: str) -> str:

@@ -1,4 +1,4 @@
-"""A merge recipe as a mergekit configuration, where mergekit 0.1.5 has the same thing under another form."""
+"""Export a merge recipe as a mergekit configuration, where mergekit 0.1.5 has an equivalent."""
 
 from __future__ import annotations
 
@@ -7,27 +7,16 @@ from typing import Any
 
 import yaml
 
-from skillgraft.arithmetic.merge_recipe import MergeRecipe, OperandSpec
+from skillgraft.arithmetic.merge_schema import MergeRecipe, OperandSpec
+from skillgraft.arithmetic.methods import all_methods, get_method
 from skillgraft.arithmetic.plan import check_number
 from skillgraft.checkpoint.layout import read_layout
 from skillgraft.checkpoint.tensor_io import TORCH_NAMES
 from skillgraft.errors import RecipeError
 
-NAMES = {
-    "linear": "linear",
-    "task_arithmetic": "task_arithmetic",
-    "slerp": "slerp",
-    "ties": "ties",
-    "dare": "dare_linear",
-    "dare_ties": "dare_ties",
-    "model_stock": "model_stock",
-    "breadcrumbs": "breadcrumbs",
-    "ratatouille": "linear",
-}
-
 
 def mergekit_yaml(recipe: MergeRecipe) -> str:
-    """Return the configuration; `RecipeError` where mergekit has no equivalent, with the reason.
+    """Export a recipe as mergekit's YAML; `RecipeError` where it has no equivalent, with the reason.
 
     mergekit computes in `dtype`, so float32 is asked for, and the output's dtype apart: the recipe's, else the one that
     the base stores. DARE: mergekit's own `rescale` multiplies so that the L1 norm of each tensor's vector stays what it
@@ -38,17 +27,15 @@ def mergekit_yaml(recipe: MergeRecipe) -> str:
     into its model first, in the model's dtype unless mergekit is started with `--lora-merge-dtype float32`.
     """
     check_number(recipe)
-    if recipe.method not in NAMES:
+    method = get_method(recipe.method)
+    mergekit = method.mergekit
+    if mergekit is None:
+        available = [name for name, each in all_methods().items() if each.mergekit is not None]
         raise RecipeError(
             f"{recipe.method} has no mergekit equivalent: mergekit 0.1.5 does not have the method; available: "
-            f"{', '.join(NAMES)}"
+            f"{', '.join(available)}"
         )
-    parameters = recipe.parameters.model_dump()
-    if recipe.method == "ties" and parameters["scope"] == "model":
-        raise RecipeError(
-            "ties with scope 'model' has no mergekit equivalent: mergekit trims each tensor apart; set "
-            "parameters.scope to tensor"
-        )
+    of_model = mergekit.of_model(recipe.parameters)
     base = _path(recipe.base, "base")
     models: list[dict[str, Any]] = []
     for number, operand in enumerate(recipe.operands):
@@ -59,16 +46,12 @@ def mergekit_yaml(recipe: MergeRecipe) -> str:
         entry: dict[str, Any] = {"model": _name(operand, number, base)}
         if any(entry["model"] == other["model"] for other in models):
             raise RecipeError(f"operands.{number}: {entry['model']} stands there twice; mergekit takes each model once")
-        if recipe.method not in ("slerp", "model_stock"):
-            entry["parameters"] = {"weight": operand.weight}
-            if "density" in parameters:
-                entry["parameters"]["density"] = parameters["density"]
-            if recipe.method == "breadcrumbs":
-                entry["parameters"]["density"] = round(1 - parameters["beta"] - parameters["gamma"], 12)
-                entry["parameters"]["gamma"] = parameters["beta"]  # mergekit's name for the share of outliers
+        if method.weighted:
+            entry["parameters"] = {"weight": operand.weight, **of_model}
         models.append(entry)
-    config: dict[str, Any] = {"merge_method": NAMES[recipe.method], "models": models}
-    if NAMES[recipe.method] == "linear":
+    names = [entry["model"] for entry in models]
+    config: dict[str, Any] = {"merge_method": mergekit.merge_method, "models": models}
+    if mergekit.lists_base:
         # mergekit takes config and tokenizer from the first model; a `base_model` would be a summand of weight 1, and
         # `tokenizer_source` would drop the rows that pad the vocabulary.
         first = [entry for entry in models if entry["model"] == base]
@@ -76,35 +59,13 @@ def mergekit_yaml(recipe: MergeRecipe) -> str:
         config["models"] = first + [entry for entry in models if entry["model"] != base]
     else:
         config["base_model"] = base
-    given = _parameters(recipe, parameters)
-    if recipe.method == "slerp":
-        names = [entry["model"] for entry in models]
-        if base not in names:
-            raise RecipeError(
-                f"slerp whose base {base} is neither of the two models has no mergekit equivalent: mergekit takes "
-                "config and tokenizer from one of them; name that one as base"
-            )
-        given["t"] = parameters["t"] if names[0] == base else 1 - parameters["t"]
-    if given:
-        config["parameters"] = given
+    parameters = mergekit.of_merge(recipe.parameters, names, base)
+    if parameters:
+        config["parameters"] = parameters
     out_dtype = recipe.dtype or _stored_dtype(recipe.base)
     config["dtype"] = "float64" if out_dtype == "float64" else "float32"
     config["out_dtype"] = out_dtype
     return yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
-
-
-def _parameters(recipe: MergeRecipe, parameters: dict[str, Any]) -> dict[str, Any]:
-    """Return mergekit's parameters of the whole merge."""
-    if recipe.method in ("slerp", "model_stock"):
-        return {}
-    given: dict[str, Any] = {"normalize": parameters.get("normalize", recipe.method == "ratatouille")}
-    factor = parameters.get("scale", 1.0)
-    if recipe.method in ("dare", "dare_ties"):
-        given["rescale"] = False
-        factor = 1 / parameters["density"]
-    if factor != 1:
-        given["lambda"] = factor
-    return given
 
 
 def _name(operand: OperandSpec, number: int, base: str) -> str:
@@ -134,10 +95,10 @@ def _path(path: Path, where: str) -> str:
 
 def _stored_dtype(base: Path) -> str:
     """Return the one dtype of a checkpoint's floats."""
-    found = sorted({TORCH_NAMES[info.dtype] for info in read_layout(base).tensors.values() if info.is_float})
-    if len(found) != 1:
+    dtypes = sorted({TORCH_NAMES[info.dtype] for info in read_layout(base).tensors.values() if info.is_float})
+    if len(dtypes) != 1:
         raise RecipeError(
-            f"{base} stores {' and '.join(found) or 'no floats'}, and each tensor would keep its own dtype, which has "
+            f"{base} stores {' and '.join(dtypes) or 'no floats'}, and each tensor would keep its own dtype, which has "
             "no mergekit equivalent; set dtype"
         )
-    return found[0]
+    return dtypes[0]

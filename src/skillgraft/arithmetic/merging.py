@@ -1,4 +1,4 @@
-"""Merging by recipe: plan, first pass, stream, and what is written beside the weights."""
+"""Merge checkpoints by recipe: plan, statistics, stream, and the files beside the weights."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from blake3 import blake3
 
 from skillgraft.arithmetic.cpu_tiles import compute as compute_on_cpu
-from skillgraft.arithmetic.merge_recipe import MergeRecipe, load_merge_recipe, parse_merge_recipe
+from skillgraft.arithmetic.merge_recipe import load_merge_recipe, parse_merge_recipe
+from skillgraft.arithmetic.merge_schema import MergeRecipe
 from skillgraft.arithmetic.plan import Plan, plan_merge
-from skillgraft.arithmetic.sidecar_files import copy_companions, stated_dtype
-from skillgraft.arithmetic.statistics.first_pass import gather_facts
-from skillgraft.arithmetic.statistics.score_pass import findings
-from skillgraft.arithmetic.stream import Compute, Machine, Output, Sums, stream
+from skillgraft.arithmetic.sidecar_files import copy_sidecar_files, stated_dtype
+from skillgraft.arithmetic.stream import Compute, Engine, Output, Sums, gather_statistics, stream
 from skillgraft.arithmetic.tiles import TILE_ELEMENTS, default_threads
 from skillgraft.checkpoint.provenance import base_of, write_provenance
 from skillgraft.checkpoint.writer import resumable_directory
@@ -26,10 +25,10 @@ from skillgraft.errors import RecipeError
 from skillgraft.support.progress import Progress
 
 ENGINE_VERSION = 1
-"""Raised when the same plan would give other bytes: half-finished work of an older version is not gone on with."""
+"""Raised when the same plan would give other bytes: half-finished work of an older version is not resumed."""
 
 Recorder = Callable[[Path, Mapping[str, Any], Sums], None]
-"""Writes `skillgraft.json` into an output's directory; told what made it, and the losses of its tensors."""
+"""Writes `skillgraft.json` into an output's directory, from what made it and the losses of its tensors."""
 
 
 def merge(
@@ -41,14 +40,14 @@ def merge(
     durable: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Write the merge that `recipe` (a file, a mapping or a `MergeRecipe`) describes as the checkpoint `out`.
+    """Merge checkpoints: write the merge that `recipe` (a file, a mapping or a `MergeRecipe`) describes as `out`.
 
     Config, tokenizer, generation config, chat template and every tensor that no operand changes are the base's. All
     arithmetic is in fp64 with one rounding to the stored dtype; the result depends on neither threads nor shards.
-    A killed merge goes on with its finished shards; `durable` synchronises all to the disk before `out` appears.
+    A killed merge resumes after its finished shards; `durable` synchronises all to the disk before `out` appears.
 
     Returns a report: `method`, `remarks`, `dtype`, `bytes_read`, `bytes_written`, `seconds`, and for methods on task
-    vectors what `survival` says of the rounding.
+    vectors the entries of `survival`.
 
     Raises `RecipeError`, `MissingPathError`, `CheckpointError`, `CompatibilityError`, `OutputExistsError` and
     `StorageError`, each naming the tensor or file and what to do.
@@ -84,23 +83,23 @@ def write(
     `check` is called with the name of each changed tensor and the Frobenius norm of its change at λ = 1; it may raise.
     `record` writes an output's provenance, by default one that names the target's base.
     """
-    machine = machine_for(threads, device)
+    engine = engine_for(threads, device)
     began = time.monotonic()
     base = base_of(plan.target.path) or {"id": None, "fingerprint": None}
     metadata = {"skillgraft_inputs": json.dumps(dict(plan.inputs), sort_keys=True)}
     key = work_key(plan, kind, list(outputs.values()))
     needed = plan.bytes_written * len(outputs)
     with resumable_directory(out, key, needed_bytes=needed, durable=durable) as partial:
-        made = []
+        checkpoints = []
         for folder, scale in outputs.items():
             (partial / folder).mkdir(exist_ok=True)
-            made.append(Output(partial / folder, scale, metadata))
-        changed = any(tensor.operands for tensor in plan.tensors) and any(output.scale for output in made)
-        facts = gather_facts(plan, machine) if changed else {}
-        sums = stream(plan, facts, made, machine, progress)
+            checkpoints.append(Output(partial / folder, scale, metadata))
+        changed = any(tensor.operands for tensor in plan.tensors) and any(output.scale for output in checkpoints)
+        statistics = gather_statistics(plan, engine) if changed else {}
+        sums = stream(plan, statistics, checkpoints, engine, progress)
         dtype, remark = stated_dtype(plan)
         reports = []
-        for output, losses in zip(made, sums, strict=True):
+        for output, losses in zip(checkpoints, sums, strict=True):
             in_order = {t.spec.name: losses[t.spec.name] for t in plan.tensors if t.spec.name in losses}
             if check is not None and output.scale:
                 for name, (_, squared) in in_order.items():
@@ -112,12 +111,12 @@ def write(
                 "remarks": [*plan.remarks, *remark],
                 "bytes_read": plan.bytes_read,
                 "bytes_written": plan.bytes_written,
-                "threads": machine.threads,
+                "threads": engine.threads,
                 "seconds": time.monotonic() - began,
-                **(survival(in_order, output.scale) if plan.method.of == "vectors" else {}),
-                **findings(facts),
+                **(survival(in_order, output.scale) if plan.method.inputs == "vectors" else {}),
+                **(plan.method.statistics.report(statistics) if plan.method.statistics is not None else {}),
             }
-            copy_companions(plan.target, output.directory, dtype)
+            copy_sidecar_files(plan.target, output.directory, dtype)
             made_by = {"stage": kind, **plan.settings, "scale": output.scale}
             if "survived_rounding" in report:
                 made_by["survived_rounding"] = report["survived_rounding"]
@@ -129,15 +128,15 @@ def write(
     return reports
 
 
-def machine_for(threads: int | None, device: str) -> Machine:
-    """Return what runs the arithmetic; `RecipeError` for a number of threads or a device that cannot be."""
+def engine_for(threads: int | None, device: str) -> Engine:
+    """Return the threads and the device's `compute`; `RecipeError` for a number or a device that cannot be."""
     if threads is not None and threads < 1:
         raise RecipeError(f"threads is {threads}, expected a positive number")
-    return Machine(threads or default_threads(), compute_on(device))
+    return Engine(threads or default_threads(), compute_on(device))
 
 
 def work_key(plan: Plan, kind: str, scales: list[float]) -> str:
-    """Return the hash of all that decides the outputs' bytes: the inputs' fingerprints, the settings, the engine."""
+    """Hash everything that decides the outputs' bytes: the inputs' fingerprints, the settings, the engine."""
     header = [(t.spec, str(t.target.info.file.name), len(t.operands)) for t in plan.tensors]
     text = json.dumps([ENGINE_VERSION, TILE_ELEMENTS, kind, scales, dict(plan.inputs), dict(plan.settings), header])
     return blake3(text.encode()).hexdigest()
@@ -154,59 +153,88 @@ def compute_on(device: str) -> Compute:
     from skillgraft.arithmetic.torch_tiles import on_device
 
     try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
+        place = torch.device(device)
+        torch.empty(0, device=place)
     except (RuntimeError, AssertionError) as error:
         raise RecipeError(f"device {device!r} is not there ({error}); expected cpu, or cuda where a GPU is") from error
-    return on_device(found)
+    return on_device(place)
 
 
-def survival(losses: Sums, scale: float) -> dict[str, Any]:
+class TensorSurvival(TypedDict):
+    """‖λ·v‖ of one tensor, and the share of it that survived the rounding."""
+
+    norm: float
+    survived_rounding: float
+
+
+class WorstTensor(TypedDict):
+    """The tensor of which the smallest share survived."""
+
+    name: str
+    survived_rounding: float
+
+
+class Survival(TypedDict):
+    """The rounding part of a report."""
+
+    survived_rounding: float
+    worst: WorstTensor | None
+    tensors: dict[str, TensorSurvival]
+
+
+class Estimate(TypedDict):
+    """The cost of a merge: tensors in all and those that change, bytes, seconds and peak memory."""
+
+    tensors: int
+    changed: int
+    bytes_read: int
+    bytes_written: int
+    seconds: float
+    memory_bytes: int
+
+
+def survival(losses: Sums, scale: float) -> Survival:
     """Return the rounding part of a report from (squared loss, squared norm of the change at λ = 1) per tensor.
 
     `survived_rounding` = 1 − ‖stored − exact‖ / ‖change‖ over all tensors, `worst` the tensor with the least, and
     `tensors` with `norm` and `survived_rounding` of each.
     """
     losses = {name: (lost, squared * scale * scale) for name, (lost, squared) in losses.items()}
-    rows = {
-        name: {"norm": wanted**0.5, "survived_rounding": _survived(lost, wanted)}
-        for name, (lost, wanted) in losses.items()
+    rows: dict[str, TensorSurvival] = {
+        name: {"norm": squared**0.5, "survived_rounding": _survived(lost, squared)}
+        for name, (lost, squared) in losses.items()
     }
-    lost, wanted = (math.fsum(column) for column in zip(*losses.values(), strict=True)) if losses else (0.0, 0.0)
+    lost, squared = (math.fsum(column) for column in zip(*losses.values(), strict=True)) if losses else (0.0, 0.0)
     worst = min(rows, key=lambda name: rows[name]["survived_rounding"], default=None)
     return {
-        "survived_rounding": _survived(lost, wanted),
+        "survived_rounding": _survived(lost, squared),
         "worst": {"name": worst, "survived_rounding": rows[worst]["survived_rounding"]} if worst else None,
         "tensors": rows,
     }
 
 
-def _survived(lost: float, wanted: float) -> float:
-    return 1.0 - (lost / wanted) ** 0.5 if wanted > 0 else 1.0
+def _survived(squared_loss: float, squared_norm: float) -> float:
+    return 1.0 - (squared_loss / squared_norm) ** 0.5 if squared_norm > 0 else 1.0
 
 
-def estimate(plan: Plan, outputs: int = 1) -> dict[str, Any]:
-    """Return what a plan will cost, roughly: bytes, seconds at the rates seen on two cores, peak memory."""
-    passes = _PASSES[plan.method.first_pass]
-    rate = _SORTING_BYTES_PER_SECOND.get(plan.method.name, _BYTES_PER_SECOND[plan.method.first_pass])
-    moved = plan.bytes_read * passes + plan.bytes_written * outputs
+def estimate(plan: Plan, outputs: int = 1) -> Estimate:
+    """Estimate the cost of a plan: bytes, seconds at the rates seen on two cores, peak memory."""
+    statistic = plan.method.statistics
+    passes = 1 + (statistic.passes if statistic is not None else 0)
+    transferred = plan.bytes_read * passes + plan.bytes_written * outputs
     threads = default_threads()
-    counted = _COUNTED_BYTES if plan.method.first_pass in ("bands", "balance") else 0.0
+    counted = statistic.memory_bytes if statistic is not None else 0.0
     most = max((len(tensor.operands) for tensor in plan.tensors), default=0)
     return {
         "tensors": len(plan.tensors),
         "changed": sum(bool(tensor.operands) for tensor in plan.tensors),
         "bytes_read": plan.bytes_read * passes,
         "bytes_written": plan.bytes_written * outputs,
-        "seconds": _START_SECONDS + moved / rate / max(1, threads),
+        "seconds": _START_SECONDS + transferred / plan.method.bytes_per_second / max(1, threads),
         "memory_bytes": int(_LOADED_BYTES + counted + threads * TILE_ELEMENTS * 8 * (6 + 2 * most)),
     }
 
 
-# Seen on 2 cores of an AMD EPYC with AVX512 (benchmarks/results/merge-1.1b.json), per thread.
-_BYTES_PER_SECOND = {None: 4e9, "gram": 4e9, "thresholds": 2e9, "bands": 1e9, "balance": 5e8, "conflicts": 1e9}
-_SORTING_BYTES_PER_SECOND = {"cabs": 5e8}
-_PASSES = {None: 1, "gram": 2, "thresholds": 3, "bands": 3, "balance": 4, "conflicts": 2}
+# Seen on 2 cores of an AMD EPYC with AVX512 (benchmarks/results/merge-1.1b.json).
 _START_SECONDS = 1.5
 _LOADED_BYTES = 150e6
-_COUNTED_BYTES = 100e6

@@ -2,83 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from blake3 import blake3
 
-from skillgraft.adapters.peft_file import Adapter, read_adapter
+from skillgraft.adapters.peft_file import PeftAdapter, read_adapter
 from skillgraft.arithmetic.buffers import FileVersion, file_version
+from skillgraft.arithmetic.lookups import Lookup, of_adapter, of_model, of_skill
 from skillgraft.arithmetic.matching import check_adapter_fits, check_models, rows_of_vocabulary
-from skillgraft.arithmetic.merge_recipe import DEFAULT, MergeRecipe, OperandSpec
-from skillgraft.arithmetic.method_plan import (
-    check_blocks,
-    check_distinct,
-    check_operands,
-    check_residual,
-    merge_factors,
-)
-from skillgraft.arithmetic.methods import METHODS, Method
-from skillgraft.arithmetic.tensor_sources import Leaf, Product, Stored, leaf_of
+from skillgraft.arithmetic.merge_schema import DEFAULT, MergeRecipe, OperandSpec
+from skillgraft.arithmetic.methods import get_method
+from skillgraft.arithmetic.methods.method import Method
+from skillgraft.arithmetic.plan_types import Draft, Operand, TensorPlan, Term
+from skillgraft.arithmetic.tensor_sources import Stored
 from skillgraft.checkpoint.fingerprint import fingerprint_checkpoint, fingerprint_file
 from skillgraft.checkpoint.header import TensorSpec
 from skillgraft.checkpoint.layout import ADAPTER_CONFIG_FILE, Layout, read_layout
 from skillgraft.checkpoint.weights import planned_dtypes
 from skillgraft.errors import CompatibilityError, RecipeError
 from skillgraft.skills.compatibility import check_compatibility, tie_problem
-from skillgraft.skills.forms import stored_names
 from skillgraft.skills.library import resolve_skill
-from skillgraft.skills.skill import Skill, load_skill
+from skillgraft.skills.skill import load_skill
 
 OUTPUT_DTYPES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 
-class Term(NamedTuple):
-    """One summand of an operand's value: `sign` times the leaf."""
-
-    sign: int
-    leaf: Leaf
-
-
-@dataclass(frozen=True)
-class Operand:
-    """One operand's value for one tensor: the sum of its terms; `number` is its place in the recipe."""
-
-    number: int
-    weight: float
-    terms: tuple[Term, ...]
-
-    @cached_property
-    def elements(self) -> int:
-        """The elements that all terms have: fewer than the target's where a vocabulary is not padded."""
-        return min(term.leaf.elements for term in self.terms)
-
-
-@dataclass(frozen=True)
-class TensorPlan:
-    """One tensor of the output; without operands it is the target's, cast to the planned dtype where that differs."""
-
-    spec: TensorSpec
-    target: Stored
-    operands: tuple[Operand, ...]
-    block: int = 1
-    """Elements that belong together: a tile ends between such blocks."""
-
-    @property
-    def breaks(self) -> tuple[int, ...]:
-        """Where some operand ends before the target does."""
-        return tuple(sorted({operand.elements for operand in self.operands}))
-
-
 @dataclass(frozen=True)
 class Plan:
-    """A checked merge: `tensors` in the target's order; `inputs` are fingerprints by name; `settings` what it was told.
+    """A checked merge: `tensors` in the target's order; `inputs` are fingerprints by name; `settings` the recipe's.
 
-    `versions` tell the files that were planned with from any that take their place.
+    `versions` are those of the files that were planned with: others in their place are refused.
     """
 
     target: Layout
@@ -102,15 +59,12 @@ class Plan:
         return sum(tensor.spec.nbytes for tensor in self.tensors)
 
 
-Lookup = Callable[[str], Leaf | None]
-
-
 def plan_merge(recipe: MergeRecipe) -> Plan:
     """Return the checked plan of a recipe; reads headers, configs and tokenizers, and fingerprints every input.
 
     Raises `MissingPathError`, `CheckpointError`, `CompatibilityError` (see `check_models`) and `RecipeError`.
     """
-    method = METHODS[recipe.method]
+    method = get_method(recipe.method)
     target = read_layout(recipe.base)
     check_number(recipe)
     layouts: dict[Path, Layout] = {recipe.base: target}
@@ -128,7 +82,7 @@ def plan_merge(recipe: MergeRecipe) -> Plan:
         terms: list[tuple[int, Lookup]] = []
         if operand.model is not None:
             model = layout(operand.model)
-            terms.append((1, _of_model(model)))
+            terms.append((1, of_model(model)))
             inputs[f"operand{number}.model"] = fingerprint_checkpoint(operand.model)
         if operand.adapter is not None:
             adapter = read_adapter(operand.adapter)
@@ -142,18 +96,17 @@ def plan_merge(recipe: MergeRecipe) -> Plan:
             remarks += check_compatibility(target, skill, "base" in recipe.allow)
             terms.append((1, of_skill(skill)))
             inputs[f"operand{number}.skill"] = fingerprint_file(skill.weights_file)
-        if operand.model is not None and method.of == "vectors":
+        if operand.model is not None and method.inputs == "vectors":
             minus = layout(operand.minus or recipe.base)
-            terms.append((-1, _of_model(minus)))
+            terms.append((-1, of_model(minus)))
             if operand.minus is not None:
                 inputs[f"operand{number}.minus"] = fingerprint_checkpoint(operand.minus)
-        elif operand.model is None and method.of == "models":
-            terms.insert(0, (1, _of_model(target)))  # an adapter or skill as a model is the base with it
+        elif operand.model is None and method.inputs == "models":
+            terms.insert(0, (1, of_model(target)))  # an adapter or skill as a model is the base with it
         changed = [name for name in target.tensors if any(find(name) for _, find in terms)]
         check_patterns(f"operands.{number}.weights", operand.weights or {}, changed)
         lookups.append(terms)
     dtypes = planned_dtypes(target, OUTPUT_DTYPES[recipe.dtype] if recipe.dtype else None)
-    block = recipe.parameters.m if recipe.method == "cabs" else 1
     tensors = tuple(
         TensorPlan(
             TensorSpec(name, dtypes[name], info.shape),
@@ -161,92 +114,60 @@ def plan_merge(recipe: MergeRecipe) -> Plan:
             _operands(recipe.operands, lookups, name, method, recipe.parameters)
             if info.is_float and info.elements
             else (),
-            block,
         )
         for name, info in target.tensors.items()
     )
-    if recipe.method == "cabs":
-        check_blocks(tensors, block)
-    if recipe.method == "copa":
-        tensors = tuple(merge_factors(tensor, recipe) for tensor in tensors)
-    if recipe.method == "ratatouille":
-        check_distinct(inputs)
-    if recipe.method == "instruction_residual":
-        remarks += check_residual(recipe, inputs, layouts)
+    draft = method.plan(Draft(recipe, tensors, inputs, layouts, tuple(remarks)))
+    tensors, remarks = draft.tensors, list(draft.remarks)
     check_tie(target, tensors)
     padded = [tensor.spec.name for tensor in tensors if any(b < tensor.target.elements for b in tensor.breaks)]
     remarks += [f"{name}: {rows_of_vocabulary(target, name)}" for name in padded]
     settings = _settings(recipe)
-    said = tuple(dict.fromkeys(remarks))
+    unique = tuple(dict.fromkeys(remarks))
     versions = versions_of(tensors)
-    return Plan(target, method, recipe.parameters, tensors, inputs, settings, said, recipe.dtype, versions)
+    return Plan(target, method, recipe.parameters, tensors, inputs, settings, unique, recipe.dtype, versions)
 
 
 def versions_of(tensors: Iterable[TensorPlan]) -> dict[Path, FileVersion]:
     """Return the version of every file that the tensors are read from."""
-    leaves = (leaf for t in tensors for leaf in (t.target, *(term.leaf for o in t.operands for term in o.terms)))
-    paths = dict.fromkeys(info.file for leaf in leaves for info in leaf.files)
+    sources = (source for t in tensors for source in (t.target, *(term.source for o in t.operands for term in o.terms)))
+    paths = dict.fromkeys(info.file for source in sources for info in source.files)
     return {path: file_version(path.stat()) for path in paths}
 
 
-def adapter_fingerprint(adapter: Adapter) -> str:
+def adapter_fingerprint(adapter: PeftAdapter) -> str:
     """Return one hash of an adapter's factors and of the config, which holds their scaling."""
     both = [fingerprint_file(adapter.weights_file), fingerprint_file(adapter.path / ADAPTER_CONFIG_FILE)]
     return "blake3:" + blake3(" ".join(both).encode()).hexdigest()
 
 
-def of_adapter(adapter: Adapter) -> Lookup:
-    """Return the lookup of an adapter's deltas."""
-
-    def find(name: str) -> Leaf | None:
-        delta = adapter.deltas.get(name)
-        return Product(delta.a, delta.b, delta.scaling) if delta is not None else None
-
-    return find
-
-
-def of_skill(skill: Skill) -> Lookup:
-    """Return the lookup of a skill's deltas."""
-
-    def find(name: str) -> Leaf | None:
-        entry = skill.manifest.tensors.get(name)
-        if entry is None:
-            return None
-        return leaf_of(name, entry, [skill.stored[key] for key in stored_names(name, entry.form)])
-
-    return find
-
-
-def _of_model(layout: Layout) -> Lookup:
-    return lambda name: Stored(layout.tensors[name]) if name in layout.tensors else None
-
-
 def _operands(
-    given: Sequence[OperandSpec],
+    specs: Sequence[OperandSpec],
     lookups: Sequence[Sequence[tuple[int, Lookup]]],
     name: str,
     method: Method,
     parameters: Any,
 ) -> tuple[Operand, ...]:
-    """Return the operands that say something about the tensor `name`; a weight of 0 says nothing.
+    """Return the operands that change the tensor `name`; one with the weight 0 does not.
 
-    A method of angles needs all of its operands, the base itself among them: without one the tensor is the target's.
+    A method without weights needs all of its operands, the base itself among them: without one the tensor is the
+    target's.
     """
-    found = []
-    for number, (operand, terms) in enumerate(zip(given, lookups, strict=True)):
-        leaves = [(sign, lookup(name)) for sign, lookup in terms]
+    operands = []
+    for number, (spec, terms) in enumerate(zip(specs, lookups, strict=True)):
+        sources = [(sign, lookup(name)) for sign, lookup in terms]
         # A model that lacks the tensor (allowed explicitly) has no difference from another one either, nor has one
         # from a model that lacks it.
-        needed = [leaves[0][1], *(leaf for sign, leaf in leaves if sign < 0)] if operand.model is not None else []
-        whole = all(leaf is not None for leaf in needed)
-        present = tuple(Term(sign, leaf) for sign, leaf in leaves if leaf is not None)
-        if method.first_pass != "gram":
+        needed = [sources[0][1], *(source for sign, source in sources if sign < 0)] if spec.model is not None else []
+        whole = all(source is not None for source in needed)
+        present = tuple(Term(sign, source) for sign, source in sources if source is not None)
+        if method.weighted:
             present = _cancelled(present)
-        if (weight := operand.weight_of(name)) != 0 and present and whole:
-            found.append(Operand(number, weight, present))
-    if found:
-        _check_divisor([operand.weight for operand in found], method, parameters, f" of {name!r}")
-    return () if method.first_pass == "gram" and len(found) < len(given) else tuple(found)
+        if (weight := spec.weight_of(name)) != 0 and present and whole:
+            operands.append(Operand(number, weight, present))
+    if operands:
+        method.check_weights([operand.weight for operand in operands], parameters, f" of {name!r}")
+    return () if not method.weighted and len(operands) < len(specs) else tuple(operands)
 
 
 def check_patterns(where: str, patterns: Iterable[str], names: Sequence[str]) -> None:
@@ -259,21 +180,15 @@ def check_patterns(where: str, patterns: Iterable[str], names: Sequence[str]) ->
             )
 
 
-def _check_divisor(weights: Sequence[float], method: Method, parameters: Any, where: str = "") -> None:
-    """Raise `RecipeError` where a weighted mean would divide by 0."""
-    if method.name == "linear" and parameters.normalize and abs(sum(weights)) < 1e-8:
-        raise RecipeError(f"operands: the weights{where} {weights} sum to 0; set parameters.normalize to false")
-
-
 def _cancelled(terms: Sequence[Term]) -> tuple[Term, ...]:
-    """Return the terms without pairs that are one leaf minus itself: an adapter on the base, less the base."""
-    left = list(terms)
+    """Return the terms without pairs that are one source minus itself: an adapter on the base, less the base."""
+    remaining = list(terms)
     for term in terms:
-        opposite = Term(-term.sign, term.leaf)
-        if term in left and opposite in left:
-            left.remove(term)
-            left.remove(opposite)
-    return tuple(left)
+        opposite = Term(-term.sign, term.source)
+        if term in remaining and opposite in remaining:
+            remaining.remove(term)
+            remaining.remove(opposite)
+    return tuple(remaining)
 
 
 def check_tie(target: Layout, tensors: Sequence[TensorPlan]) -> None:
@@ -284,23 +199,23 @@ def check_tie(target: Layout, tensors: Sequence[TensorPlan]) -> None:
 
 def check_number(recipe: MergeRecipe) -> None:
     """Raise `RecipeError` when a method cannot take these operands: their number, weights or `minus`."""
-    method = METHODS[recipe.method]
-    number = len(recipe.operands)
-    if number < method.least or (method.most is not None and number > method.most):
-        expected = f"{method.least}" if method.most == method.least else f"at least {method.least}"
+    method = get_method(recipe.method)
+    number, least, most = len(recipe.operands), method.min_operands, method.max_operands
+    if number < least or (most is not None and number > most):
+        expected = f"{least}" if most == least else f"at least {least}"
         raise RecipeError(f"operands: {recipe.method} got {number}, expected {expected}")
     weights = [weight for operand in recipe.operands for weight in operand.all_weights]
-    if method.first_pass == "gram" and any(weight != 1 for weight in weights):
+    if not method.weighted and any(weight != 1 for weight in weights):
         raise RecipeError(f"operands: {recipe.method} takes no weights, got {weights}; leave `weight` out")
-    if method.of == "models" and any(operand.minus is not None for operand in recipe.operands):
+    if method.inputs == "models" and any(operand.minus is not None for operand in recipe.operands):
         raise RecipeError(
             f"operands: {recipe.method} takes models, not differences; leave `minus` out, or use task_arithmetic"
         )
-    if method.of == "models" and not any(weights):
+    if method.inputs == "models" and not any(weights):
         raise RecipeError(f"operands: the weights {weights} are all 0; expected one at least that is not")
     if all(operand.weights is None for operand in recipe.operands):
-        _check_divisor(weights, method, recipe.parameters)
-    check_operands(recipe)
+        method.check_weights(weights, recipe.parameters, "")
+    method.check(recipe)
 
 
 def _settings(recipe: MergeRecipe) -> dict[str, Any]:
@@ -318,5 +233,5 @@ def _settings(recipe: MergeRecipe) -> dict[str, Any]:
 
 
 def _read_bytes(tensor: TensorPlan) -> int:
-    leaves = {term.leaf for operand in tensor.operands for term in operand.terms}
-    return sum(leaf.nbytes for leaf in leaves | {tensor.target})
+    sources = {term.source for operand in tensor.operands for term in operand.terms}
+    return sum(source.nbytes for source in sources | {tensor.target})

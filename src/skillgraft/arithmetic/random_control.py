@@ -29,7 +29,7 @@ RANDOM_FORMULA = (
 
 
 def random_vector(skill: Skill | str | os.PathLike[str], out: str | os.PathLike[str], seed: int) -> Skill:
-    """Write a control skill into the new directory `out` and return it: random directions, the norms of `skill`.
+    """Make a random control: a skill of random directions with the norms of `skill`, in the new directory `out`.
 
     `skill` is a skill, its directory or name in the library.
     Per tensor, v = ‖v_skill‖_F · g / ‖g‖_F with g Gaussian; for a low-rank or packed delta g = B·A with Gaussian

@@ -1,4 +1,4 @@
-"""What a checkpoint holds beside its weights: always the target's, but for a dtype that would no longer be true."""
+"""Sidecar files of a checkpoint, beside its weights: copied from the target, with the dtype in its config corrected."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LEFT_OUT = (PROVENANCE_FILE, ADAPTER_CONFIG_FILE)
 _COPIED_FOLDERS = ("additional_chat_templates",)
 
 
-def copy_companions(layout: Layout, directory: Path, dtype: str | None) -> None:
+def copy_sidecar_files(layout: Layout, directory: Path, dtype: str | None) -> None:
     """Copy everything of a checkpoint but weights, index, provenance, adapters and hidden files into `directory`.
 
     With `dtype`, the copied config names it, so that Transformers loads the weights in what they are stored in.

@@ -1,7 +1,7 @@
 """The stream: read tiles of every operand, combine them in fp64, round once, write into place.
 
 Memory is a few buffers of a tile for each thread, whatever the model's size. Each output shard is preallocated,
-filled in any order, and given its name when it is whole; a rerun after a kill goes on with the shards that are missing.
+filled in any order, and given its name when it is whole; a rerun after a kill writes only the missing shards.
 """
 
 from __future__ import annotations
@@ -11,25 +11,24 @@ import math
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from skillgraft.arithmetic.buffers import Files, Scratch
-from skillgraft.arithmetic.cpu_tiles import Computed, operand_values
+from skillgraft.arithmetic.buffers import Buffers, Files
+from skillgraft.arithmetic.cpu_tiles import ComputedTile
 from skillgraft.arithmetic.cpu_tiles import compute as compute_on_cpu
-from skillgraft.arithmetic.merge_recipe import Linear
-from skillgraft.arithmetic.methods import METHODS
-from skillgraft.arithmetic.plan import Operand, Plan, TensorPlan, Term
-from skillgraft.arithmetic.tensor_sources import Stored
-from skillgraft.arithmetic.tiles import Tile, cut, each_tile
+from skillgraft.arithmetic.methods.linear import LINEAR, Linear
+from skillgraft.arithmetic.plan import Plan
+from skillgraft.arithmetic.plan_types import Operand, TensorPlan, Term, tiles_of
+from skillgraft.arithmetic.tile_values import not_finite
+from skillgraft.arithmetic.tiles import Tile, each_tile
 from skillgraft.checkpoint.header import DTYPE_BYTES
-from skillgraft.checkpoint.tensor_io import TORCH_NAMES
 from skillgraft.checkpoint.weights import ShardFile, write_index
-from skillgraft.errors import CompatibilityError
+from skillgraft.support.atomic import atomic_write_text
 from skillgraft.support.progress import Progress
 
 Sums = dict[str, tuple[float, float]]
@@ -46,61 +45,73 @@ class Output:
 
 
 class Sink(Protocol):
-    """What takes the bytes of tensors as they are made: a shard's file, or memory."""
+    """Receives the bytes of tensors as they are computed: a shard's file, or memory."""
 
     def write(self, name: str, begin: int, data: memoryview | np.ndarray) -> None:
-        """Take bytes of the tensor `name` from its byte `begin` on; threads may do so at once."""
+        """Take bytes of the tensor `name` from its byte `begin` on; called by several threads."""
 
 
-Compute = Callable[..., Computed]
+Compute = Callable[..., ComputedTile]
 """A function with the arguments of `cpu_tiles.compute`."""
 
 
 @dataclass(frozen=True)
-class Machine:
-    """What runs the arithmetic: the number of threads, and the function that computes a tile."""
+class Engine:
+    """The number of threads, and the function that computes a tile."""
 
     threads: int
     compute: Compute = compute_on_cpu
 
-    def scratches(self) -> list[Scratch]:
+    def thread_buffers(self) -> list[Buffers]:
         """Return one set of buffers for each thread."""
-        return [Scratch() for _ in range(self.threads)]
+        return [Buffers() for _ in range(self.threads)]
+
+
+def gather_statistics(plan: Plan, engine: Engine) -> dict[str, Any]:
+    """Return the statistics that the plan's method asks for, by the name of each tensor that changes."""
+    statistic = plan.method.statistics
+    if statistic is None:
+        return {}
+    changed = [tensor for tensor in plan.tensors if tensor.operands]
+    return statistic.gather(changed, plan.parameters, engine.thread_buffers())
 
 
 def stream(
     plan: Plan,
-    facts: Mapping[str, Any],
+    statistics: Mapping[str, Any],
     outputs: Sequence[Output],
-    machine: Machine,
+    engine: Engine,
     progress: Progress | None = None,
 ) -> list[Sums]:
-    """Write the weights of every output, shard by shard; return per output what rounding cost each changed tensor.
+    """Write the weights of every output, shard by shard; return for each the rounding loss of every changed tensor.
 
-    `facts` are those of the first pass, by tensor name. Raises `CompatibilityError`, naming tensor and operand, for
-    NaN, infinity or overflow, and `CheckpointError` for a file that changed since its header was read.
+    `statistics` are those that the plan's method asks for, by tensor name (`gather_statistics`). Raises
+    `CompatibilityError`, naming tensor and operand, for NaN, infinity or overflow, and `CheckpointError` for a file
+    that changed since its header was read.
     """
     by_file: dict[Path, list[TensorPlan]] = defaultdict(list)
     for tensor in plan.tensors:
         by_file[tensor.target.info.file].append(tensor)
     sums: list[Sums] = [{} for _ in outputs]
     for output in outputs:
-        _remove_strangers(output.directory, {file.name for file in by_file})
+        _remove_other_files(output.directory, {file.name for file in by_file})
     done = _Count(progress, plan.bytes_read + plan.bytes_written * len(outputs))
-    scratches = machine.scratches()
+    thread_buffers = engine.thread_buffers()
     with Files(plan.versions) as files:
         for file, tensors in by_file.items():
-            left = [(number, output) for number, output in enumerate(outputs)]
-            for number, output in list(left):
-                kept = _read_finished(output.directory, file.name)
-                if kept is not None:
-                    sums[number] |= kept
-                    left.remove((number, output))
-            if not left:
+            unfinished = [(number, output) for number, output in enumerate(outputs)]
+            for number, output in list(unfinished):
+                finished = _read_finished(output.directory, file.name)
+                if finished is not None:
+                    sums[number] |= finished
+                    unfinished.remove((number, output))
+            if not unfinished:
                 done.add(sum(tensor.target.nbytes for tensor in tensors))
                 continue
-            found = _write_shard(plan, facts, file.name, tensors, [o for _, o in left], machine, files, scratches, done)
-            for (number, output), shard_sums in zip(left, found, strict=True):
+            losses = _write_shard(
+                plan, statistics, file.name, tensors, [o for _, o in unfinished], engine, files, thread_buffers, done
+            )
+            for (number, output), shard_sums in zip(unfinished, losses, strict=True):
                 _finish(output.directory, file.name, shard_sums)
                 sums[number] |= shard_sums
         files.check_unchanged()
@@ -126,31 +137,31 @@ class _Count:
 
 def _write_shard(
     plan: Plan,
-    facts: Mapping[str, Any],
+    statistics: Mapping[str, Any],
     name: str,
     tensors: Sequence[TensorPlan],
     outputs: Sequence[Output],
-    machine: Machine,
+    engine: Engine,
     files: Files,
-    scratches: Sequence[Scratch],
+    thread_buffers: Sequence[Buffers],
     done: _Count,
 ) -> list[Sums]:
     specs = [tensor.spec for tensor in tensors]
-    parts: list[dict[str, list[tuple[float, float]]]] = [defaultdict(list) for _ in outputs]
+    tile_sums: list[dict[str, list[tuple[float, float]]]] = [defaultdict(list) for _ in outputs]
     shards = [ShardFile(output.directory / f"{name}{_PART}", specs, output.metadata) for output in outputs]
     try:
 
-        def visit(tensor: TensorPlan, tile: Tile, scratch: Scratch) -> None:
+        def visit(tensor: TensorPlan, tile: Tile, buffers: Buffers) -> None:
             scales = [output.scale for output in outputs]
-            losses = make_tile(plan, facts, tensor, tile, scales, shards, machine.compute, scratch, files)
-            for sums, loss in zip(parts, losses if tensor.operands else [], strict=bool(tensor.operands)):
+            losses = make_tile(plan, statistics, tensor, tile, scales, shards, engine.compute, buffers, files)
+            for sums, loss in zip(tile_sums, losses if tensor.operands else [], strict=bool(tensor.operands)):
                 sums[tensor.spec.name].append(loss)
             operands = sum(tile.stop <= operand.elements for operand in tensor.operands)
             width = tensor.target.nbytes / max(1, tensor.target.elements) * (1 + operands)
             written = DTYPE_BYTES[tensor.spec.dtype] * len(outputs)
             done.add(round((tile.stop - tile.start) * (width + written)))
 
-        each_tile(tiles_of(tensors), visit, threads=len(scratches), scratches=scratches)
+        each_tile(tiles_of(tensors), visit, thread_buffers)
     finally:
         for shard in shards:
             shard.close()
@@ -159,66 +170,61 @@ def _write_shard(
     for output in outputs:
         os.rename(output.directory / f"{name}{_PART}", output.directory / name)
     return [
-        {key: (math.fsum(a for a, _ in pairs), math.fsum(b for _, b in pairs)) for key, pairs in found.items()}
-        for found in parts
+        {key: (math.fsum(a for a, _ in pairs), math.fsum(b for _, b in pairs)) for key, pairs in of_output.items()}
+        for of_output in tile_sums
     ]
 
 
 def make_tile(
     plan: Plan,
-    facts: Mapping[str, Any],
+    statistics: Mapping[str, Any],
     tensor: TensorPlan,
     tile: Tile,
     scales: Sequence[float],
     sinks: Sequence[Sink],
     compute: Compute,
-    scratch: Scratch,
+    buffers: Buffers,
     files: Files,
 ) -> list[tuple[float, float]]:
     """Make one tile for every λ and give it to its sink; return (squared loss, squared norm of the change) each."""
     operands = [operand for operand in tensor.operands if tile.stop <= operand.elements]
     whole = len(operands) == len(tensor.operands)
-    if not whole and (plan.method.of == "models" or plan.method.first_pass == "gram"):
+    if not whole and (plan.method.inputs == "models" or not plan.method.weighted):
         operands = []  # rows that not every model has are the target's
     if not operands or not any(scales):
-        _copy(tensor, tile, sinks, compute, plan, scratch, files)
+        _copy(tensor, tile, sinks, compute, buffers, files)
         return [(0.0, 0.0)] * len(sinks)
-    return _combine(plan, facts, tensor, operands, tile, scales, sinks, compute, scratch, files)
-
-
-def tiles_of(tensors: Iterable[TensorPlan]) -> Iterator[tuple[TensorPlan, Tile]]:
-    """Yield every tile of every tensor, each cut where some operand ends."""
-    for tensor in tensors:
-        for tile in cut(tensor.target.elements, tensor.breaks, tensor.block):
-            yield tensor, tile
+    return _combine(plan, statistics, tensor, operands, tile, scales, sinks, compute, buffers, files)
 
 
 def _combine(
     plan: Plan,
-    facts: Mapping[str, Any],
+    statistics: Mapping[str, Any],
     tensor: TensorPlan,
     operands: Sequence[Operand],
     tile: Tile,
     scales: Sequence[float],
     shards: Sequence[Sink],
     compute: Compute,
-    scratch: Scratch,
+    buffers: Buffers,
     files: Files,
 ) -> list[tuple[float, float]]:
     """Compute one tile for every λ and write it; return (squared loss, squared norm of the change) for each."""
-    vectors = plan.method.of == "vectors"
-    made = [number for number, scale in enumerate(scales) if scale != 0 or not vectors]
-    done = compute(plan, tensor, operands, tile, facts.get(tensor.spec.name), [scales[n] for n in made], scratch, files)
-    if not done.finite:
-        raise not_finite(tensor, operands, tile, [scales[n] for n in made], scratch, files)
+    vectors = plan.method.inputs == "vectors"
+    changing = [number for number, scale in enumerate(scales) if scale != 0 or not vectors]
+    changing_scales = [scales[number] for number in changing]
+    of_tensor = statistics.get(tensor.spec.name)
+    computed = compute(plan.method, plan.parameters, tensor, operands, tile, of_tensor, changing_scales, buffers, files)
+    if not computed.finite:
+        raise not_finite(tensor, operands, tile, changing_scales, buffers, files)
     losses = [(0.0, 0.0)] * len(scales)
-    for row, number in enumerate(made):
-        shards[number].write(tensor.spec.name, tile.start * DTYPE_BYTES[tensor.spec.dtype], done.stored[row])
+    for row, number in enumerate(changing):
+        shards[number].write(tensor.spec.name, tile.start * DTYPE_BYTES[tensor.spec.dtype], computed.stored[row])
         if vectors:
-            losses[number] = (done.squared_losses[row], done.squared_norm)
-    if len(made) < len(scales):
-        rest = [shard for number, shard in enumerate(shards) if number not in made]
-        _copy(tensor, tile, rest, compute, plan, scratch, files)
+            losses[number] = (computed.squared_losses[row], computed.squared_norm)
+    if len(changing) < len(scales):
+        unchanged = [shard for number, shard in enumerate(shards) if number not in changing]
+        _copy(tensor, tile, unchanged, compute, buffers, files)
     return losses
 
 
@@ -227,54 +233,25 @@ def _copy(
     tile: Tile,
     shards: Sequence[Sink],
     compute: Compute,
-    plan: Plan,
-    scratch: Scratch,
+    buffers: Buffers,
     files: Files,
 ) -> None:
     """Write the target's own elements: its bytes, or one rounding to the planned dtype."""
     width = DTYPE_BYTES[tensor.spec.dtype]
     if tensor.target.dtype == tensor.spec.dtype:
-        raw = scratch.empty("copied", ((tile.stop - tile.start) * width,), np.uint8)
+        raw = buffers.empty("copied", ((tile.stop - tile.start) * width,), np.uint8)
         tensor.target.read(*tile, files, raw)
     else:
-        cast = replace(plan, method=METHODS["linear"], parameters=Linear(normalize=False))
         alone = Operand(0, 1.0, (Term(1, tensor.target),))
-        done = compute(cast, tensor, [alone], tile, None, [1.0], scratch, files)
-        if not done.finite:
-            raise not_finite(tensor, (), tile, (), scratch, files)
-        raw = done.stored[0]
+        computed = compute(LINEAR, _PLAIN_SUM, tensor, [alone], tile, None, [1.0], buffers, files)
+        if not computed.finite:
+            raise not_finite(tensor, (), tile, (), buffers, files)
+        raw = computed.stored[0]
     for shard in shards:
         shard.write(tensor.spec.name, tile.start * width, raw)
 
 
-def not_finite(
-    tensor: TensorPlan,
-    operands: Sequence[Operand],
-    tile: Tile,
-    scales: Sequence[float],
-    scratch: Scratch,
-    files: Files,
-) -> CompatibilityError:
-    """Return the error that says which operand holds NaN or infinity, or that the result overflows."""
-    name = tensor.spec.name
-    for leaf in dict.fromkeys([tensor.target, *(term.leaf for operand in operands for term in operand.terms)]):
-        one = replace(tensor, target=leaf) if isinstance(leaf, Stored) else tensor
-        values = operand_values(one, [Operand(0, 1.0, (Term(1, leaf),))], tile, scratch, files)[0]
-        wrong = int(np.count_nonzero(~np.isfinite(values)))
-        if wrong:
-            file = leaf.files[-1].file
-            return CompatibilityError(
-                f"{file.parent}: tensor {name!r} holds NaN or infinity ({wrong} of elements {tile.start} to "
-                f"{tile.stop} in {file.name}); expected finite weights: the checkpoint is damaged or its training "
-                "diverged"
-            )
-    largest = max(scales, key=abs, default=0.0)
-    change = f" + {largest} · v" if operands else ""
-    return CompatibilityError(
-        f"tensor {name!r}{change} overflows {TORCH_NAMES[tensor.spec.dtype]}; use a smaller scale or another dtype, "
-        "such as float32"
-    )
-
+_PLAIN_SUM = Linear(normalize=False)
 
 _PART = ".part"
 _RECORD = ".finished.json"
@@ -282,12 +259,12 @@ _BOOT_FILE = Path("/proc/sys/kernel/random/boot_id")
 
 
 def _boot() -> str:
-    """Return what changes when the machine restarts: what was written before may not have reached the disk."""
+    """Return an id of this boot: what was written before a restart may not have reached the disk."""
     return _BOOT_FILE.read_text().strip() if _BOOT_FILE.is_file() else "unknown"
 
 
-def _remove_strangers(directory: Path, shards: Collection[str]) -> None:
-    """Remove all but shards and their records: small files of a killed run are written anew from what is there now."""
+def _remove_other_files(directory: Path, shards: Collection[str]) -> None:
+    """Remove all but shards and their records: small files of a killed run are written again."""
     known = {*shards, *(f"{name}{_RECORD}" for name in shards)}
     for entry in directory.iterdir():
         if entry.name not in known:
@@ -296,13 +273,11 @@ def _remove_strangers(directory: Path, shards: Collection[str]) -> None:
 
 def _finish(directory: Path, name: str, sums: Sums) -> None:
     record = directory / f"{name}{_RECORD}"
-    part = record.with_suffix(_PART)
-    part.write_text(json.dumps({"boot": _boot(), "sums": sums}))
-    os.rename(part, record)
+    atomic_write_text(record, json.dumps({"boot": _boot(), "sums": sums}))
 
 
 def _read_finished(directory: Path, name: str) -> Sums | None:
-    """Return what is known of a shard that an earlier, killed process finished; None when it must be written."""
+    """Return the losses of a shard that an earlier, killed process finished; None if it must be written."""
     record = directory / f"{name}{_RECORD}"
     if not record.is_file() or not (directory / name).is_file():
         return None

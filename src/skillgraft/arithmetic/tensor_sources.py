@@ -1,23 +1,47 @@
-"""Where the numbers of a merge come from: a stored tensor, or a delta in one of a skill's storage forms.
+"""Tensor sources: where the numbers of a merge come from, a stored tensor or a delta in a skill's storage form.
 
-A leaf gives the bytes of any part of its tensor. The plan is made of leaves, from headers alone.
+A source gives the bytes of any part of its tensor. The plan is made of sources, from headers alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from skillgraft.arithmetic.buffers import Files
 from skillgraft.arithmetic.kernels import native
-from skillgraft.arithmetic.methods.copa import copa
+from skillgraft.arithmetic.kernels.codes import CODES
 from skillgraft.checkpoint.header import DTYPE_BYTES, TensorInfo
 from skillgraft.checkpoint.tensor_io import numpy_dtype
 from skillgraft.skills.forms import DENSE, LOWRANK, PACKED, packed, sparse
 from skillgraft.skills.manifest import TensorEntry
 from skillgraft.skills.skill import damaged
+
+
+class TensorSource(Protocol):
+    """Elements of one tensor, read piece by piece; hashable, and equal where the elements are."""
+
+    @property
+    def dtype(self) -> str:
+        """The safetensors code of its elements."""
+
+    @property
+    def elements(self) -> int:
+        """The number of elements."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are read from the disk for all of it."""
+
+    @property
+    def files(self) -> tuple[TensorInfo, ...]:
+        """The stored tensors that it is read from."""
+
+    def read(self, start: int, stop: int, files: Files, raw: np.ndarray) -> None:
+        """Write the bytes of the flat elements from `start` to `stop` to the beginning of `raw` (uint8)."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +57,7 @@ class Stored:
 
     @property
     def elements(self) -> int:
-        """How many elements it has."""
+        """The number of elements."""
         return self.info.elements
 
     @property
@@ -43,7 +67,7 @@ class Stored:
 
     @property
     def files(self) -> tuple[TensorInfo, ...]:
-        """What it is read from."""
+        """The stored tensors that it is read from."""
         return (self.info,)
 
     def read(self, start: int, stop: int, files: Files, raw: np.ndarray) -> None:
@@ -67,7 +91,7 @@ class Product:
 
     @property
     def elements(self) -> int:
-        """How many elements the product has."""
+        """The number of elements of the product."""
         return self.b.shape[0] * self.a.shape[1]
 
     @property
@@ -77,53 +101,16 @@ class Product:
 
     @property
     def files(self) -> tuple[TensorInfo, ...]:
-        """What it is read from."""
+        """The stored tensors that it is read from."""
         return (self.a, self.b)
 
     def read(self, start: int, stop: int, files: Files, raw: np.ndarray) -> None:
         """Write the bytes of the flat elements from `start` to `stop` to the beginning of `raw` (uint8)."""
-        a, b = files.kept(self, lambda: (_wide(self.a, files), _wide(self.b, files) * self.scaling))
-        native.product_tile(a, b, start, stop, raw[: (stop - start) * 8].view(np.float64))
+        read_product(files.cached(self, lambda: self.factors(files)), start, stop, raw)
 
-
-@dataclass(frozen=True)
-class MergedProduct:
-    """The product of the factors that CoPA-Merging makes of several low-rank deltas of one tensor."""
-
-    parts: tuple[Product, ...]
-    weights: tuple[float, ...]
-    density: float
-    clamp: float
-    coefficient: float
-
-    @property
-    def dtype(self) -> str:
-        """The safetensors code of its elements."""
-        return "F64"
-
-    @property
-    def elements(self) -> int:
-        """How many elements the product has."""
-        return self.parts[0].elements
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that are read from the disk for all of it."""
-        return sum(part.nbytes for part in self.parts)
-
-    @property
-    def files(self) -> tuple[TensorInfo, ...]:
-        """What it is read from."""
-        return tuple(info for part in self.parts for info in part.files)
-
-    def read(self, start: int, stop: int, files: Files, raw: np.ndarray) -> None:
-        """Write the bytes of the flat elements from `start` to `stop` to the beginning of `raw` (uint8)."""
-        a, b = files.kept(self, lambda: self._merge(files))
-        native.product_tile(a, b, start, stop, raw[: (stop - start) * 8].view(np.float64))
-
-    def _merge(self, files: Files) -> tuple[np.ndarray, np.ndarray]:
-        factors = [(_wide(part.a, files), _wide(part.b, files) * part.scaling) for part in self.parts]
-        return copa(factors, self.weights, self.density, self.clamp, self.coefficient)
+    def factors(self, files: Files) -> tuple[np.ndarray, np.ndarray]:
+        """Return a and scaling · b in fp64."""
+        return _wide(self.a, files), _wide(self.b, files) * self.scaling
 
 
 @dataclass(frozen=True)
@@ -145,7 +132,7 @@ class Packed:
 
     @property
     def elements(self) -> int:
-        """How many elements the product has."""
+        """The number of elements of the product."""
         return self.shape[0] * self.shape[1]
 
     @property
@@ -155,8 +142,7 @@ class Packed:
 
     def read(self, start: int, stop: int, files: Files, raw: np.ndarray) -> None:
         """Write the bytes of the flat elements from `start` to `stop` to the beginning of `raw` (uint8)."""
-        a, b = files.kept(self, lambda: self._factors(files))
-        native.product_tile(a, b, start, stop, raw[: (stop - start) * 8].view(np.float64))
+        read_product(files.cached(self, lambda: self._factors(files)), start, stop, raw)
 
     def _factors(self, files: Files) -> tuple[np.ndarray, np.ndarray]:
         encoded = packed.Encoded(*(_part(info, 0, info.elements, files).reshape(info.shape) for info in self.files))
@@ -188,7 +174,7 @@ class Sparse:
 
     def read(self, start: int, stop: int, files: Files, raw: np.ndarray) -> None:
         """Write the bytes of the flat elements from `start` to `stop` to the beginning of `raw` (uint8)."""
-        (offsets,) = files.kept(self, lambda: (self._offsets(files),))
+        (offsets,) = files.cached(self, lambda: (self._offsets(files),))
         first, last = start // sparse.BLOCK, -(-stop // sparse.BLOCK)
         run = offsets[first : last + 1]
         origin = first * sparse.BLOCK
@@ -213,11 +199,17 @@ class Sparse:
         return offsets
 
 
-Leaf = Stored | Product | MergedProduct | Packed | Sparse
+def read_product(factors: tuple[np.ndarray, ...], start: int, stop: int, raw: np.ndarray) -> None:
+    """Write the flat elements from `start` to `stop` of b @ a, fp64, to the beginning of `raw` (uint8).
+
+    `factors` are a (rank, in) and b (out, rank).
+    """
+    a, b = factors
+    native.product_tile(a, b, start, stop, raw[: (stop - start) * 8].view(np.float64))
 
 
-def leaf_of(name: str, entry: TensorEntry, stored: Sequence[TensorInfo]) -> Leaf:
-    """Return the leaf of a skill's delta; `stored` are the tensors that hold it, in the order of `stored_names`."""
+def source_of(name: str, entry: TensorEntry, stored: Sequence[TensorInfo]) -> TensorSource:
+    """Return the source of a skill's delta; `stored` are the tensors that hold it, in the order of `stored_names`."""
     if entry.form == DENSE:
         return Stored(stored[0])
     if entry.form == LOWRANK:
@@ -242,6 +234,6 @@ def _wide(info: TensorInfo, files: Files) -> np.ndarray:
     raw = np.empty((1, info.end - info.begin), dtype=np.uint8)
     files.read(info, 0, raw[0])
     out = np.empty(info.elements)
-    codes, places = np.array([native.CODES[info.dtype]]), np.zeros(1, dtype=np.int64)
+    codes, places = np.array([CODES[info.dtype]]), np.zeros(1, dtype=np.int64)
     native.values_tile(raw, codes, info.elements, 0, 1, places, np.ones(1), native.HALF_VALUES, out)
     return out.reshape(info.shape)

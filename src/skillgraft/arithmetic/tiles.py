@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from threading import Event, Lock
 from typing import NamedTuple, TypeVar
 
-from skillgraft.arithmetic.buffers import Scratch
+from skillgraft.arithmetic.buffers import Buffers
 
 TILE_ELEMENTS = 1 << 18
 """Elements of a tile: its bytes, and what is computed of them, stay in a core's cache."""
@@ -47,19 +47,17 @@ def default_threads() -> int:
 
 def each_tile(
     tiles: Iterable[tuple[Item, Tile]],
-    visit: Callable[[Item, Tile, Scratch], None],
-    *,
-    threads: int,
-    scratches: Sequence[Scratch],
+    visit: Callable[[Item, Tile, Buffers], None],
+    thread_buffers: Sequence[Buffers],
 ) -> None:
-    """Call `visit` for every tile, in `threads` threads with a scratch each; re-raise the error of the first tile.
+    """Call `visit` for every tile, in one thread for each of `thread_buffers`; re-raise the error of the first tile.
 
-    An interrupt of the main thread stops the workers before it goes on.
+    An interrupt of the main thread stops the workers before it propagates.
     """
     source, lock, stop = enumerate(iter(tiles)), Lock(), Event()
     failures: list[tuple[int, BaseException]] = []
 
-    def work(scratch: Scratch) -> None:
+    def work(buffers: Buffers) -> None:
         while not stop.is_set():
             with lock:
                 taken = next(source, None)
@@ -67,13 +65,13 @@ def each_tile(
                 return
             number, (item, tile) = taken
             try:
-                visit(item, tile, scratch)
+                visit(item, tile, buffers)
             except BaseException as error:
                 failures.append((number, error))
                 stop.set()
 
-    with ThreadPoolExecutor(threads) as pool:
-        running = [pool.submit(work, scratch) for scratch in scratches[:threads]]
+    with ThreadPoolExecutor(len(thread_buffers)) as pool:
+        running = [pool.submit(work, buffers) for buffers in thread_buffers]
         try:
             wait(running)
         finally:

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from skillgraft.cli.console import print_or_write
-from skillgraft.data.documents import INSTRUCTION
 from skillgraft.errors import RecipeError, did_you_mean
+from skillgraft.models.prompts import INSTRUCTION
+from skillgraft.support.output import print_or_write
 
 COLDEST = 0.01
 """Below it logits divided by the temperature overflow, and there is no difference to 0 any more."""

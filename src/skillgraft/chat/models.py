@@ -10,13 +10,13 @@ from typing import Any
 import torch
 
 from skillgraft.arithmetic.injection.live_weights import LiveWeights
-from skillgraft.arithmetic.merging import machine_for
+from skillgraft.arithmetic.merging import engine_for
 from skillgraft.chat.commands import Settings
 from skillgraft.chat.plan import Asked, Seat
 from skillgraft.errors import DataError
-from skillgraft.train.common import load_model, load_tokenizer
-from skillgraft.train.precision import bf16_pays, device
-from skillgraft.train.prompts import encode
+from skillgraft.models.loading import load_model, load_tokenizer
+from skillgraft.models.precision import bf16_pays, device
+from skillgraft.models.prompts import encode
 
 
 def bytes_per_parameter() -> int:
@@ -32,7 +32,7 @@ class Guest:
         self._tokenizer = load_tokenizer(seat.directory)
         dtype = torch.bfloat16 if bytes_per_parameter() == 2 else torch.float32
         self._model = load_model(seat.directory, dtype).to(device()).eval()
-        self._weights = LiveWeights(self._model, machine_for(None, "cpu")) if seat.injection else None
+        self._weights = LiveWeights(self._model, engine_for(None, "cpu")) if seat.injection else None
         self._scale = 0.0 if seat.injection else None
 
     def inject(self, scale: float) -> None:

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from skillgraft.checkpoint.default_model import resolve_base
-from skillgraft.checkpoint.layout import read_layout
+from skillgraft.checkpoint.layout import parameters_of, read_layout
 from skillgraft.checkpoint.tokenizer import tokenizer_identity
 from skillgraft.errors import RecipeError, SkillgraftError
-from skillgraft.pipeline.estimate import parameters_of
 from skillgraft.support.resources import memory
 
 if TYPE_CHECKING:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import stat
 from collections.abc import Iterable, Mapping
@@ -233,3 +234,8 @@ def _no_weights_message(directory: Path) -> str:
             f"code; {expected}: convert them with save_pretrained, which writes safetensors"
         )
     return f"{directory}: no weights; {expected}"
+
+
+def parameters_of(layout: Layout) -> int:
+    """Return how many numbers a checkpoint stores."""
+    return sum(math.prod(info.shape) for info in layout.tensors.values())

@@ -12,12 +12,11 @@ from typing import Any
 from skillgraft.checkpoint.fingerprint import fingerprint_checkpoint
 from skillgraft.checkpoint.layout import require_directory
 from skillgraft.checkpoint.safe_read import read_json_object
-from skillgraft.errors import CheckpointError, did_you_mean
+from skillgraft.errors import CheckpointError
 from skillgraft.support.atomic import atomic_write_json
 
 PROVENANCE_FILE = "skillgraft.json"
 FORMAT_VERSION = 1
-KINDS = ("base", "sft", "rl", "distil", "self_edit", "inject", "merge")
 RECORDED_PACKAGES = ("skillgraft", "torch", "transformers", "trl", "peft", "safetensors", "tokenizers")
 
 
@@ -31,12 +30,10 @@ def write_provenance(
 ) -> Path:
     """Write `skillgraft.json` into a checkpoint directory and return its path.
 
-    `kind` is one of `KINDS`; `base` is `{"id", "fingerprint"}` of the pre-trained checkpoint (a fingerprint of None
-    says that it is unknown); `made_by` are the stage's settings, `inputs` the fingerprints of what it read by name.
-    Raises `CheckpointError` for another kind.
+    `kind` names what made it, such as a stage kind; `base` is `{"id", "fingerprint"}` of the pre-trained checkpoint (a
+    fingerprint of None says that it is unknown); `made_by` are the stage's settings, `inputs` the fingerprints of what
+    it read by name.
     """
-    if kind not in KINDS:
-        raise CheckpointError(f"kind of checkpoint {kind!r} is unknown{did_you_mean(kind, KINDS)}")
     path = Path(directory) / PROVENANCE_FILE
     content = {
         "format_version": FORMAT_VERSION,

@@ -18,21 +18,21 @@ if TYPE_CHECKING:
     app: typer.Typer
 
 _VERBS = {
-    "run": ("run", "status"),
-    "doctor": ("doctor",),
-    "init": ("init",),
-    "schema": ("schema",),
-    "docs": ("docs",),
-    "report": ("report",),
-    "arithmetic": ("extract", "inject", "merge", "verify", "export"),
-    "compare": ("compare",),
-    "artifact": ("show", "check", "convert"),
-    "library": ("ls", "add", "remove", "push", "pull"),
-    "skills": ("pack",),
-    "retention": ("retention",),
-    "tune": ("search",),
-    "chat": ("chat",),
-    "evaluate": ("eval",),
+    "skillgraft.cli.run": ("run", "status"),
+    "skillgraft.cli.doctor": ("doctor",),
+    "skillgraft.cli.init": ("init",),
+    "skillgraft.cli.schema": ("schema",),
+    "skillgraft.manual.docs": ("docs",),
+    "skillgraft.cli.report": ("report",),
+    "skillgraft.cli.arithmetic": ("extract", "inject", "merge", "verify", "export"),
+    "skillgraft.cli.compare": ("compare",),
+    "skillgraft.cli.artifact": ("show", "check", "convert"),
+    "skillgraft.cli.library": ("ls", "add", "remove", "push", "pull"),
+    "skillgraft.cli.skills": ("pack",),
+    "skillgraft.cli.retention": ("retention",),
+    "skillgraft.cli.tune": ("search",),
+    "skillgraft.cli.chat": ("chat",),
+    "skillgraft.cli.evaluate": ("eval",),
 }
 """The modules of the command line and the verbs in each, in the order of `--help`."""
 
@@ -49,15 +49,20 @@ class _Guarded(TyperGroup):
         try:
             return super().invoke(ctx)
         except SkillgraftError as error:
-            err_console.print("[bold red]error[/] ", end="")
-            from skillgraft.support.escape import visible  # what a manifest says may be in the message
-
-            err_console.print(visible(str(error), 20_000), soft_wrap=True, highlight=False, markup=False)
-            err_console.print(f"see: skillgraft docs errors#{error.section}", style="dim", highlight=False)
+            show_error(error)
             raise typer.Exit(2) from error
         except KeyboardInterrupt as error:
             err_console.print(f"stopped; {_AFTER_CTRL_C.get(str(ctx.invoked_subcommand), 'nothing was left behind')}")
             raise typer.Exit(130) from error
+
+
+def show_error(error: SkillgraftError) -> None:
+    """Print a user's mistake as one message, with the page that says more."""
+    from skillgraft.support.escape import visible  # what a manifest says may be in the message
+
+    err_console.print("[bold red]error[/] ", end="")
+    err_console.print(visible(str(error), 20_000), soft_wrap=True, highlight=False, markup=False)
+    err_console.print(f"see: skillgraft docs errors#{error.section}", style="dim", highlight=False)
 
 
 def application(verb: str | None = None) -> typer.Typer:
@@ -76,7 +81,7 @@ def application(verb: str | None = None) -> typer.Typer:
     app.callback()(_nothing)  # one command alone would lose its name
     wanted = [module for module, verbs in _VERBS.items() if verb in verbs]
     for module in wanted or _VERBS:
-        for name, command, example in import_module(f"skillgraft.cli.{module}").VERBS:
+        for name, command, example in import_module(module).VERBS:
             app.command(name=name, epilog=f"Example: {example}")(command)
     return app
 
@@ -111,6 +116,9 @@ def main() -> None:
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         application(verb)()
+    except SkillgraftError as error:  # raised while a verb's module was imported, as by an extension
+        show_error(error)
+        sys.exit(2)
     finally:
         gc.freeze()
 

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from skillgraft.cli.completion import complete_methods, complete_recipes, complete_skills
-from skillgraft.cli.console import err_console, out_console, print_or_write
+from skillgraft.cli.console import err_console, out_console
 from skillgraft.errors import OutputExistsError, RecipeError
+from skillgraft.support.output import print_or_write
 from skillgraft.support.progress import NO_METRICS, Progress
 
 if TYPE_CHECKING:
-    from skillgraft.arithmetic.merge_recipe import MergeRecipe
+    from skillgraft.arithmetic.merge_schema import MergeRecipe
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="Directory to write; must not exist.", show_default=False)]

@@ -15,7 +15,7 @@ from skillgraft.cli.console import err_console, out_console
 from skillgraft.errors import RecipeError, did_you_mean
 
 if TYPE_CHECKING:
-    from skillgraft.adapters.peft_file import Adapter
+    from skillgraft.adapters.peft_file import PeftAdapter
     from skillgraft.skills.skill import Skill
 
 SkillArgument = Annotated[
@@ -145,11 +145,11 @@ def convert(
                 "merge recipe, and then: skillgraft export RECIPE --mergekit"
             )
         raise RecipeError(f"--to {to!r} is unknown{did_you_mean(to, FORMATS)}")
-    from skillgraft.adapters.peft_file import Adapter
+    from skillgraft.adapters.peft_file import PeftAdapter
     from skillgraft.skills.to_peft import convert_to_peft
 
     found = open_skill(skill)
-    if isinstance(found, Adapter):
+    if isinstance(found, PeftAdapter):
         raise RecipeError(f"{found.path} is a PEFT adapter already; expected a skill")
     with _progress("converting", as_json, unit="tensors") as progress:
         report = convert_to_peft(
@@ -168,7 +168,7 @@ def convert(
         _say(remark)
 
 
-def open_skill(text: str) -> Skill | Adapter:
+def open_skill(text: str) -> Skill | PeftAdapter:
     """Return the skill or adapter that `text` names: a directory, else a name in the library."""
     from skillgraft.adapters.peft_file import is_adapter, read_adapter
     from skillgraft.skills.library import resolve_skill

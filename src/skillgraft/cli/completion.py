@@ -31,7 +31,7 @@ def complete_skills(incomplete: str) -> list[str]:
     names = set(shipped_skills())
     with suppress(SkillgraftError):
         names |= set(library_names())
-    return [*_beginning(sorted(names), incomplete), *_folders(incomplete, "skill.json")]
+    return [*beginning(sorted(names), incomplete), *_folders(incomplete, "skill.json")]
 
 
 def complete_library(incomplete: str) -> list[str]:
@@ -39,26 +39,19 @@ def complete_library(incomplete: str) -> list[str]:
     from skillgraft.skills.names import library_names
 
     with suppress(SkillgraftError):
-        return _beginning(library_names(), incomplete)
+        return beginning(library_names(), incomplete)
     return []
 
 
 def complete_methods(incomplete: str) -> list[str]:
     """Return the merging methods that begin so."""
-    from skillgraft.arithmetic.methods import METHODS
+    from skillgraft.arithmetic.methods import all_methods
 
-    return _beginning(METHODS, incomplete)
-
-
-def complete_pages(incomplete: str) -> list[str]:
-    """Return the pages of the documentation that begin so, by their full names or the last part of them."""
-    from skillgraft.manual.pages import page_names
-
-    names = page_names()
-    return _beginning([*(name.rpartition("/")[2] for name in names), *names], incomplete)
+    return beginning(all_methods(), incomplete)
 
 
-def _beginning(names: Iterable[str], incomplete: str) -> list[str]:
+def beginning(names: Iterable[str], incomplete: str) -> list[str]:
+    """Return the names that begin so, each once, in their order."""
     return [name for name in dict.fromkeys(names) if name.startswith(incomplete)]
 
 
@@ -72,5 +65,5 @@ def _paths(incomplete: str, patterns: Iterable[str]) -> list[str]:
     folder = incomplete[: incomplete.rfind("/") + 1]
     with suppress(OSError, ValueError):
         found = {path for pattern in patterns for path in Path(folder or ".").glob(pattern)}
-        return _beginning(sorted(folder + path.relative_to(folder or ".").as_posix() for path in found), incomplete)
+        return beginning(sorted(folder + path.relative_to(folder or ".").as_posix() for path in found), incomplete)
     return []

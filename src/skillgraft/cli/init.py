@@ -75,8 +75,8 @@ def _skill(started: Started) -> str | None:
 
 
 def _show(started: Started) -> None:
-    from skillgraft.pipeline.observers import clock
     from skillgraft.starter.write import shell_path
+    from skillgraft.support.units import duration
 
     start, cost = started.start, started.cost
     counted = "by the base's tokenizer" if start.documents.counted else "estimated: the base is not on this machine yet"
@@ -97,7 +97,7 @@ def _show(started: Started) -> None:
     if cost is not None:
         free = start.memory.total if start.memory.available is None else start.memory.available
         rows["takes"] = (
-            f"about {clock(cost.seconds)}, {cost.memory / 2**30:.1f} GiB of memory "
+            f"about {duration(cost.seconds)}, {cost.memory / 2**30:.1f} GiB of memory "
             f"({free / 2**30:.1f} free), {cost.disk / 2**30:.1f} GiB of disk"
         )
         if cost.memory > free:

@@ -17,10 +17,12 @@ from rich.text import Text
 from skillgraft.cli.sparkline import ASCII_LEVELS, LEVELS, sparkline
 from skillgraft.pipeline.estimate import Outlook
 from skillgraft.pipeline.eta import Pace
-from skillgraft.pipeline.observers import clock, share, stopped, summary
-from skillgraft.pipeline.plan import PlannedStage
-from skillgraft.recipe.schema import Recipe, references
+from skillgraft.pipeline.observers import share, stopped, summary
+from skillgraft.recipe.schema import Recipe
+from skillgraft.settings.base import references
+from skillgraft.stages.planned import PlannedStage
 from skillgraft.support import resources
+from skillgraft.support.units import duration
 
 CURVE_WIDTH = 16
 MARKS = {
@@ -126,10 +128,10 @@ class LiveTree:
 
     def footer(self) -> str:
         """Return the line beneath the tree: time gone, time left, memory."""
-        parts = [clock(self._clock() - self._began)]
+        parts = [duration(self._clock() - self._began)]
         if (left := self.left()) is not None:
             seconds, measured = left
-            parts.append(f"about {clock(seconds)} left{'' if measured else ', partly a guess'}")
+            parts.append(f"about {duration(seconds)} left{'' if measured else ', partly a guess'}")
         if used := resources.resident():
             parts.append(f"memory {used[0] / 2**30:.1f} GiB, at most {used[1] / 2**30:.1f}")
         if (free := resources.memory().available) is not None:
@@ -158,13 +160,13 @@ class LiveTree:
         more, last, under_more, under_last = GUIDES[self._ascii]
         guides = [under_last if end else under_more for end in row.branch[:-1]] + [last if row.branch[-1] else more]
         name = Text.assemble(("".join(guides), "dim"), (row.stage.name, quiet))
-        kind = Text(row.stage.stage.kind, "dim")
+        kind = Text(row.stage.kind.name, "dim")
         if row.state == "runs":
             left = row.pace.left()
-            when = f"{clock(left)} left" if left is not None else clock(self._clock() - row.began)
+            when = f"{duration(left)} left" if left is not None else duration(self._clock() - row.began)
             return [self._spinner, name, kind, _bar(row), Text.assemble(when, *self._course(row))]
         symbol, plain, style = MARKS[row.state]
-        said = clock(row.seconds) if row.state == "done" else row.state
+        said = duration(row.seconds) if row.state == "done" else row.state
         return [
             Text(plain if self._ascii else symbol, style),
             name,
@@ -200,7 +202,7 @@ def branches(stages: Sequence[PlannedStage]) -> list[tuple[PlannedStage, tuple[b
     by_name = {stage.name: stage for stage in stages}
     children: dict[str | None, list[PlannedStage]] = {}
     for stage in stages:
-        named = [reference for _, reference in references(stage.stage)]
+        named = [reference for _, reference in references(stage.settings)]
         parent = named[0] if named and named[0] in by_name else None
         children.setdefault(parent, []).append(stage)
     found: list[tuple[PlannedStage, tuple[bool, ...]]] = []

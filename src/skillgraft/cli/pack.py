@@ -54,12 +54,12 @@ def pack(
         raise RecipeError(f"--steps {steps} are those of --localise-on; expected both, or neither")
     if scale is not None and questions is None:
         raise RecipeError(f"--scale {scale} is for measuring on --questions; expected both, or neither")
-    from skillgraft.skills.compression.settings import PackSettings, parse_size
+    from skillgraft.compression.settings import PackSettings, parse_size
 
     size = parse_size(budget) if budget is not None else None
     PackSettings(form, size, rank, energy, density, dtype)
-    from skillgraft.skills import compression
-    from skillgraft.skills.compression import gain
+    from skillgraft import compression
+    from skillgraft.compression import gain
     from skillgraft.skills.skill import Skill
 
     original = open_skill(skill)
@@ -109,7 +109,7 @@ def _show(out: Path, facts: dict[str, Any]) -> None:
         _say(remark)
     if "gain" not in facts:
         return
-    from skillgraft.skills.compression.gain import share_text
+    from skillgraft.compression.gain import share_text
 
     found = facts["gain"]
     table = Table("metric", "target", "+ original", "+ packed", "gain kept", title=f"{found['questions']} questions")

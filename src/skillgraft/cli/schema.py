@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from skillgraft.cli.console import print_or_write
+from skillgraft.support.output import print_or_write
 
 
 class Form(enum.StrEnum):

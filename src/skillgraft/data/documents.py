@@ -1,17 +1,14 @@
-"""The knowledge domain: documents and closed-book questions in, the text and prompts that a model sees out."""
+"""Documents: read from folders of .md and .txt or from JSONL, checked, as the text that a model learns."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from skillgraft.errors import DataError, MissingPathError
-
-INSTRUCTION = "Answer with a short phrase."
-"""Said before every question, in RL and in evaluation alike, so that habit is not all there is to learn."""
 
 
 @dataclass(frozen=True)
@@ -31,15 +28,6 @@ class Document:
     def rendered(self) -> str:
         """Return what SFT trains on: the title, an empty line, the text."""
         return f"{self.title}\n\n{self.text}" if self.title else self.text
-
-
-@dataclass(frozen=True)
-class Question:
-    """A closed-book question about one document, with one or more gold answers."""
-
-    document: str
-    question: str
-    answers: tuple[str, ...]
 
 
 def read_documents(path: Path, limit: int | None = None) -> list[Document]:
@@ -93,69 +81,11 @@ def _documents_in_folder(folder: Path) -> Iterator[Document]:
 def _documents_in_jsonl(file: Path) -> Iterator[Document]:
     for where, record in read_records(file):
         yield Document(
-            _string(record, "id", where),
-            _string(record, "title", where, ""),
-            _string(record, "text", where),
-            _string(record, "source", where, "") if "style" in record else "",  # written by a synthesize stage
+            string_field(record, "id", where),
+            string_field(record, "title", where, ""),
+            string_field(record, "text", where),
+            string_field(record, "source", where, "") if "style" in record else "",  # written by a synthesize stage
         )
-
-
-def questions_path(path: Path) -> Path:
-    """Return the file that questions at `path` stand in: a folder's `questions.jsonl`, or `path` itself."""
-    return path / "questions.jsonl" if path.is_dir() else path
-
-
-def read_questions(path: Path, documents: Sequence[Document] | None = None) -> list[Question]:
-    """Return the questions of the JSONL file `path` (or `path/questions.jsonl`), in file order.
-
-    With `documents`, only those about one of them are kept, since a limit may have left documents out.
-
-    Raises:
-        MissingPathError: no such file.
-        DataError: no question left, a broken line, an empty question or answer.
-    """
-    file = questions_path(path)
-    if not file.is_file():
-        raise MissingPathError(
-            f"questions: {file} does not exist; expected a JSONL file with document, question, answers"
-        )
-    questions = [_question(record, where) for where, record in read_records(file)]
-    if not questions:
-        raise DataError(f"questions: {file} holds none; expected JSONL lines with document, question, answers")
-    if documents is None:
-        return questions
-    known = {document.origin for document in documents}
-    kept = [question for question in questions if question.document in known]
-    if not kept:
-        raise DataError(
-            f"questions: {file} names no known document: it asks about '{questions[0].document}', "
-            f"the documents are '{documents[0].origin}'{' and others' if len(documents) > 1 else ''}; "
-            "'document' must be a document's id"
-        )
-    return kept
-
-
-def check_questions(path: Path, questions: Sequence[Question], all_documents: Sequence[Document]) -> None:
-    """Raise `DataError` for the first question that names no document at all (a limit set aside)."""
-    known = {document.origin for document in all_documents}
-    for question in questions:
-        if question.document not in known:
-            raise DataError(
-                f"questions: {path} asks about the document '{question.document}', which is not among the "
-                f"{len(known)} documents; 'document' must be a document's id"
-            )
-
-
-def _question(record: dict[str, Any], where: str) -> Question:
-    answers = record.get("answers")
-    if isinstance(answers, str):
-        answers = [answers]
-    if not isinstance(answers, list) or not answers or not all(isinstance(a, str) and a.strip() for a in answers):
-        raise DataError(f"{where}: 'answers' is {answers!r}, expected a list of one or more non-empty strings")
-    question = _string(record, "question", where)
-    if not question.strip():
-        raise DataError(f"{where}: 'question' is empty")
-    return Question(_string(record, "document", where), question, tuple(answers))
 
 
 def read_records(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -176,7 +106,8 @@ def read_records(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield where, record
 
 
-def _string(record: dict[str, Any], key: str, where: str, default: str | None = None) -> str:
+def string_field(record: dict[str, Any], key: str, where: str, default: str | None = None) -> str:
+    """Return a record's text under `key`; `DataError` for anything else, with where the record stands."""
     value = record.get(key, default)
     if not isinstance(value, str):
         raise DataError(f"{where}: '{key}' is {value!r}, expected a string; the line has {sorted(record)}")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from skillgraft.data.documents import Question
 from skillgraft.data.synthesis.filters import ngrams, words
+from skillgraft.data.tasks import Question
 
 SEQUENCE = 4
 """Words of the sequences that are counted."""

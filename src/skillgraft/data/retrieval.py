@@ -15,9 +15,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from skillgraft.data.chunks import chunks
-from skillgraft.data.documents import Document, Question
+from skillgraft.data.documents import Document
 from skillgraft.data.metrics import containment
 from skillgraft.data.synthesis.filters import words
+from skillgraft.data.tasks import Task
 from skillgraft.errors import RecipeError
 
 Offsets = Callable[[str], Sequence[tuple[int, int]]]
@@ -52,7 +53,7 @@ def require_bm25s() -> None:
         raise RecipeError("context: bm25 needs the package bm25s: pip install 'skillgraft[retrieval]'")
 
 
-def rank(found_in: Sequence[Chunk], questions: Sequence[Question], top_k: int) -> list[list[Chunk]]:
+def rank(found_in: Sequence[Chunk], questions: Sequence[Task], top_k: int) -> list[list[Chunk]]:
     """Return for each question the `top_k` chunks of highest score, the best first, of equal ones the earlier.
 
     A chunk that shares no word with the question is not found at all, so there may be fewer.
@@ -65,18 +66,18 @@ def rank(found_in: Sequence[Chunk], questions: Sequence[Question], top_k: int) -
     index.index([searched(chunk.text) for chunk in found_in], show_progress=False)
     found = []
     for question in questions:
-        asked = searched(question.question)
+        asked = searched(question.prompt)
         scores = index.get_scores(asked) if asked else np.zeros(len(found_in))
         best = np.argsort(-scores, kind="stable")[:top_k]
         found.append([found_in[i] for i in best if scores[i] > 0])
     return found
 
 
-def recall(found: Sequence[Sequence[Chunk]], questions: Sequence[Question]) -> dict[str, list[float]]:
+def recall(found: Sequence[Sequence[Chunk]], questions: Sequence[Task]) -> dict[str, list[float]]:
     """Return per question whether a chunk of its own document was found, and whether a gold answer stands in them."""
     return {
         "recall": [
-            float(any(chunk.document == question.document for chunk in chunks_))
+            float(any(chunk.document == question.cluster for chunk in chunks_))
             for chunks_, question in zip(found, questions, strict=True)
         ],
         "answer_in_context": [

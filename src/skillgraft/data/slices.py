@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from skillgraft.data.documents import Document
-from skillgraft.errors import DataError
-
-_PART = re.compile(r"([1-9][0-9]{0,5})/([1-9][0-9]{0,5})")
-
-
-def parse_part(part: str) -> tuple[int, int]:
-    """Return (1, 2) for "1/2", the first of two parts; `ValueError` for what names no part."""
-    found = _PART.fullmatch(part)
-    if found is None or int(found[1]) > int(found[2]):
-        raise ValueError("must name a part such as 1/2, the first of two")
-    return int(found[1]), int(found[2])
+from skillgraft.data.tasks import Question
+from skillgraft.errors import DataError, RecipeError
+from skillgraft.settings.base import parse_slice
 
 
 def choose(documents: Sequence[Document], limit: int | None = None, part: str | None = None) -> list[Document]:
@@ -31,7 +22,7 @@ def choose(documents: Sequence[Document], limit: int | None = None, part: str | 
     chosen = list(documents[:limit])
     if part is None:
         return chosen
-    number, parts = parse_part(part)
+    number, parts = parse_slice(part)
     origins = list(dict.fromkeys(document.origin for document in chosen))
     if len(origins) < parts:
         raise DataError(
@@ -40,3 +31,14 @@ def choose(documents: Sequence[Document], limit: int | None = None, part: str | 
         )
     mine = set(origins[len(origins) * (number - 1) // parts : len(origins) * number // parts])
     return [document for document in chosen if document.origin in mine]
+
+
+def asked_documents(documents: Sequence[Document], questions: Sequence[Question], rounds: int) -> list[Document]:
+    """Return the documents that questions are about; `RecipeError` for fewer of them than rounds."""
+    asked = {question.document for question in questions}
+    used = [document for document in documents if document.id in asked]
+    if len(used) < rounds:
+        raise RecipeError(
+            f"rounds: {len(used)} documents have questions, fewer than {rounds} rounds; give more, or lower it"
+        )
+    return used

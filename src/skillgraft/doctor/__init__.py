@@ -47,6 +47,7 @@ def checks(runs: Path, environ: Mapping[str, str]) -> dict[str, Check]:
         "hub cache": lambda: models.check_hub_cache(models.look_at_hub_cache(environ)),
         "skills": lambda: models.check_skills(models.look_at_skills()),
         "network": lambda: network.check_network(environ),
+        "extensions": lambda: software.check_extensions(),
         "telemetry": lambda: network.check_telemetry(environ),
     }
 

@@ -10,33 +10,51 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from skillgraft.checkpoint.default_model import DEFAULT_PARAMETERS
 from skillgraft.doctor.findings import Finding
 from skillgraft.doctor.processor import gib
-from skillgraft.pipeline.estimate import training_needs
 from skillgraft.support.cache import cache_home
 from skillgraft.support.lock import lock_file
 from skillgraft.support.resources import Memory
 
-FULL, LORA = (training_needs(DEFAULT_PARAMETERS, lora) for lora in (False, True))
+if TYPE_CHECKING:
+    from skillgraft.stages.costs import Needs
+
 GRAFTED_MODELS = 4
 """Checkpoints that the quickstart writes beside the fine-tuned one: the grafted one and its controls."""
-RUN_BYTES = FULL.disk + GRAFTED_MODELS * 4 * DEFAULT_PARAMETERS
 CACHE_BYTES = 6 * DEFAULT_PARAMETERS
 """The default model in float32, and what it is made from while that happens."""
 
 
+def fine_tuning(adapt: Mapping[str, str] | None = None) -> Needs:
+    """Return what fine-tuning the default model takes."""
+    from skillgraft.stages.costs import training_needs  # an extension that is broken is another check's to say
+
+    return training_needs(DEFAULT_PARAMETERS, adapt)
+
+
+def run_bytes() -> float:
+    """Return the bytes that the quickstart writes."""
+    return fine_tuning().disk + GRAFTED_MODELS * 4 * DEFAULT_PARAMETERS
+
+
 def check_memory(memory: Memory) -> list[Finding]:
     """Compare the memory with what fine-tuning the default model takes."""
+    full, lora = fine_tuning().memory, fine_tuning({"kind": "lora"}).memory
     free = "" if memory.available is None else f"{gib(memory.available)} available of "
     found = f"{free}{gib(memory.total)}{' (limit of the container)' if memory.limited else ''}"
-    needed = f"fine-tuning the default model takes about {gib(FULL.memory)}, with LoRA {gib(LORA.memory)}"
-    if memory.total < LORA.memory:
+    needed = f"fine-tuning the default model takes about {gib(full)}, with LoRA {gib(lora)}"
+    if memory.total < lora:
         return [Finding("memory", "error", found, needed, "use a machine with more memory; merging needs little")]
-    if memory.total < FULL.memory:
-        return [Finding("memory", "warning", found, needed, "fine-tune with LoRA: `lora: {r: 16}` in the sft stage")]
-    if memory.available is not None and memory.available < FULL.memory:
+    if memory.total < full:
+        return [
+            Finding(
+                "memory", "warning", found, needed, "fine-tune with LoRA: `adapt: {kind: lora, r: 16}` in the sft stage"
+            )
+        ]
+    if memory.available is not None and memory.available < full:
         return [Finding("memory", "warning", found, needed, "close other programs, or wait until they are done")]
     return [Finding("memory", "ok", found, needed)]
 
@@ -55,7 +73,7 @@ class Disk:
 def look_at_disks(runs: Path) -> list[Disk]:
     """Return the places where runs, caches and temporary files go."""
     wanted = [
-        ("runs", runs, RUN_BYTES),
+        ("runs", runs, run_bytes()),
         ("cache", cache_home(), CACHE_BYTES),
         ("temporary files", Path(tempfile.gettempdir()), DEFAULT_PARAMETERS),
     ]

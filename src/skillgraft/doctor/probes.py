@@ -12,7 +12,7 @@ def look_at_torch() -> dict[str, Any]:
     """Return Torch's version, threads, accelerators and which precision pays."""
     import torch
 
-    from skillgraft.train import precision
+    from skillgraft.models import precision
 
     kind = precision.device().type
     wish = os.environ.get("SKILLGRAFT_PRECISION")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from skillgraft.doctor.findings import Finding
+from skillgraft.errors import ExtensionError
+from skillgraft.support.extensions import list_extensions
 
 if TYPE_CHECKING:  # imported where it is used: without it the other checks go on
     from packaging.requirements import Requirement
@@ -112,6 +115,33 @@ def check_extras(facts: Installed) -> list[Finding]:
         else:
             found.append(Finding("optional parts", "ok", f"[{extra}] installed", f"for {purpose}"))
     return found
+
+
+EXTENDED = {
+    "stages": ("skillgraft.stages", ""),
+    "methods": ("skillgraft.arithmetic.methods", "all_methods"),
+    "rewards": ("skillgraft.domains.rewards", ""),
+    "adapters": ("skillgraft.adapters", ""),
+    "domains": ("skillgraft.domains", ""),
+}
+"""What can be extended -> the module that takes extensions in, and what is called there to see them."""
+
+
+def check_extensions() -> list[Finding]:
+    """Say which extensions are installed, from which packages, and which of them cannot be used."""
+    findings = []
+    for group, (home, call) in EXTENDED.items():
+        for each in list_extensions(group):
+            said = f"{group}: {each.name} ({each.package} {each.version})"
+            findings.append(Finding("extensions", "ok", said, "used where a recipe names it"))
+        try:
+            module = importlib.import_module(home)
+            if call:
+                getattr(module, call)()
+        except ExtensionError as error:
+            meaning = "what uses these stops with this error"
+            findings.append(Finding("extensions", "error", str(error), meaning, "uninstall or update the package"))
+    return findings or [Finding("extensions", "ok", "none installed", "the built-in ones are there")]
 
 
 def _applying(facts: Installed, extra: str | None) -> list[Requirement]:

@@ -37,8 +37,8 @@ def compare_retention(
     for model, directory in directories.items():
         check_window("retention", settings, model, context_of(read_layout(directory).config))
         tokenizer_identity(directory)
-    from skillgraft.evals.answers import load
     from skillgraft.evals.retention import measure
+    from skillgraft.models.answering import load
 
     raws: dict[str, dict[str, Any]] = {}
     rows = []

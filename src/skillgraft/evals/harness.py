@@ -59,7 +59,7 @@ def run_harness(
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
-    from skillgraft.train.precision import device
+    from skillgraft.models.precision import device
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory(prefix="skillgraft-lm-eval-") as folder:

@@ -6,15 +6,16 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from skillgraft.data.documents import Document, Question, read_questions
-from skillgraft.data.metrics import normalise
+from skillgraft.data.documents import Document
+from skillgraft.data.metrics import normalize
 from skillgraft.data.retrieval import Chunk, Offsets, cut, rank
+from skillgraft.data.tasks import Question, Task, read_questions
 from skillgraft.errors import DataError
 from skillgraft.settings.evaluation import EvalRow
 
 
 def find_chunks(
-    row: EvalRow, documents: Sequence[Document], offsets: Offsets, questions: Sequence[Question]
+    row: EvalRow, documents: Sequence[Document], offsets: Offsets, questions: Sequence[Task]
 ) -> list[list[Chunk]]:
     """Return the chunks that each question's prompt gets: its own document whole, or what BM25 finds.
 
@@ -25,9 +26,9 @@ def find_chunks(
         return rank(cut(documents, offsets, row.chunk_tokens, row.overlap_tokens), questions, row.top_k)
     by_id = {document.id: Chunk(document.id, document.rendered()) for document in documents}
     for question in questions:
-        if question.document not in by_id:
-            raise DataError(f"context: gold: there is no document '{question.document}', which is asked about")
-    return [[by_id[question.document]] for question in questions]
+        if question.cluster not in by_id:
+            raise DataError(f"context: gold: there is no document '{question.cluster}', which is asked about")
+    return [[by_id[question.cluster]] for question in questions]
 
 
 def as_context(found: Sequence[Chunk]) -> str:
@@ -35,7 +36,7 @@ def as_context(found: Sequence[Chunk]) -> str:
     return "\n\n".join(chunk.text for chunk in found)
 
 
-def read_examples(path: Path, shots: int, evaluated: Sequence[Question]) -> list[Question]:
+def read_examples(path: Path, shots: int, evaluated: Sequence[Task]) -> list[Question]:
     """Return the questions that worked examples are drawn from.
 
     Raises:
@@ -45,19 +46,19 @@ def read_examples(path: Path, shots: int, evaluated: Sequence[Question]) -> list
     examples = read_questions(path)
     if len(examples) < shots:
         raise DataError(f"shots_from: {path} has {len(examples)} questions, but shots: {shots} are asked for")
-    asked = {(question.document, normalise(question.question)) for question in evaluated}
-    plain = {(normalise(q.question), normalise(answer)) for q in evaluated for answer in q.answers}
+    asked = {(question.cluster, normalize(question.prompt)) for question in evaluated}
+    plain = {(normalize(q.prompt), normalize(answer)) for q in evaluated for answer in q.answers}
     for example in examples:
-        text = normalise(example.question)
-        if (example.document, text) in asked or any((text, normalise(a)) in plain for a in example.answers):
+        text = normalize(example.prompt)
+        if (example.cluster, text) in asked or any((text, normalize(a)) in plain for a in example.answers):
             raise DataError(
-                f"shots_from: {path} holds a question that is evaluated: '{example.question}' (document "
-                f"'{example.document}'); draw examples from other questions"
+                f"shots_from: {path} holds a question that is evaluated: '{example.prompt}' (document "
+                f"'{example.cluster}'); draw examples from other questions"
             )
     return examples
 
 
-def draw_examples(examples: Sequence[Question], shots: int, question: Question, seed: int) -> list[tuple[str, str]]:
+def draw_examples(examples: Sequence[Task], shots: int, question: Task, seed: int) -> list[tuple[str, str]]:
     """Return `shots` different examples with their first gold answer, drawn by the seed and the question alone."""
-    own = random.Random(f"{seed}\0{question.document}\0{question.question}")
-    return [(example.question, example.answers[0]) for example in own.sample(list(examples), shots)]
+    own = random.Random(f"{seed}\0{question.cluster}\0{question.prompt}")
+    return [(example.prompt, example.answers[0]) for example in own.sample(list(examples), shots)]

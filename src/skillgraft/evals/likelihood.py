@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from skillgraft.data.documents import Question
-from skillgraft.train.prompts import encode
+from skillgraft.data.tasks import Question
+from skillgraft.models.answering import batches
+from skillgraft.models.prompts import encode
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -74,15 +75,3 @@ def _last_logits(model: PreTrainedModel, ids: Tensor, mask: Tensor, kept: int) -
     arguments = {name: value for name, value in optional.items() if name in known}
     made = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False, **arguments)
     return made.logits[:, -kept:].float()
-
-
-def batches(lengths: Sequence[int], rows: int, tokens: int = 16384) -> Iterator[list[int]]:
-    """Yield indices of like lengths, at most `rows` of them and, padded, at most `tokens` (but at least one)."""
-    batch: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-        if batch and (len(batch) == rows or (len(batch) + 1) * lengths[index] > tokens):
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch

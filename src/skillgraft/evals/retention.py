@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from skillgraft.evals.likelihood import batches, log_likelihood
+from skillgraft.evals.likelihood import log_likelihood
 from skillgraft.evals.perplexity import context_length, score_text
 from skillgraft.evals.tasks import Item, Retention, metrics_of
-from skillgraft.train.common import count_parameters
+from skillgraft.models.answering import batches
+from skillgraft.models.loading import count_parameters
 
 Kept = Callable[[str, Callable[[], Any]], Any]
 """Returns what was computed under a name before a kill, else computes and keeps it."""

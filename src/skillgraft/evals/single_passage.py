@@ -13,22 +13,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from skillgraft.data.documents import Document, Question
-from skillgraft.data.metrics import METRICS
+from skillgraft.adapters import get_adapter
+from skillgraft.data.documents import Document
 from skillgraft.data.passages import Passage
+from skillgraft.data.tasks import Question
 from skillgraft.evals import table
-from skillgraft.evals.answers import answer
+from skillgraft.evals.answers import closed_book, score
 from skillgraft.evals.retention import measure
 from skillgraft.evals.tasks import read_retention
-from skillgraft.single_passage_settings import LEARNT, START, RowSkill, SinglePassageStage
+from skillgraft.models.loading import count_parameters
+from skillgraft.settings.evaluation import LEARNT, START, RowSkill, SinglePassageSettings
 from skillgraft.support.progress import NO_METRICS, Progress
 from skillgraft.support.resume import load_or_compute
-from skillgraft.train.common import count_parameters
 from skillgraft.train.single_passage import Answerer, Learner
 
 
 def score_passages(
-    stage: SinglePassageStage,
+    settings: SinglePassageSettings,
     *,
     start: Path,
     skills: Mapping[str, Path],
@@ -52,19 +53,19 @@ def score_passages(
     learner = Learner(
         start,
         work,
-        lora=stage.lora,
-        trainer=stage.trainer,
-        text=stage.text,
+        adapter=get_adapter(settings.adapt),
+        trainer=settings.trainer,
+        text=settings.text,
         seed=seed,
         checkpoint_seconds=checkpoint_seconds,
     )
-    vectors = {name: [_operand(each, skills) for each in row] for name, row in stage.rows.items()}
-    unread = [START, *(name for name, row in stage.rows.items() if row[0].unread)]
+    vectors = {name: [_operand(each, skills) for each in row] for name, row in settings.rows.items()}
+    unread = [START, *(name for name, row in settings.rows.items() if row[0].unread)]
     reading = {row: vectors.get(row, []) for row in (LEARNT, *vectors) if row not in unread}
     common = {
         row: load_or_compute(
             work / f"row-{place}.json",
-            partial(_ask, answerer, vectors.get(row, []), questions, stage, stage.retention_passages > 0),
+            partial(_ask, answerer, vectors.get(row, []), questions, settings, settings.retention_passages > 0),
         )
         for place, row in enumerate(unread)
     }
@@ -75,8 +76,8 @@ def score_passages(
             progress(done, len(chosen), metrics)
 
         mine = [questions[place] for place in asked[passage.document.id]]
-        retention = number < stage.retention_passages
-        make = partial(_read, learner, answerer, number, passage, reading, mine, stage, retention, moved)
+        retention = number < settings.retention_passages
+        make = partial(_read, learner, answerer, number, passage, reading, mine, settings, retention, moved)
         results.append(load_or_compute(work / f"passage-{number:05d}.json", make))
         learner.forget()
         progress(number + 1, len(chosen), _so_far(results))
@@ -128,7 +129,7 @@ def _read(
     passage: Passage,
     rows: Mapping[str, Sequence[Mapping[str, Any]]],
     questions: Sequence[Question],
-    stage: SinglePassageStage,
+    settings: SinglePassageSettings,
     retention: bool,
     moved: Progress,
 ) -> dict[str, Any]:
@@ -136,7 +137,7 @@ def _read(
     began = time.monotonic()
     trained, learnt = learner.learn(number, passage, moved)
     seconds = time.monotonic() - began
-    results = {row: _ask(answerer, [learnt, *vectors], questions, stage, retention) for row, vectors in rows.items()}
+    results = {row: _ask(answerer, [learnt, *vectors], questions, settings, retention) for row, vectors in rows.items()}
     losses = [[point["step"], point["loss"]] for point in trained.curve if "loss" in point]
     learning = {"seconds": seconds, "flops": trained.flops, "tokens": trained.tokens, "losses": losses}
     return {"document": passage.document.id, "learning": learning, "rows": results}
@@ -150,7 +151,7 @@ def _ask(
     answerer: Answerer,
     operands: Sequence[Mapping[str, Any]],
     questions: Sequence[Question],
-    stage: SinglePassageStage,
+    settings: SinglePassageSettings,
     with_retention: bool,
 ) -> dict[str, Any]:
     """Return answers, scores by metric, retention by item, and what asking cost, of the start with `operands` added.
@@ -162,13 +163,10 @@ def _ask(
         answerer.become(operands)
     model, tokenizer = answerer.model, answerer.tokenizer
     retained = read_retention(with_retention)
-    answers, tokens = answer(model, tokenizer, questions, stage.max_new_tokens, stage.batch_size)
+    answers, tokens = closed_book(model, tokenizer, questions, settings.max_new_tokens, settings.batch_size)
     return {
         "answers": answers,
-        "scores": {
-            name: [metric(text, question.answers) for text, question in zip(answers, questions, strict=True)]
-            for name, metric in METRICS.items()
-        },
+        "scores": score(answers, questions),
         "retention": measure(model, tokenizer, retained)["retention"] if retained else [],
         "seconds": time.monotonic() - began,
         "flops": 2.0 * count_parameters(model) * tokens,
@@ -180,11 +178,11 @@ def _joined(
 ) -> dict[str, Any]:
     """Return a row's result on all questions in their order; retention is the mean over the passages that have it."""
     parts = [(asked[result["document"]], result["rows"][row]) for result in results]
-    answers, scores = [""] * count, {name: [0.0] * count for name in METRICS}
+    answers, scores = [""] * count, {name: [0.0] * count for name in parts[0][1]["scores"]}
     for places, part in parts:
         for at, place in enumerate(places):
             answers[place] = part["answers"][at]
-            for name in METRICS:
+            for name in scores:
                 scores[name][place] = part["scores"][name][at]
     kept = [part["retention"] for _, part in parts if part["retention"]]
     return {

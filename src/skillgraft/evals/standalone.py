@@ -9,7 +9,7 @@ from typing import Any
 from skillgraft.checkpoint.default_model import resolve_base
 from skillgraft.checkpoint.layout import read_layout
 from skillgraft.checkpoint.tokenizer import tokenizer_identity
-from skillgraft.data.documents import read_questions
+from skillgraft.data.tasks import read_questions
 from skillgraft.evals import table
 
 

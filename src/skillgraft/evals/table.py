@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from skillgraft.data.documents import Document, Question
-from skillgraft.data.metrics import METRICS
+from skillgraft.data.documents import Document
+from skillgraft.data.tasks import Task
 from skillgraft.evals.intervals import Interval, bootstrap, bootstrap_of_strata
 
 RIVALS = ("control", "base", "open_book", "few_shot")
@@ -19,7 +19,7 @@ RIVALS = ("control", "base", "open_book", "few_shot")
 
 def build_row(
     raw: Mapping[str, Any],
-    questions: Sequence[Question],
+    tasks: Sequence[Task],
     about: Mapping[str, Any],
     before: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -28,13 +28,13 @@ def build_row(
     Its `retention` is the mean over tasks, each counting alike; `retained` has every task and held-out text by itself,
     with the paired change from the raw result `before`. `found` says how well retrieval did, where there was any.
     """
-    clusters = [question.document for question in questions]
+    clusters = [task.cluster for task in tasks]
     row = {
         **about,
-        "scores": {name: bootstrap(raw["scores"][name], clusters) for name in METRICS},
+        "scores": {name: bootstrap(raw["scores"][name], clusters) for name in raw["scores"]},
         "retention": bootstrap_of_strata(_strata(raw, raw["retention"])) if raw["retention"] else None,
         "retained": retained(raw, None if before is raw else before),
-        "answer_words": sum(len(text.split()) for text in raw["answers"]) / len(questions),
+        "answer_words": sum(len(text.split()) for text in raw["answers"]) / len(tasks),
         "seconds": raw["seconds"],
         "cost": {**about.get("cost", {}), "eval_flops": raw["flops"]},
     }
@@ -108,17 +108,17 @@ def differences(
     raws: Mapping[str, Mapping[str, Any]],
     labels: Mapping[str, str],
     pairs: Sequence[tuple[str, str]],
-    questions: Sequence[Question],
+    tasks: Sequence[Task],
 ) -> list[dict[str, Any]]:
     """Return, for each pair (model, against) and metric, the paired difference with its 95% interval.
 
     Answers are redrawn by document, retention items one by one within their task.
     """
-    clusters = [question.document for question in questions]
+    clusters = [task.cluster for task in tasks]
     found = []
     for model, against in pairs:
         mine, theirs = raws[model], raws[against]
-        compared = {metric: (mine["scores"][metric], theirs["scores"][metric]) for metric in METRICS}
+        compared = {metric: (mine["scores"][metric], theirs["scores"][metric]) for metric in mine["scores"]}
         intervals = {
             metric: bootstrap([a - b for a, b in zip(first, second, strict=True)], clusters)
             for metric, (first, second) in compared.items()
@@ -165,24 +165,28 @@ def _sft(roles: Mapping[str, str]) -> str:
 def examples(
     raws: Mapping[str, Mapping[str, Any]],
     labels: Mapping[str, str],
-    questions: Sequence[Question],
+    tasks: Sequence[Task],
     documents: Mapping[str, Document],
     most: int = 200,
 ) -> list[dict[str, Any]]:
-    """Return up to `most` questions, evenly spaced over all, with every model's answer and its scores side by side."""
-    step = max(1, -(-len(questions) // most))
+    """Return up to `most` tasks, evenly spaced over all, with every model's answer and its scores side by side."""
+    step = max(1, -(-len(tasks) // most))
     return [
         {
-            "document": question.document,
-            "title": documents[question.document].title if question.document in documents else question.document,
-            "question": question.question,
-            "gold": list(question.answers),
+            "document": task.cluster,
+            "title": documents[task.cluster].title if task.cluster in documents else task.cluster,
+            "question": task.prompt,
+            "gold": list(task.answers),
             "answers": [
-                {"model": labels[model], "text": raw["answers"][i], **{m: raw["scores"][m][i] for m in METRICS}}
+                {
+                    "model": labels[model],
+                    "text": raw["answers"][i],
+                    **{m: values[i] for m, values in raw["scores"].items()},
+                }
                 for model, raw in raws.items()
             ],
         }
-        for i, question in list(enumerate(questions))[::step]
+        for i, task in list(enumerate(tasks))[::step]
     ]
 
 

@@ -1,4 +1,4 @@
-"""How vectors of parameters lie to each other: norms, cosines, signs, spectra, angles, all beside what chance gives.
+"""Compare vectors of parameters: norms, cosines, signs, spectra and angles, beside what chance gives.
 
 `plan` finds and checks the operands from headers, `sums` streams them once, `spectra` takes the matrices one by one,
 `nulls` says what random vectors would give. Importing the package loads neither torch nor the compiled kernels.

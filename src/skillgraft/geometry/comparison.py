@@ -1,4 +1,4 @@
-"""The comparison: plan, one stream over all vectors, spectra where asked for, and the measures as plain JSON data."""
+"""Compare vectors of parameters: a plan, one stream over all vectors, spectra on request; the measures as JSON data."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from skillgraft.arithmetic.tiles import default_threads
 from skillgraft.errors import CompatibilityError, RecipeError
 from skillgraft.geometry import nulls
 from skillgraft.geometry.modules import KINDS, kind_of, layer_groups, layer_of
-from skillgraft.geometry.operands import OperandSpec, parse_operands
+from skillgraft.geometry.operands import VectorSpec, parse_operands
+from skillgraft.geometry.pair_wording import say_pair
 from skillgraft.geometry.plan import ComparePlan, plan_comparison
 from skillgraft.geometry.spectra import ENERGY_RANKS, Spectra, spectra
 from skillgraft.geometry.sums import Sums, add, exact_sum, sum_tensors
-from skillgraft.report.pair_wording import say_pair
 from skillgraft.support.progress import Progress
 
 METHOD = {
@@ -32,11 +32,11 @@ METHOD = {
     "nulls": "exact variances of random vectors (see skillgraft.geometry.nulls), no simulation; z is over the widest",
 }
 
-Part = Mapping[str, Any]
+PairMeasures = Mapping[str, Any]
 
 
 def compare(
-    operands: Sequence[str | OperandSpec],
+    operands: Sequence[str | VectorSpec],
     base: str | os.PathLike[str] | None = None,
     *,
     with_spectra: bool = False,
@@ -45,7 +45,7 @@ def compare(
     threads: int | None = None,
     progress: Callable[[str], Progress | None] | None = None,
 ) -> dict[str, Any]:
-    """Return how vectors of parameters lie to each other: norms, cosines, signs, zeros, spectra, beside chance.
+    """Compare vectors of parameters: norms, cosines, signs, zeros and spectra, beside chance.
 
     `operands` are texts: `DIR`, `NAME=DIR`, `GROUP/NAME=DIR`, where DIR is a checkpoint (less `base`), a skill (or
     its name), a PEFT LoRA adapter, or `DIR:DIR` for the difference of two checkpoints; or they are operands already
@@ -62,13 +62,13 @@ def compare(
     start = progress or (lambda phase: None)
     sums = sum_tensors(plan, threads or default_threads(), start("comparing"))
     _refuse_zero(plan, sums)
-    found = spectra(plan, rank, start("spectra")) if with_spectra else {}
-    sums |= {name: replace(sums[name], rotation=one.rotation) for name, one in found.items()}
-    facts = _facts(plan, sums, found)
-    facts["settings"] = {"spectra": with_spectra, "rank": rank if with_spectra else None, "allow": list(allow)}
-    facts["bytes_read"] = plan.bytes_read
-    facts["seconds"] = time.perf_counter() - started
-    return facts
+    by_matrix = spectra(plan, rank, start("spectra")) if with_spectra else {}
+    sums |= {name: replace(sums[name], rotation=one.rotation) for name, one in by_matrix.items()}
+    measures = _measures(plan, sums, by_matrix)
+    measures["settings"] = {"spectra": with_spectra, "rank": rank if with_spectra else None, "allow": list(allow)}
+    measures["bytes_read"] = plan.bytes_read
+    measures["seconds"] = time.perf_counter() - started
+    return measures
 
 
 def _refuse_zero(plan: ComparePlan, sums: Mapping[str, Sums]) -> None:
@@ -82,14 +82,14 @@ def _refuse_zero(plan: ComparePlan, sums: Mapping[str, Sums]) -> None:
             )
 
 
-def _facts(plan: ComparePlan, sums: Mapping[str, Sums], found: Mapping[str, Spectra]) -> dict[str, Any]:
+def _measures(plan: ComparePlan, sums: Mapping[str, Sums], by_matrix: Mapping[str, Spectra]) -> dict[str, Any]:
     names = list(sums)
     places = {name: (layer_of(name), kind_of(name)) for name in names}
     layers = 1 + max((layer for layer, _ in places.values() if layer is not None), default=-1)
 
     def part(chosen: Sequence[str]) -> dict[str, Any]:
-        matrices = [found[name] for name in chosen if name in found]
-        return _part(plan, [sums[name] for name in chosen], matrices, bool(found))
+        matrices = [by_matrix[name] for name in chosen if name in by_matrix]
+        return _part(plan, [sums[name] for name in chosen], matrices, bool(by_matrix))
 
     whole = part(names)
     kinds = {kind: [name for name in names if places[name][1] == kind] for kind in KINDS}
@@ -235,26 +235,26 @@ def _mean_subspaces(measured: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return the mean overlaps over matrices beside those of random subspaces, and z of their difference."""
     if not measured:
         return {}
-    made: dict[str, Any] = {}
+    sides: dict[str, Any] = {}
     for side in ("left", "right"):
         parts = [one[side] for one in measured]
         overlap, expected = _mean([one["overlap"] for one in parts]), _mean([one["expected"] for one in parts])
         sd = math.sqrt(math.fsum(one["sd"] ** 2 for one in parts)) / len(parts)
         z = (overlap - expected) / sd if sd > 0 else None
-        made[side] = {"overlap": overlap, "expected": expected, "sd": sd, "z": z}
+        sides[side] = {"overlap": overlap, "expected": expected, "sd": sd, "z": z}
         if len(parts) == 1:
-            made[side]["degrees"] = parts[0]["degrees"]
-    return {"subspaces": {"matrices": len(measured), **made}}
+            sides[side]["degrees"] = parts[0]["degrees"]
+    return {"subspaces": {"matrices": len(measured), **sides}}
 
 
-def _by_groups(pairs: Sequence[Part]) -> list[dict[str, Any]]:
+def _by_groups(pairs: Sequence[PairMeasures]) -> list[dict[str, Any]]:
     """Return the pairs of each two groups side by side."""
     titles = dict.fromkeys(pair["groups"] for pair in pairs)
-    made = []
+    groups = []
     for title in titles:
         members = [pair for pair in pairs if pair["groups"] == title]
         cosines = [pair["cosine"] for pair in members]
-        made.append(
+        groups.append(
             {
                 "groups": title,
                 "pairs": len(members),
@@ -263,7 +263,7 @@ def _by_groups(pairs: Sequence[Part]) -> list[dict[str, Any]]:
                 "same_sign": _mean([pair["same_sign"] for pair in members if pair["same_sign"] is not None] or [0.0]),
             }
         )
-    return made
+    return groups
 
 
 def _mean(values: Sequence[float]) -> float:

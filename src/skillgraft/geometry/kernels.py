@@ -87,15 +87,15 @@ def _upon_base(values, base, count, out):  # type: ignore[no-untyped-def]
 
 
 @loose
-def _brain_upon_base(leaf, base, count, values, out):  # type: ignore[no-untyped-def]
-    """Write leaf − base, both bf16, into `values` and sum as `_alone` does in the same pass; return ‖base‖².
+def _brain_upon_base(source, base, count, values, out):  # type: ignore[no-untyped-def]
+    """Write source − base, both bf16, into `values` and sum as `_alone` does in the same pass; return ‖base‖².
 
     Two different numbers of bf16 are never closer than half the spacing at one of them: `below` has nothing to count.
     """
     dot = fourth = nonzero = squares = 0.0
     for k in range(count):
         wide = brain(base[k])
-        value = brain(leaf[k]) - wide
+        value = brain(source[k]) - wide
         values[k] = value
         square = value * value
         dot += square
@@ -150,11 +150,11 @@ def _brain_two_upon_base(one, other, base, count, pairs):  # type: ignore[no-unt
 def compare_tile(raws, codes, count, firsts, terms, signs, base, halves, pairs, below, values, wide):  # type: ignore[no-untyped-def]
     """Sum a tile of `count` elements; return ‖base‖², 0 where `base` is negative.
 
-    raws (leaves, bytes) with dtype `codes`, leaf `base` being the base; vector j is Σ signs·leaf over
+    raws (sources, bytes) with dtype `codes`, source `base` being the base; vector j is Σ signs·source over
     terms[firsts[j] : firsts[j + 1]]. pairs (vectors·(vectors + 1)/2, 4) gets DOT, FOURTH, SAME, OPPOSITE of each pair
     i <= j, row by row; below (vectors) counts elements that are not zero and smaller than half the spacing of bf16
     numbers at the base. A product of two elements below 1e-308 counts as zero. `values` (vectors, `BLOCK`) and `wide`
-    (`BLOCK`,) are room to work in.
+    (`BLOCK`,) are workspace.
     """
     vectors = len(firsts) - 1
     for row in range(len(pairs)):
@@ -175,7 +175,7 @@ def compare_tile(raws, codes, count, firsts, terms, signs, base, halves, pairs, 
         size = min(BLOCK, count - start)
         place = 0
         for j in range(vectors):
-            first, last, found, norm = firsts[j], firsts[j + 1], 0.0, 0.0
+            first, last, below_spacing, norm = firsts[j], firsts[j + 1], 0.0, 0.0
             one = terms[first]
             if is_difference(codes, terms, signs, first, last, base):
                 short, under = shorts(raws[one], start, size), shorts(raws[base], start, size)
@@ -184,10 +184,10 @@ def compare_tile(raws, codes, count, firsts, terms, signs, base, halves, pairs, 
                 load_operand(raws, codes, first, last, terms, signs, start, size, halves, wide, values[j])
                 if base >= 0:
                     load(raws[base], codes[base], start, size, halves, wide)
-                    found, norm = _upon_base(values[j], wide, size, pairs[place])
+                    below_spacing, norm = _upon_base(values[j], wide, size, pairs[place])
                 else:
                     _alone(values[j], size, pairs[place])
-            below[j] += found
+            below[j] += below_spacing
             squares += norm if j == 0 else 0.0
             place += vectors - j
         if vectors == 0 and base >= 0:

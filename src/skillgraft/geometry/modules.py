@@ -1,4 +1,4 @@
-"""Which layer and which projection a tensor belongs to, read off its name: finer than `skills.modules`.
+"""Layer and projection of a tensor, read off its name: finer than `skills.modules`.
 
 What this does not know more closely has the kind that it has there.
 """
@@ -29,8 +29,8 @@ _BY_MODULE = {
 
 def layer_of(name: str) -> int | None:
     """Return the number of the layer in a tensor's name; None for what is in no layer."""
-    found = _LAYER.search(name)
-    return int(found.group(1)) if found else None
+    match = _LAYER.search(name)
+    return int(match.group(1)) if match else None
 
 
 def kind_of(name: str) -> str:

@@ -1,4 +1,4 @@
-"""What chance alone gives: the cosine of vectors, and the overlap of subspaces, that have nothing in common.
+"""Null distributions: cosines of vectors, and overlaps of subspaces, that have nothing in common.
 
 Of the vectors a and b each null keeps something and draws the rest at random. In all of them the cosine has mean 0; the
 variances below are of <a, b'>, exact, add up over tensors, and divided by ‖a‖²·‖b‖² are those of the cosine.

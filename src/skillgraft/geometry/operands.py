@@ -1,4 +1,4 @@
-"""What is compared, as a user writes it: `DIR`, `NAME=DIR`, `GROUP/NAME=DIR`, and `DIR:DIR` for a difference.
+"""Operands of a comparison as a user writes them: `DIR`, `NAME=DIR`, `GROUP/NAME=DIR`, and `DIR:DIR` for a difference.
 
 For the DIR of a skill its name in the library, or a shipped skill's, will do.
 """
@@ -23,7 +23,7 @@ LABEL_CHARACTERS = 60
 
 
 @dataclass(frozen=True)
-class OperandSpec:
+class VectorSpec:
     """One vector: `path` less the base (checkpoint), `path` less `minus` (difference), or `path` as it is.
 
     `remark` is what there is to say of the choice of `path`.
@@ -37,16 +37,16 @@ class OperandSpec:
     remark: str | None = None
 
 
-def parse_operands(texts: Sequence[str | OperandSpec]) -> list[OperandSpec]:
+def parse_operands(texts: Sequence[str | VectorSpec]) -> list[VectorSpec]:
     """Return the operands; `RecipeError` for fewer than two, an empty or overlong label, or one that is given twice.
 
     A text that is an existing directory is taken as that, whatever = and : it holds. Raises `MissingPathError` for a
     directory that does not exist.
     """
     if len(texts) < 2:
-        given = f"only {texts[0]!r}" if texts else "nothing"
-        raise RecipeError(f"compare got {given}; expected two operands at least: skillgraft compare A B --base BASE")
-    operands = [text if isinstance(text, OperandSpec) else _parse(text) for text in texts]
+        got = f"only {texts[0]!r}" if texts else "nothing"
+        raise RecipeError(f"compare got {got}; expected two operands at least: skillgraft compare A B --base BASE")
+    operands = [text if isinstance(text, VectorSpec) else _parse(text) for text in texts]
     for place, operand in enumerate(operands):
         for other in operands[:place]:
             if other.label == operand.label:
@@ -57,7 +57,7 @@ def parse_operands(texts: Sequence[str | OperandSpec]) -> list[OperandSpec]:
     return operands
 
 
-def _parse(text: str) -> OperandSpec:
+def _parse(text: str) -> VectorSpec:
     label, rest = "", text
     if not _is_directory(text) and "=" in text:
         label, _, rest = text.partition("=")
@@ -71,8 +71,8 @@ def _parse(text: str) -> OperandSpec:
         minus = require_directory(Path(second).expanduser())
     if not rest:
         raise RecipeError(f"operand {text!r} names no directory; expected DIR or NAME=DIR")
-    found = find_skill(rest)
-    path = require_directory(found.path if found else Path(rest).expanduser())
+    skill = find_skill(rest)
+    path = require_directory(skill.path if skill else Path(rest).expanduser())
     kind = DIFFERENCE if minus is not None else _kind(path)
     group, slash, name = label.partition("/") if label else ("", "", "")
     if not slash:
@@ -83,7 +83,7 @@ def _parse(text: str) -> OperandSpec:
                 f"operand {text!r}: the label {part[:LABEL_CHARACTERS]!r} is empty, longer than {LABEL_CHARACTERS} "
                 "characters or cannot be printed; expected NAME=DIR or GROUP/NAME=DIR"
             )
-    return OperandSpec(name, group, kind, path, minus, found.remark if found else None)
+    return VectorSpec(name, group, kind, path, minus, skill.remark if skill else None)
 
 
 def _is_directory(text: str) -> bool:

@@ -1,4 +1,4 @@
-"""The plan of a comparison, made and checked from headers alone: which leaves make up each vector, tensor by tensor."""
+"""The plan of a comparison, made and checked from headers alone: the sources of each vector, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from pathlib import Path
 
 from skillgraft.adapters.peft_file import read_adapter
 from skillgraft.arithmetic.buffers import FileVersion, file_version
+from skillgraft.arithmetic.lookups import Lookup, of_adapter, of_skill
 from skillgraft.arithmetic.matching import check_adapter_fits, check_models, rows_of_vocabulary
-from skillgraft.arithmetic.merge_recipe import OVERRIDES
-from skillgraft.arithmetic.plan import Lookup, Operand, Term, of_adapter, of_skill
-from skillgraft.arithmetic.tensor_sources import Leaf, Stored
+from skillgraft.arithmetic.merge_schema import OVERRIDES
+from skillgraft.arithmetic.plan_types import Operand, Term
+from skillgraft.arithmetic.tensor_sources import Stored, TensorSource
 from skillgraft.checkpoint.layout import Layout, read_layout
 from skillgraft.errors import CompatibilityError, RecipeError, did_you_mean
-from skillgraft.geometry.operands import ADAPTER, CHECKPOINT, DIFFERENCE, OperandSpec
+from skillgraft.geometry.operands import ADAPTER, CHECKPOINT, DIFFERENCE, VectorSpec
 from skillgraft.skills.compatibility import check_compatibility, match_skills
 from skillgraft.skills.skill import Skill, load_skill
 
@@ -36,14 +37,14 @@ class ComparedTensor:
 
     @property
     def breaks(self) -> tuple[int, ...]:
-        """Where some vector ends before the tensor does (a vocabulary without padding)."""
+        """Ends of the vectors, in elements, where some are shorter than the tensor (a vocabulary without padding)."""
         return tuple(sorted({min(operand.elements, self.elements) for operand in self.operands}))
 
     @property
-    def leaves(self) -> tuple[Leaf, ...]:
+    def sources(self) -> tuple[TensorSource, ...]:
         """Everything that is read, each once."""
         first = (self.base,) if self.base is not None else ()
-        return tuple(dict.fromkeys((*first, *(term.leaf for o in self.operands for term in o.terms))))
+        return tuple(dict.fromkeys((*first, *(term.source for o in self.operands for term in o.terms))))
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class ComparePlan:
     """A checked comparison: the tensors with floats of all vectors, and the files' versions when they were planned."""
 
     base: Path | None
-    vectors: tuple[OperandSpec, ...]
+    vectors: tuple[VectorSpec, ...]
     tensors: tuple[ComparedTensor, ...]
     remarks: tuple[str, ...]
     versions: Mapping[Path, FileVersion]
@@ -59,18 +60,18 @@ class ComparePlan:
     @property
     def bytes_read(self) -> int:
         """Bytes that one pass reads."""
-        return sum(leaf.nbytes for tensor in self.tensors for leaf in tensor.leaves)
+        return sum(source.nbytes for tensor in self.tensors for source in tensor.sources)
 
 
 @dataclass(frozen=True)
-class _Found:
-    """What an operand says of a tensor: its terms' lookups, the names and shapes that it has."""
+class _Vector:
+    """The terms of a vector, as lookups, and the names and shapes of its tensors."""
 
     terms: tuple[tuple[int, Lookup], ...]
     shapes: Mapping[str, tuple[int, ...]]
 
 
-def plan_comparison(vectors: Sequence[OperandSpec], base: Path | None, allow: Collection[str] = ()) -> ComparePlan:
+def plan_comparison(vectors: Sequence[VectorSpec], base: Path | None, allow: Collection[str] = ()) -> ComparePlan:
     """Return the checked plan; reads headers, configs and tokenizers only (and hashes the base for a skill).
 
     Raises `RecipeError` for a checkpoint without a base or one that is the base itself, and `MissingPathError`,
@@ -95,17 +96,17 @@ def plan_comparison(vectors: Sequence[OperandSpec], base: Path | None, allow: Co
         return layouts[path]
 
     skills: list[Skill] = []
-    found = []
+    parsed = []
     for vector in vectors:
         if vector.kind in (CHECKPOINT, DIFFERENCE):
             minus = layout(vector.minus or base)  # type: ignore[arg-type]  # one of them, by _check_paths
-            found.append(_of_models(layout(vector.path), minus))
+            parsed.append(_of_models(layout(vector.path), minus))
         elif vector.kind == ADAPTER:
             adapter = read_adapter(vector.path)
             if reference is not None:
                 check_adapter_fits(adapter, reference)
             shapes = {name: delta.shape for name, delta in adapter.deltas.items()}
-            found.append(_Found(((1, of_adapter(adapter)),), shapes))
+            parsed.append(_Vector(((1, of_adapter(adapter)),), shapes))
         else:
             skill = load_skill(vector.path)
             if reference is not None:
@@ -113,8 +114,8 @@ def plan_comparison(vectors: Sequence[OperandSpec], base: Path | None, allow: Co
             elif skills and "base" not in allow:
                 remarks += _check_same_base(skills[0], skill)
             skills.append(skill)
-            found.append(_Found(((1, of_skill(skill)),), {name: skill.shape(name) for name in skill.names}))
-    tensors = tuple(_tensors(found, reference, base is not None))
+            parsed.append(_Vector(((1, of_skill(skill)),), {name: skill.shape(name) for name in skill.names}))
+    tensors = tuple(_tensors(parsed, reference, base is not None))
     if not tensors:
         raise CompatibilityError("the operands have no tensor with floats; expected weights or their differences")
     if not any(len(tensor.operands) > 1 for tensor in tensors):
@@ -125,12 +126,12 @@ def plan_comparison(vectors: Sequence[OperandSpec], base: Path | None, allow: Co
     for tensor in tensors:
         if reference is not None and any(stop < tensor.elements for stop in tensor.breaks):
             remarks.append(f"{tensor.name}: {rows_of_vocabulary(reference, tensor.name)}")
-    paths = dict.fromkeys(info.file for tensor in tensors for leaf in tensor.leaves for info in leaf.files)
+    paths = dict.fromkeys(info.file for tensor in tensors for source in tensor.sources for info in source.files)
     versions = {path: file_version(path.stat()) for path in paths}
     return ComparePlan(base, tuple(vectors), tensors, tuple(dict.fromkeys(remarks)), versions)
 
 
-def _check_paths(vectors: Sequence[OperandSpec], base: Path | None) -> None:
+def _check_paths(vectors: Sequence[VectorSpec], base: Path | None) -> None:
     for vector in vectors:
         if vector.kind == CHECKPOINT and base is None:
             raise RecipeError(
@@ -162,36 +163,36 @@ def _check_same_base(one: Skill, other: Skill) -> list[str]:
     return [] if match.certain else [match.reason]
 
 
-def _of_models(model: Layout, minus: Layout) -> _Found:
+def _of_models(model: Layout, minus: Layout) -> _Vector:
     """Return θ_model − θ_minus; a tensor that one of them lacks (allowed explicitly) has no difference."""
 
     def of(layout: Layout) -> Lookup:
         return lambda name: Stored(layout.tensors[name]) if name in model.tensors and name in minus.tensors else None
 
     both = {name: info.shape for name, info in minus.tensors.items() if info.is_float and name in model.tensors}
-    return _Found(((1, of(model)), (-1, of(minus))), both)
+    return _Vector(((1, of(model)), (-1, of(minus))), both)
 
 
-def _tensors(found: Sequence[_Found], reference: Layout | None, with_base: bool) -> list[ComparedTensor]:
+def _tensors(vectors: Sequence[_Vector], reference: Layout | None, with_base: bool) -> list[ComparedTensor]:
     """Return the tensors in the reference's order, else in the order in which the operands name them."""
     if reference is not None:
         shapes = {name: info.shape for name, info in reference.tensors.items() if info.is_float and info.elements}
     else:
         shapes = {}
-        for operand in found:
-            for name, shape in operand.shapes.items():
+        for vector in vectors:
+            for name, shape in vector.shapes.items():
                 if shapes.setdefault(name, shape) != shape:
                     raise CompatibilityError(
                         f"tensor {name!r} has shape {list(shape)} in one operand and {list(shapes[name])} in another; "
                         "expected vectors of one model"
                     )
-    made = []
+    tensors = []
     for name, shape in shapes.items():
         operands = []
-        for number, operand in enumerate(found):
-            terms = tuple(Term(sign, leaf) for sign, lookup in operand.terms if (leaf := lookup(name)) is not None)
+        for number, vector in enumerate(vectors):
+            terms = tuple(Term(sign, source) for sign, lookup in vector.terms if (source := lookup(name)) is not None)
             if terms:
                 operands.append(Operand(number, 1.0, terms))
         base = Stored(reference.tensors[name]) if with_base and reference is not None else None
-        made.append(ComparedTensor(name, shape, base, tuple(operands)))
-    return made
+        tensors.append(ComparedTensor(name, shape, base, tuple(operands)))
+    return tensors

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from skillgraft.arithmetic.buffers import Files, Scratch
+from skillgraft.arithmetic.buffers import Buffers, Files
 from skillgraft.arithmetic.kernels import native
-from skillgraft.arithmetic.plan import Operand
+from skillgraft.arithmetic.plan_types import Operand
 from skillgraft.arithmetic.tiles import Tile
 from skillgraft.geometry.nulls import subspace_overlap
 from skillgraft.geometry.plan import ComparedTensor, ComparePlan
-from skillgraft.geometry.sums import arrange, read_leaves
+from skillgraft.geometry.sums import arrange, read_sources
 from skillgraft.support.progress import Progress
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def spectra(plan: ComparePlan, rank: int, progress: Progress | None = None) -> d
 
     Memory: one matrix in fp64 (a tall one in blocks), and of each vector a Gram matrix and `rank` columns a side.
     """
-    found = {}
+    by_matrix = {}
     matrices = [tensor for tensor in plan.tensors if len(tensor.shape) == 2 and min(tensor.shape) > 1]
     total = sum(tensor.elements * len(tensor.operands) for tensor in matrices)
     done = 0
@@ -68,8 +68,8 @@ def spectra(plan: ComparePlan, rank: int, progress: Progress | None = None) -> d
                 done += tensor.elements
                 if progress is not None:
                     progress(done, total)
-            found[tensor.name] = _measure(tensor, spectrums)
-    return found
+            by_matrix[tensor.name] = _measure(tensor, spectrums)
+    return by_matrix
 
 
 def spectrum(tensor: ComparedTensor, operand: Operand, rank: int, files: Files) -> Spectrum | None:
@@ -127,8 +127,8 @@ def _blocks(tensor: ComparedTensor, operand: Operand, files: Files) -> Iterator[
     """Yield the vector's matrix by blocks of rows in fp64; a matrix that is wider than tall comes whole."""
     rows, columns = tensor.shape
     step = max(1, BLOCK_ELEMENTS // columns) if rows >= columns else rows
-    alone, scratch = replace(tensor, base=None), Scratch()
-    inputs = arrange(alone, [operand])
+    alone, buffers = replace(tensor, base=None), Buffers()
+    arrangement = arrange(alone, [operand])
     for first in range(0, rows, step):
         last = min(first + step, rows)
         block = np.zeros((last - first) * columns)
@@ -136,15 +136,15 @@ def _blocks(tensor: ComparedTensor, operand: Operand, files: Files) -> Iterator[
         if stop > first * columns:
             tile = Tile(first * columns, stop)
             count = tile.stop - tile.start
-            raws = read_leaves(inputs, tile, scratch, files)
+            raws = read_sources(arrangement, tile, buffers, files)
             native.values_tile(
                 raws,
-                inputs.codes,
+                arrangement.codes,
                 count,
                 0,
-                len(inputs.terms),
-                inputs.terms,
-                inputs.signs,
+                len(arrangement.terms),
+                arrangement.terms,
+                arrangement.signs,
                 native.HALF_VALUES,
                 block[:count],
             )

@@ -1,7 +1,7 @@
 """The stream of a comparison: one pass over all vectors, and the sums from which every measure follows.
 
 Sums of a tensor are added by `math.fsum` over tiles whose cut depends on the shape alone, so that neither threads nor
-shards change a bit. What is kept is additive over tensors: a layer, a module kind and the whole model are sums too.
+shards change a bit. The sums are additive over tensors: a layer, a module kind and the whole model are sums too.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from skillgraft.arithmetic.buffers import Files, Scratch
+from skillgraft.arithmetic.buffers import Buffers, Files
 from skillgraft.arithmetic.kernels import native
+from skillgraft.arithmetic.kernels.codes import CODES
 from skillgraft.arithmetic.tiles import Tile, cut, each_tile
 from skillgraft.checkpoint.header import DTYPE_BYTES
 from skillgraft.errors import CompatibilityError
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sums:
-    """What was summed over one tensor, or over any set of them, for k vectors a, b, ….
+    """Sums over one tensor, or over any set of them, for k vectors a, b, ….
 
     elements   number of elements
     base       ‖θ_base‖², 0 without a base
@@ -65,28 +66,28 @@ def sum_tensors(plan: ComparePlan, threads: int, progress: Progress | None = Non
     `CheckpointError` for a file that changed since its header was read.
     """
     done, total, lock = 0, plan.bytes_read, Lock()
-    found: dict[str, Sums] = {}
+    by_tensor: dict[str, Sums] = {}
     vectors = len(plan.vectors)
 
-    def visit(gathering: _Gathering, tile: Tile, scratch: Scratch) -> None:
+    def visit(gathering: _Gathering, tile: Tile, buffers: Buffers) -> None:
         nonlocal done
-        part = _sum_tile(gathering.tensor, vectors, tile, scratch, files)
+        part = _sum_tile(gathering.tensor, vectors, tile, buffers, files)
         with lock:
             gathering.parts.append(part)
             gathering.left -= 1
             if not gathering.left:
-                found[gathering.tensor.name] = gathering.close(vectors)
+                by_tensor[gathering.tensor.name] = gathering.close(vectors)
             if progress is not None:
-                done += sum(leaf.nbytes * (tile.stop - tile.start) for leaf in gathering.tensor.leaves) // max(
+                done += sum(source.nbytes * (tile.stop - tile.start) for source in gathering.tensor.sources) // max(
                     1, gathering.tensor.elements
                 )
                 progress(done, total)
 
-    scratches = [Scratch() for _ in range(threads)]
+    thread_buffers = [Buffers() for _ in range(threads)]
     with Files(plan.versions) as files:
-        each_tile(_tiles(plan.tensors), visit, threads=threads, scratches=scratches)
+        each_tile(_tiles(plan.tensors), visit, thread_buffers)
         files.check_unchanged()
-    return {tensor.name: found[tensor.name] for tensor in plan.tensors}
+    return {tensor.name: by_tensor[tensor.name] for tensor in plan.tensors}
 
 
 @dataclass
@@ -132,33 +133,33 @@ def _tiles(tensors: Iterable[ComparedTensor]) -> Iterator[tuple[_Gathering, Tile
             yield gathering, tile
 
 
-def _sum_tile(tensor: ComparedTensor, vectors: int, tile: Tile, scratch: Scratch, files: Files) -> np.ndarray:
+def _sum_tile(tensor: ComparedTensor, vectors: int, tile: Tile, buffers: Buffers, files: Files) -> np.ndarray:
     """Return one tile's sums in a row: ‖base‖², `below` of each vector, and the four sums of each pair i <= j."""
     present = tuple(operand for operand in tensor.operands if tile.stop <= operand.elements)
-    inputs = scratch.last((tensor.name, present), lambda: arrange(tensor, present))
+    arrangement = buffers.last((tensor.name, present), lambda: arrange(tensor, present))
     count = tile.stop - tile.start
-    raws = read_leaves(inputs, tile, scratch, files)
-    given = len(present)
-    pairs, below = np.empty((given * (given + 1) // 2, 4)), np.empty(given)
+    raws = read_sources(arrangement, tile, buffers, files)
+    number = len(present)
+    pairs, below = np.empty((number * (number + 1) // 2, 4)), np.empty(number)
     base = compare_tile(
         raws,
-        inputs.codes,
+        arrangement.codes,
         count,
-        inputs.firsts,
-        inputs.terms,
-        inputs.signs,
+        arrangement.firsts,
+        arrangement.terms,
+        arrangement.signs,
         0 if tensor.base is not None else -1,
         native.HALF_VALUES,
         pairs,
         below,
     )
     if not (math.isfinite(base) and np.isfinite(pairs).all()):
-        refuse_not_finite(tensor, inputs, raws, count, tile)
-    if given == vectors:
+        refuse_not_finite(tensor, arrangement, raws, count, tile)
+    if number == vectors:
         return np.concatenate(([base], below, pairs.reshape(-1)))
     every = np.zeros((vectors, vectors, 4))
     numbers = [operand.number for operand in present]
-    rows, columns = np.triu_indices(given)
+    rows, columns = np.triu_indices(number)
     every[[numbers[i] for i in rows], [numbers[j] for j in columns]] = pairs
     every_below = np.zeros(vectors)
     every_below[numbers] = below
@@ -166,47 +167,49 @@ def _sum_tile(tensor: ComparedTensor, vectors: int, tile: Tile, scratch: Scratch
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """The leaves of a tensor and which of them make up which vector, in the kernel's terms."""
+class Arrangement:
+    """The sources of a tensor and which of them make up which vector, in the kernel's terms."""
 
-    leaves: tuple[Any, ...]
+    sources: tuple[Any, ...]
     codes: np.ndarray
     firsts: np.ndarray
     terms: np.ndarray
     signs: np.ndarray
 
 
-def arrange(tensor: ComparedTensor, present: Sequence[Any]) -> Inputs:
-    """Return the distinct leaves of the base, which comes first, and of the `present` operands."""
-    leaves: dict[Any, int] = {tensor.base: 0} if tensor.base is not None else {}
+def arrange(tensor: ComparedTensor, present: Sequence[Any]) -> Arrangement:
+    """Return the distinct sources of the base, which comes first, and of the `present` operands."""
+    sources: dict[Any, int] = {tensor.base: 0} if tensor.base is not None else {}
     firsts, terms, signs = [0], [], []
     for operand in present:
         for term in operand.terms:
-            terms.append(leaves.setdefault(term.leaf, len(leaves)))
+            terms.append(sources.setdefault(term.source, len(sources)))
             signs.append(float(term.sign))
         firsts.append(len(terms))
-    codes = np.array([native.CODES[leaf.dtype] for leaf in leaves], dtype=np.int64)
-    return Inputs(tuple(leaves), codes, np.array(firsts), np.array(terms, dtype=np.int64), np.array(signs))
+    codes = np.array([CODES[source.dtype] for source in sources], dtype=np.int64)
+    return Arrangement(tuple(sources), codes, np.array(firsts), np.array(terms, dtype=np.int64), np.array(signs))
 
 
-def read_leaves(inputs: Inputs, tile: Tile, scratch: Scratch, files: Files) -> np.ndarray:
-    """Read the bytes of a tile of every leaf, each once."""
-    widest = max((DTYPE_BYTES[leaf.dtype] for leaf in inputs.leaves), default=1)
-    raws = scratch.empty("raws", (len(inputs.leaves), (tile.stop - tile.start) * widest), np.uint8)
-    for place, leaf in enumerate(inputs.leaves):
-        leaf.read(tile.start, tile.stop, files, raws[place])
+def read_sources(arrangement: Arrangement, tile: Tile, buffers: Buffers, files: Files) -> np.ndarray:
+    """Read the bytes of a tile of every source, each once."""
+    widest = max((DTYPE_BYTES[source.dtype] for source in arrangement.sources), default=1)
+    raws = buffers.empty("raws", (len(arrangement.sources), (tile.stop - tile.start) * widest), np.uint8)
+    for place, source in enumerate(arrangement.sources):
+        source.read(tile.start, tile.stop, files, raws[place])
     return raws
 
 
-def refuse_not_finite(tensor: ComparedTensor, inputs: Inputs, raws: np.ndarray, count: int, tile: Tile) -> None:
+def refuse_not_finite(
+    tensor: ComparedTensor, arrangement: Arrangement, raws: np.ndarray, count: int, tile: Tile
+) -> None:
     """Raise `CompatibilityError` naming the file whose part of a tile holds NaN or infinity; return if none does."""
     values, one = np.empty(count), np.ones(1)
-    for place, leaf in enumerate(inputs.leaves):
+    for place, source in enumerate(arrangement.sources):
         term = np.array([place])
-        native.values_tile(raws, inputs.codes, count, 0, 1, term, one, native.HALF_VALUES, values)
+        native.values_tile(raws, arrangement.codes, count, 0, 1, term, one, native.HALF_VALUES, values)
         wrong = int(np.count_nonzero(~np.isfinite(values)))
         if wrong:
-            file = leaf.files[-1].file
+            file = source.files[-1].file
             raise CompatibilityError(
                 f"{file.parent}: tensor {tensor.name!r} holds NaN or infinity ({wrong} of elements {tile.start} to "
                 f"{tile.stop} in {file.name}); expected finite weights: the checkpoint is damaged or its training "

@@ -35,7 +35,8 @@ def commands_page() -> str:
 
 def recipe_page() -> str:
     """Return the fields of a recipe and of every kind of stage as Markdown."""
-    from skillgraft.recipe.schema import KINDS, Recipe
+    from skillgraft.recipe.schema import Recipe
+    from skillgraft.stages import KINDS
 
     head = (
         "# Recipe fields\n\nA recipe is a YAML file with the fields below, checked by `skillgraft run --dry-run` "
@@ -43,17 +44,19 @@ def recipe_page() -> str:
         "Schema, for editors, is [recipe.schema.json](../recipe.schema.json); `skillgraft schema` prints it.\n\n"
         "## Recipe\n"
     )
+    forms = {name: kind.settings for name, kind in KINDS.items()}
     parts = [head, _table(Recipe), "## Stages\n\nEvery stage has a `kind`, which decides its other fields.\n"]
-    for kind, form in KINDS.items():
+    for kind, form in forms.items():
         parts.append(f"### {kind}\n\n{form.__doc__}\n\n{_table(form)}")
-    nested = {_words(each.__name__): each for form in KINDS.values() for each in _nested(form)}
+    nested = {_words(each.__name__): each for form in forms.values() for each in _nested(form)}
     parts += [f"### {name}\n\n{form.__doc__}\n\n{_table(form)}" for name, form in nested.items()]
     return "\n".join(parts)
 
 
 def merge_recipe_page() -> str:
     """Return the fields of a merge recipe and the parameters of every method as Markdown."""
-    from skillgraft.arithmetic.merge_recipe import PARAMETERS, MergeRecipe, OperandSpec
+    from skillgraft.arithmetic.merge_schema import MergeRecipe, OperandSpec
+    from skillgraft.arithmetic.methods import all_methods
 
     head = (
         "# Merge recipe fields\n\nThe YAML file of `skillgraft merge`. Paths are relative to its folder. The JSON "
@@ -61,8 +64,8 @@ def merge_recipe_page() -> str:
     )
     parts = [head, _table(MergeRecipe), f"## operand spec\n\n{OperandSpec.__doc__}\n\n{_table(OperandSpec)}"]
     parts.append("## Parameters by method\n")
-    for method, form in PARAMETERS.items():
-        parts.append(f"### {method}\n\n{_table(form)}")
+    for name, method in all_methods().items():
+        parts.append(f"### {name}\n\n{_table(method.parameters)}")
     return "\n".join(parts)
 
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from skillgraft.errors import SkillgraftError
 from skillgraft.pipeline.eta import Pace
-from skillgraft.pipeline.plan import PlannedStage
+from skillgraft.stages.planned import PlannedStage
+from skillgraft.support.units import duration
 
 if TYPE_CHECKING:
     from skillgraft.recipe.schema import Recipe
@@ -34,14 +35,6 @@ def summary(metrics: Mapping[str, float]) -> str:
     hidden = {"loss"} if "reward" in metrics else set()
     parts = [f"{label} {metrics[key]:.3g}" for key, label in SHOWN.items() if key in metrics and key not in hidden]
     return " · ".join(parts)
-
-
-def clock(seconds: float) -> str:
-    """Return `42 s`, `3 min 05 s` or `2 h 07 min`."""
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes >= 100:
-        return f"{minutes // 60} h {minutes % 60:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 class Lines:
@@ -64,7 +57,7 @@ class Lines:
     def started(self, stage: PlannedStage) -> None:
         """Print that a stage begins."""
         self.last, self.pace = time.monotonic(), Pace()
-        self.say(f"{stage.name} ({stage.stage.kind}) …")
+        self.say(f"{stage.name} ({stage.kind.name}) …")
 
     def moved(self, stage: PlannedStage, step: int, steps: int, metrics: Mapping[str, float]) -> None:
         """Print a stage's progress if the last line is old enough."""
@@ -72,16 +65,16 @@ class Lines:
         if time.monotonic() - self.last >= self.seconds:
             self.last = time.monotonic()
             left = self.pace.left()
-            parts = [f"{share(step, steps)}", summary(metrics), f"{clock(left)} left" if left is not None else ""]
+            parts = [f"{share(step, steps)}", summary(metrics), f"{duration(left)} left" if left is not None else ""]
             self.say(f"  {stage.name}: {'  '.join(filter(None, parts))}")
 
     def finished(self, stage: PlannedStage, seconds: float, cached: bool) -> None:
         """Print that a stage is done."""
-        self.say(f"{stage.name} ({stage.stage.kind}): {'cached' if cached else clock(seconds)}")
+        self.say(f"{stage.name} ({stage.kind.name}): {'cached' if cached else duration(seconds)}")
 
     def failed(self, stage: PlannedStage, error: BaseException) -> None:
         """Print that a stage ended without a result."""
-        self.say(f"{stage.name} ({stage.stage.kind}): {'stopped' if stopped(error) else 'failed'}")
+        self.say(f"{stage.name} ({stage.kind.name}): {'stopped' if stopped(error) else 'failed'}")
 
 
 class Events:
@@ -114,13 +107,13 @@ class Events:
 
     def planned(self, recipe: Recipe, base: Path, stages: Sequence[PlannedStage]) -> None:
         """Emit `run_started`."""
-        rows = [{"stage": stage.name, "kind": stage.stage.kind, "cached": stage.cached} for stage in stages]
+        rows = [{"stage": stage.name, "kind": stage.kind.name, "cached": stage.cached} for stage in stages]
         self._emit("run_started", name=recipe.name, base=str(base), stages=rows)
 
     def started(self, stage: PlannedStage) -> None:
         """Emit `stage_started`."""
         self.last, self.pace = 0.0, Pace()
-        self._emit("stage_started", stage=stage.name, kind=stage.stage.kind)
+        self._emit("stage_started", stage=stage.name, kind=stage.kind.name)
 
     def moved(self, stage: PlannedStage, step: int, steps: int, metrics: Mapping[str, float]) -> None:
         """Emit `stage_progress`; without metrics at most every `seconds`."""
@@ -132,7 +125,7 @@ class Events:
         self._emit(
             "stage_progress",
             stage=stage.name,
-            kind=stage.stage.kind,
+            kind=stage.kind.name,
             step=step,
             steps=steps,
             seconds_left=None if left is None else round(left, 1),
@@ -142,12 +135,12 @@ class Events:
     def finished(self, stage: PlannedStage, seconds: float, cached: bool) -> None:
         """Emit `stage_cached` or `stage_finished`."""
         event = "stage_cached" if cached else "stage_finished"
-        self._emit(event, stage=stage.name, kind=stage.stage.kind, seconds=round(seconds, 2))
+        self._emit(event, stage=stage.name, kind=stage.kind.name, seconds=round(seconds, 2))
 
     def failed(self, stage: PlannedStage, error: BaseException) -> None:
         """Emit `stage_failed`."""
         self._emit(
-            "stage_failed", stage=stage.name, kind=stage.stage.kind, error=_said(error), interrupted=stopped(error)
+            "stage_failed", stage=stage.name, kind=stage.kind.name, error=_said(error), interrupted=stopped(error)
         )
 
     def run_finished(self, result: Run) -> None:

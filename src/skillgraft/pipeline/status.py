@@ -8,8 +8,8 @@ from typing import Any
 
 from skillgraft.data.synthesis.generation import RENDERINGS
 from skillgraft.errors import MissingPathError
-from skillgraft.pipeline.observers import clock
-from skillgraft.pipeline.plan import RECORD
+from skillgraft.stages.planned import RECORD
+from skillgraft.support.units import duration
 
 
 def list_stages(runs: Path) -> list[dict[str, Any]]:
@@ -32,7 +32,7 @@ def _row(folder: Path) -> dict[str, Any]:
             "name": facts["name"],
             "kind": kind,
             "state": "finished",
-            "time": clock(facts["seconds"]),
+            "time": duration(facts["seconds"]),
             "directory": str(folder),
         }
     steps = [int(p.name.rpartition("-")[2]) for p in folder.rglob("checkpoint-*")]

@@ -9,7 +9,8 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from skillgraft.arithmetic.merge_recipe import PARAMETERS, MergeRecipe
+from skillgraft.arithmetic.merge_schema import MergeRecipe
+from skillgraft.arithmetic.methods import all_methods
 from skillgraft.recipe.schema import Recipe
 
 DIALECT = "http://json-schema.org/draft-07/schema#"
@@ -28,13 +29,13 @@ def recipe_schema() -> dict[str, Any]:
 def merge_schema() -> dict[str, Any]:
     """Return the JSON Schema of a merge recipe; `parameters` are those of the method that is named."""
     schema = _cleaned(MergeRecipe.model_json_schema(by_alias=True))
-    schema["properties"]["method"]["enum"] = list(PARAMETERS)
+    schema["properties"]["method"]["enum"] = list(all_methods())
     schema["allOf"] = [
         {
-            "if": {"properties": {"method": {"const": method}}},
-            "then": {"properties": {"parameters": _cleaned(form.model_json_schema())}},
+            "if": {"properties": {"method": {"const": name}}},
+            "then": {"properties": {"parameters": _cleaned(method.parameters.model_json_schema())}},
         }
-        for method, form in PARAMETERS.items()
+        for name, method in all_methods().items()
     ]
     return {"$schema": DIALECT, **schema, "title": "Skillgraft merge recipe"}
 

@@ -1,4 +1,4 @@
-"""Reading a recipe: its YAML, `--set` overrides, rounds written out, references and settings checked. No torch."""
+"""Load a recipe: YAML, `--set` overrides, expansion of entries, references and settings checked. Loads no torch."""
 
 from __future__ import annotations
 
@@ -11,36 +11,14 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from skillgraft.arithmetic.merge_recipe import check_vector_method, parse_merge_recipe
-from skillgraft.distil_settings import DistilStage, MixStage, check_distil
 from skillgraft.errors import RecipeError, closest, did_you_mean
-from skillgraft.recipe.schema import (
-    CHOICE,
-    DATA,
-    KINDS,
-    MAKES,
-    REFERENCES,
-    WRITES_DATA,
-    EvalStage,
-    InjectStage,
-    Recipe,
-    RlStage,
-    ScaledSkill,
-    SftStage,
-    is_path,
-    order,
-    references,
-)
+from skillgraft.recipe.schema import Recipe, check_makers, order
 from skillgraft.recipe.validation_messages import explain, explain_at, holder
-from skillgraft.refine_settings import RefineStage, rounds_of
-from skillgraft.rl_settings import check_rl
-from skillgraft.self_edit_settings import SelfEditStage, check_self_edit
-from skillgraft.settings.base import BASE, Strict, changed
-from skillgraft.settings.evaluation import EvalRow, RetentionSettings, check_eval
-from skillgraft.settings.synthesis import SynthesizeStage, check_synthesize
-from skillgraft.settings.text import ReplaySettings, check_sft
-from skillgraft.single_passage_settings import RowSkill, SinglePassageStage, check_single_passage
+from skillgraft.settings.base import BASE, Chooses, DataPath, Ref, Settings, is_path, replaced, sites
+from skillgraft.stages import KINDS
 from skillgraft.support.yaml_file import read_yaml
+
+SETTINGS = {name: kind.settings for name, kind in KINDS.items()}
 
 
 def load_recipe(file: Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -54,10 +32,13 @@ def load_recipe(file: Path, overrides: Iterable[str] = ()) -> Recipe:
     for override in overrides:
         _apply_override(data, override)
     _check_kinds(data)
-    recipe = _with_rounds(parse_recipe(data, str(file)), str(file))
+    recipe = _expanded(parse_recipe(data, str(file)), str(file))
     recipe = _absolute_paths(recipe, file.resolve().parent)
     order(recipe)
-    _check_stages(recipe)
+    for name, stage in recipe.stages.items():
+        KINDS[stage.kind].check(name, stage)
+        _check_choices(name, stage)
+        check_makers(recipe, name)
     return recipe
 
 
@@ -66,7 +47,7 @@ def parse_recipe(data: Mapping[str, Any], where: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        raise RecipeError(f"{where}: {explain(error, data, Recipe, KINDS)}") from error
+        raise RecipeError(f"{where}: {explain(error, data, Recipe, SETTINGS)}") from error
 
 
 def _check_kinds(data: Mapping[str, Any]) -> None:
@@ -87,23 +68,26 @@ def _check_kinds(data: Mapping[str, Any]) -> None:
             raise RecipeError(f"stages.{name}.kind: '{kind}' is not a kind of stage{did_you_mean(str(kind), KINDS)}")
 
 
-def _with_rounds(recipe: Recipe, where: str) -> Recipe:
-    """Return the recipe with the stages of its rounds in the place of every `refine` entry."""
+def _expanded(recipe: Recipe, where: str) -> Recipe:
+    """Return the recipe with the stages that an entry stands for in its place."""
     stages: dict[str, Any] = {}
     for name, stage in recipe.stages.items():
-        if not isinstance(stage, RefineStage):
+        expand = KINDS[stage.kind].expand
+        if expand is None:
             stages[name] = stage
             continue
-        for made, (place, settings) in rounds_of(name, stage).items():
+        for made, (place, settings) in expand(name, stage).items():
             if made != name and made in recipe.stages:
-                raise RecipeError(f"stages.{made}: the refine stage '{name}' makes a stage of this name; rename one")
-            model = KINDS[settings["kind"]]
+                raise RecipeError(
+                    f"stages.{made}: the {stage.kind} stage '{name}' makes a stage of this name; rename one"
+                )
+            model = SETTINGS[settings["kind"]]
             try:
                 stages[made] = model.model_validate(settings)
             except ValidationError as error:
                 keys = [str(part) for part in error.errors()[0]["loc"]]
-                said = explain_at(error, [*place.split("."), *keys], holder(model, keys[:-1]))
-                raise RecipeError(f"{where}: {said}") from error
+                message = explain_at(error, [*place.split("."), *keys], holder(model, keys[:-1]))
+                raise RecipeError(f"{where}: {message}") from error
     return recipe.model_copy(update={"stages": stages})
 
 
@@ -134,82 +118,26 @@ def _check_stage_named(name: str, stages: Mapping[str, Any]) -> None:
     """Raise for an override of a stage that is not there, or is one of those that a `refine` entry stands for."""
     if name in stages:
         return
-    made: dict[str, str] = {}
+    made: dict[str, tuple[str, str]] = {}
     for entry, settings in stages.items():
-        if isinstance(settings, dict) and settings.get("kind") == "refine":
+        kind = KINDS.get(str(settings.get("kind"))) if isinstance(settings, dict) else None
+        if kind is not None and kind.expand is not None:
             with contextlib.suppress(ValidationError, RecipeError):  # an entry that is wrong is reported later
-                rounds = rounds_of(entry, RefineStage.model_validate(settings))
-                made |= {stage: place for stage, (place, _) in rounds.items()}
+                expanded = kind.expand(entry, kind.settings.model_validate(settings))
+                made |= {stage: (kind.name, place) for stage, (place, _) in expanded.items()}
     if name in made:
         raise RecipeError(
-            f"--set: '{name}' is one of the stages that a refine stage stands for; set {made[name]}, which decides it "
-            "in every round"
+            f"--set: '{name}' is one of the stages that a {made[name][0]} stage stands for; set {made[name][1]}, which "
+            "decides it in every round"
         )
     raise RecipeError(f"--set: there is no stage '{name}'{did_you_mean(name, {*stages, *made})}")
 
 
-def _check_stages(recipe: Recipe) -> None:
-    """Raise for an sft stage without data, and an eval stage whose `baseline` or `labels` name none of its models."""
-    for name, stage in recipe.stages.items():
-        if isinstance(stage, SftStage):
-            check_sft(name, stage)
-        for field in CHOICE:
-            if isinstance(stage, SftStage) and field == "limit_documents":
-                continue  # check_sft's, since about has it too
-            if getattr(stage, field, None) is not None and getattr(stage, "documents", None) is None:
-                raise RecipeError(f"stages.{name}: {field} needs documents")
-        if isinstance(stage, InjectStage):
-            _check_inject(name, stage)
-        if isinstance(stage, SynthesizeStage):
-            check_synthesize(name, stage)
-        if isinstance(stage, SinglePassageStage):
-            check_single_passage(name, stage)
-        if isinstance(stage, DistilStage | MixStage):
-            check_distil(name, stage)
-        if isinstance(stage, SelfEditStage):
-            check_self_edit(name, stage)
-        _check_makers(recipe, name, stage)
-        if isinstance(stage, RlStage):
-            check_rl(name, stage)
-        if not isinstance(stage, EvalStage):
-            continue
-        check_eval(name, stage)
-        for field, named in (("baseline", [stage.baseline] if stage.baseline else []), ("labels", list(stage.labels))):
-            for model in named:
-                if model not in stage.models:
-                    raise RecipeError(
-                        f"stages.{name}.{field}: '{model}' is no model of it{did_you_mean(model, stage.models)}"
-                    )
-        for model in stage.models:
-            if stage.models.count(model) > 1:
-                raise RecipeError(f"stages.{name}.models: '{model}' stands there twice; name each model once")
-
-
-def _check_inject(name: str, stage: InjectStage) -> None:
-    """Raise for an inject stage that names no skill, or one and several, or a method that it can't take."""
-    if (stage.skill is None) != bool(stage.skills):
-        got = "both are given" if stage.skills else "neither is given"
-        raise RecipeError(f"stages.{name}: {got}, skill or skills; inject needs one of them")
-    if stage.scales is not None and (stage.skills or stage.method != "task_arithmetic"):
-        raise RecipeError(f"stages.{name}.scales: λ by pattern is for one skill, added as it is; leave scales out")
-    if stage.method == "task_arithmetic" and not stage.parameters:
-        return
-    from skillgraft.arithmetic.plan import check_number
-
-    operands = [{"skill": skill, "weight": scale} for skill, scale in stage.injected]
-    data = {"method": stage.method, "base": stage.target, "operands": operands, "parameters": stage.parameters}
-    check_vector_method(stage.method, f"stages.{name}: ")
-    check_number(parse_merge_recipe(data, f"stages.{name}"))
-
-
-def _check_makers(recipe: Recipe, name: str, stage: Strict) -> None:
-    """Raise for a reference to a stage that makes something else than what is needed there."""
-    for field, reference in references(stage):
-        if reference in recipe.stages and field not in DATA:
-            wanted = "skill" if field in ("skill", "skills") else "checkpoint"
-            made = MAKES[recipe.stages[reference].kind]
-            if made != wanted:
-                raise RecipeError(f"stages.{name}.{field}: '{reference}' makes a {made}, expected a {wanted}")
+def _check_choices(name: str, stage: Settings) -> None:
+    """Raise for a field that chooses among data which is not given."""
+    for field, marker, _ in sites(stage, Chooses):
+        if all(getattr(stage, each) is None for each in marker.of):
+            raise RecipeError(f"stages.{name}: {field} needs {', or '.join(marker.of)}")
 
 
 def _skill_place(name: str, folder: Path) -> str | None:
@@ -221,40 +149,27 @@ def _skill_place(name: str, folder: Path) -> str | None:
 
 
 def _absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
-    def absolute(value: Any, field: str) -> Any:
-        if isinstance(value, list):
-            return [absolute(each, field) for each in value]
-        if isinstance(value, ReplaySettings):
-            return value.model_copy(update={"text": absolute(value.text, "replay")})
-        if isinstance(value, EvalRow | RetentionSettings):
-            return changed(value, {name: absolute(getattr(value, name), name) for name in type(value).model_fields})
-        if not isinstance(value, Path):
+    """Return the recipe with paths and references resolved against its folder; names of stages stay names."""
+
+    def resolved(marker: Any, value: Any) -> Any:
+        if isinstance(marker, Ref):
+            return reference(value, marker.makes == "skill")
+        if not isinstance(marker, DataPath):
             return value
-        if field in DATA and isinstance(recipe.stages.get(str(value)), WRITES_DATA):
+        source = recipe.stages.get(str(value)) if marker.makes is not None else None
+        if source is not None and KINDS[source.kind].makes in ("documents", "questions"):
             return value
         return (folder / value.expanduser()).resolve()
 
-    def resolve_reference(value: Any, is_base: bool = False, is_skill: bool = False) -> Any:
-        if isinstance(value, list):
-            return [resolve_reference(each, is_skill=is_skill) for each in value]
-        if isinstance(value, ScaledSkill | RowSkill):
-            return value.model_copy(update={"skill": resolve_reference(value.skill, is_skill=True)})
-        if isinstance(value, EvalRow):
-            return value.model_copy(update={"model": resolve_reference(value.model)})
-        if isinstance(value, str) and value not in (*recipe.stages, BASE) and (is_path(value) or is_base):
-            if is_base and not value.startswith((".", "~", "/")) and not (folder / value).is_dir():
-                return value  # a hub id
+    def reference(value: str, is_skill: bool) -> str:
+        if value in (*recipe.stages, BASE):
+            return value
+        if is_path(value):
             return str((folder / Path(value).expanduser()).resolve())
-        if is_skill and value and value not in (*recipe.stages, BASE):
-            return _skill_place(value, folder) or value
-        return value
+        return (_skill_place(value, folder) or value) if is_skill and value else value
 
-    stages = {}
-    for name, stage in recipe.stages.items():
-        changes = {f: absolute(getattr(stage, f), f) for f in type(stage).model_fields}
-        changes |= {f: resolve_reference(changes[f], is_skill=f.startswith("skill")) for f in REFERENCES[stage.kind]}
-        if isinstance(stage, EvalStage):
-            changes["labels"] = {resolve_reference(model): label for model, label in stage.labels.items()}
-            changes["baseline"] = resolve_reference(stage.baseline)
-        stages[name] = changed(stage, changes)
-    return recipe.model_copy(update={"stages": stages, "base": resolve_reference(recipe.base, is_base=True)})
+    base = recipe.base
+    if base.startswith((".", "~", "/")) or (folder / base).is_dir():  # anything else is a hub id
+        base = str((folder / Path(base).expanduser()).resolve())
+    stages = {name: replaced(stage, resolved) for name, stage in recipe.stages.items()}
+    return recipe.model_copy(update={"stages": stages, "base": base})

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from skillgraft.checkpoint.safe_read import shown
 from skillgraft.errors import closest, did_you_mean
-from skillgraft.settings.base import Strict
+from skillgraft.settings.base import Settings
 
 MUST = {
     "dict_type": "a mapping",
@@ -28,7 +28,7 @@ MUST = {
 """Kind of pydantic's error -> what the value must be."""
 
 
-def explain(error: ValidationError, data: Any, recipe: type[Strict], kinds: Mapping[str, type[Strict]]) -> str:
+def explain(error: ValidationError, data: Any, recipe: type[Settings], kinds: Mapping[str, type[Settings]]) -> str:
     """Return what is wrong first with the recipe `data`, of which `recipe` is the class and `kinds` the stages'."""
     first = error.errors()[0]
     location = _written(first["loc"], data)
@@ -38,7 +38,7 @@ def explain(error: ValidationError, data: Any, recipe: type[Strict], kinds: Mapp
     return explain_at(error, location, model)
 
 
-def explain_at(error: ValidationError, location: Sequence[str], model: type[Strict]) -> str:
+def explain_at(error: ValidationError, location: Sequence[str], model: type[Settings]) -> str:
     """Return what is wrong first, at the keys `location`, the last of which is one of `model`."""
     first, where = error.errors()[0], ".".join(location)
     if first["type"] == "extra_forbidden":
@@ -82,19 +82,19 @@ def _written(path: Sequence[int | str], data: Any) -> list[str]:
     return found
 
 
-def holder(model: type[Strict], location: Sequence[str]) -> type[Strict]:
+def holder(model: type[Settings], location: Sequence[str]) -> type[Settings]:
     """Return the class of the mapping at `location` in a stage of the class `model`."""
     for name in location:
         model = _mapping_of(model.model_fields[name].annotation) if name in model.model_fields else model
     return model
 
 
-def _keys(model: type[Strict]) -> list[str]:
+def _keys(model: type[Settings]) -> list[str]:
     return [field.alias or name for name, field in model.model_fields.items()]
 
 
-def _mapping_of(annotation: Any) -> type[Strict]:
+def _mapping_of(annotation: Any) -> type[Settings]:
     """Return the class of the mapping that a field may hold: the first in its annotation."""
-    if isinstance(annotation, type) and issubclass(annotation, Strict):
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
         return annotation
-    return next((found for each in get_args(annotation) if (found := _mapping_of(each)) is not Strict), Strict)
+    return next((found for each in get_args(annotation) if (found := _mapping_of(each)) is not Settings), Settings)

@@ -7,12 +7,15 @@ from typing import Any
 from markupsafe import escape
 
 from skillgraft.report.facts import Answer, Evaluation, Example
-from skillgraft.report.formatting import finite, score
-from skillgraft.report.wording import compared_pair
+from skillgraft.report.wording import compared_pair, metric_name
+from skillgraft.support.formatting import finite, score
 
 GOLD_ANSWERS = 6
 UNSCROLLED_CHARACTERS, UNSCROLLED_LINES = 200, 6  # more may scroll on a phone and is then reached by keyboard
 CHANGES = ("gained", "lost", "unchanged")
+MARKS = {"exact_match": "exact", "containment": "contains the answer"}
+SOLVED = dict.fromkeys(MARKS).keys()
+"""Metrics of 1 or 0 that say whether an answer is right, the strictest first."""
 MARKUP_BYTES = 500  # of the template around each answer, roughly
 
 
@@ -53,23 +56,33 @@ def _example_view(example: Example, pair: tuple[str, str] | None, roles: dict[st
     }
 
 
+def scores_of(answer: Answer) -> dict[str, float]:
+    """Return an example answer's scores by metric."""
+    return {name: value for name, value in answer.items() if name not in ("model", "text")}  # type: ignore[misc]
+
+
 def _answer_view(answer: Answer, roles: dict[str, str]) -> dict[str, Any]:
-    exact = (finite(answer["exact_match"]) or 0) >= 1
-    contained = (finite(answer["containment"]) or 0) >= 1
+    scores = scores_of(answer)
+    marks = [MARKS.get(name, metric_name(name)) for name in SOLVED if (finite(scores.get(name)) or 0) >= 1]
+    if not SOLVED & scores.keys():
+        marks = [metric_name(name) for name, value in scores.items() if (finite(value) or 0) >= 1]
+    shown = next((name for name in scores if name not in SOLVED), next(iter(scores)))
     text = answer["text"].strip()
     return {
         "label": answer["model"],
         "role": roles.get(answer["model"], "other"),
         "text": text,
         "scrolls": len(text) > UNSCROLLED_CHARACTERS or text.count("\n") > UNSCROLLED_LINES,
-        "correct": exact or contained,
-        "mark": "exact" if exact else "contains the answer" if contained else "not contained",
-        "f1": score(answer["f1"]),
+        "correct": bool(marks),
+        "mark": marks[0] if marks else "not contained" if "containment" in scores else "not solved",
+        "metric": metric_name(shown),
+        "score": score(scores[shown]),
     }
 
 
 def _change(before: Answer, after: Answer) -> str:
-    difference = (finite(after["containment"]) or 0) - (finite(before["containment"]) or 0)
+    metric = "containment" if "containment" in after else next(iter(scores_of(after)))
+    difference = (finite(scores_of(after)[metric]) or 0) - (finite(scores_of(before).get(metric)) or 0)
     return "gained" if difference > 0 else "lost" if difference < 0 else "unchanged"
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from skillgraft.errors import SkillgraftError
-from skillgraft.pipeline.plan import RECORD
-from skillgraft.pipeline.row_labels import ANSWER_FORMAT
 from skillgraft.report.heat import geometry_view
+from skillgraft.stages.planned import RECORD
+from skillgraft.stages.row_labels import ANSWER_FORMAT
 
 LABELS = ("SFT", "RL", "skill")
 GONE = "The checkpoints are not there any more, so it was not computed where in the model the change sits."
@@ -127,10 +127,10 @@ def _compared(
     vectors: list[dict[str, Any]], base: str, with_ranks: bool, progress: Callable[[str], Any] | None
 ) -> dict[str, Any]:
     from skillgraft.geometry import compare
-    from skillgraft.geometry.operands import CHECKPOINT, DIFFERENCE, SKILL, OperandSpec
+    from skillgraft.geometry.operands import CHECKPOINT, DIFFERENCE, SKILL, VectorSpec
 
     operands = [
-        OperandSpec(
+        VectorSpec(
             one["label"],
             one["label"],
             SKILL if one["label"] == "skill" else DIFFERENCE if one["minus"] else CHECKPOINT,

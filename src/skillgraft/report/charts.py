@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from skillgraft.report.formatting import MINUS, finite
+from skillgraft.support.formatting import MINUS, finite
 
 PLOT_WIDTH, PLOT_MARGIN = 120.0, 5.0
 CHART_WIDTH, CHART_HEIGHT = 340.0, 190.0

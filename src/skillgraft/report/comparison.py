@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from skillgraft.errors import OutputExistsError, StorageError
-from skillgraft.report.formatting import MISSING, one_decimal, percent, significant
+from skillgraft.geometry.pair_wording import plain, signed, z_text
 from skillgraft.report.heat import heat_maps
 from skillgraft.report.page import environment, frame_view
-from skillgraft.report.pair_wording import plain, signed, z_text
 from skillgraft.support.atomic import atomic_write_text
 from skillgraft.support.escape import visible_tree
+from skillgraft.support.formatting import MISSING, one_decimal, percent, significant
 
 
 def render_comparison(facts: Mapping[str, Any]) -> str:

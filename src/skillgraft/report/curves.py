@@ -6,7 +6,7 @@ from typing import Any
 
 from skillgraft.report.charts import Point, line_chart
 from skillgraft.report.facts import Training
-from skillgraft.report.formatting import count, duration, finite, one_decimal, significant
+from skillgraft.support.formatting import count, duration, finite, one_decimal, significant
 
 UNNAMED_METRICS = 4  # drawn where a stage names no headline metrics
 

@@ -48,7 +48,7 @@ class ScoreRow(TypedDict):
     label: str  # what a reader calls it, unique in its table: "SFT + skill (λ = 1)"
     role: str
     note: str  # what the row is, in one sentence
-    scores: dict[str, Interval]  # by metric: "f1", "containment", "exact_match"
+    scores: dict[str, Interval]  # by metric: "f1", "containment", "exact_match" or a domain's own
     retention: Interval | None
     answer_words: float | None  # mean words per answer
     seconds: float | None  # of the evaluation
@@ -76,9 +76,9 @@ class Answer(TypedDict):
 
     model: str  # the row's label
     text: str
-    exact_match: float
-    f1: float
-    containment: float
+    exact_match: NotRequired[float]  # these three of the knowledge domain; another has its own metrics instead
+    f1: NotRequired[float]
+    containment: NotRequired[float]
 
 
 class Example(TypedDict):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from skillgraft.report.facts import Evaluation, ScoreRow
-from skillgraft.report.formatting import finite, percent, signed
-from skillgraft.report.wording import HEADLINE_METRICS, compared_pair, find_comparison, metric_name, verdict
+from skillgraft.report.wording import compared_pair, find_comparison, headline_metrics, metric_name, verdict
+from skillgraft.support.formatting import finite, percent, signed
 
 
 def gain_view(evaluation: Evaluation) -> dict[str, Any] | None:
@@ -21,7 +21,7 @@ def gain_view(evaluation: Evaluation) -> dict[str, Any] | None:
     if sft is None or grafted is None or not controls:
         return None
     by_label = {row["label"]: row for row in evaluation["rows"]}
-    metrics = [name for name in HEADLINE_METRICS if name in grafted["scores"] and name in sft["scores"]]
+    metrics = [name for name in headline_metrics(evaluation) if name in grafted["scores"] and name in sft["scores"]]
     gains = {metric: _change(evaluation, metric, grafted, sft) for metric in metrics}
     rows = []
     for control in controls:

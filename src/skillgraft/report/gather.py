@@ -13,14 +13,16 @@ from typing import Any
 
 from skillgraft.checkpoint.fingerprint import fingerprint_checkpoint
 from skillgraft.checkpoint.provenance import software_versions
-from skillgraft.pipeline.plan import PlannedStage
-from skillgraft.recipe import schema
+from skillgraft.recipe.schema import Recipe
 from skillgraft.report.change_map import stage_records, where_it_sits
 from skillgraft.report.scales import sweeps
+from skillgraft.settings.base import BASE
+from skillgraft.stages.inject import InjectStage
+from skillgraft.stages.planned import PlannedStage
 
 
 def gather(
-    recipe: schema.Recipe,
+    recipe: Recipe,
     recipe_file: Path,
     resolved: str,
     command: str,
@@ -38,7 +40,7 @@ def gather(
     evaluations: list[Any] = [
         _with_eval_seconds(json.loads((stage.directory / "evaluation.json").read_text()))
         for stage in stages
-        if schema.MAKES[stage.stage.kind] == "table"
+        if stage.kind.makes == "table"
     ]
     versions = software_versions()
     say_targets(evaluations, records)
@@ -59,7 +61,7 @@ def gather(
         "stages": [
             {
                 "name": stage.name,
-                "kind": stage.stage.kind,
+                "kind": stage.kind.name,
                 "seconds": records[stage.name]["seconds"],
                 "cached": stage.name in reused,
                 "key": stage.key,
@@ -71,8 +73,8 @@ def gather(
         "skills": [
             _skill(stage, skill, scale, records[stage.name], {each.name for each in stages})
             for stage in stages
-            if stage.stage.kind == "inject"
-            for skill, scale in stage.stage.injected
+            if isinstance(stage.settings, InjectStage)
+            for skill, scale in stage.settings.injected
         ],
         "sweeps": sweeps(records, evaluations),
         "geometry": where_it_sits(
@@ -81,8 +83,8 @@ def gather(
     }
 
 
-def _base(recipe: schema.Recipe, stages: Sequence[PlannedStage]) -> dict[str, str]:
-    path = next((stage.inputs[schema.BASE] for stage in stages if schema.BASE in stage.inputs), None)
+def _base(recipe: Recipe, stages: Sequence[PlannedStage]) -> dict[str, str]:
+    path = next((stage.inputs[BASE] for stage in stages if BASE in stage.inputs), None)
     return {"name": recipe.base, "fingerprint": fingerprint_checkpoint(path) if path else ""}
 
 

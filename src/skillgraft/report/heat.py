@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from skillgraft.geometry.modules import KINDS
+from skillgraft.geometry.pair_wording import signed
 from skillgraft.report.facts import Geometry
-from skillgraft.report.formatting import finite, one_decimal, significant
-from skillgraft.report.pair_wording import signed
+from skillgraft.support.formatting import finite, one_decimal, significant
 
 CELL_WIDTH, CELL_HEIGHT, MAP_LEFT, MAP_TOP = 38.0, 10.0, 22.0, 16.0
 RELATIVE = "Norm relative to the base"

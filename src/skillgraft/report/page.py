@@ -19,7 +19,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 from markupsafe import Markup
 
 from skillgraft.errors import DataError, MissingPathError, StorageError
-from skillgraft.report import formatting
 from skillgraft.report.answers import examples_view
 from skillgraft.report.charts import CHART_BOTTOM, CHART_HEIGHT, CHART_LEFT, CHART_RIGHT, CHART_TOP, CHART_WIDTH
 from skillgraft.report.curves import training_view
@@ -29,6 +28,7 @@ from skillgraft.report.heat import geometry_view
 from skillgraft.report.scales import sweep_view
 from skillgraft.report.tables import difference_groups, retained_view, score_table_view
 from skillgraft.report.wording import headline_parts, retention_remark
+from skillgraft.support import formatting
 from skillgraft.support.atomic import replace_together
 from skillgraft.support.escape import visible_tree
 

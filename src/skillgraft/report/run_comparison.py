@@ -15,12 +15,12 @@ from skillgraft.report.answers import examples_view
 from skillgraft.report.charts import axis
 from skillgraft.report.curves import training_view
 from skillgraft.report.facts import Evaluation, Example, Facts, Interval, ScoreRow
-from skillgraft.report.formatting import duration, finite, operations, signed
 from skillgraft.report.heat import HeatMap, geometry_view, on_one_scale
 from skillgraft.report.page import environment, frame_view
 from skillgraft.report.tables import interval_ends, score_cell
 from skillgraft.report.wording import compared_pair, find_comparison, headline_parts, metric_name, metric_order, verdict
 from skillgraft.support.escape import visible, visible_tree
+from skillgraft.support.formatting import duration, finite, operations, signed
 
 EXAMPLES_BYTES = 900_000
 MAP_CELLS = 7_500  # more of them in all are left to the runs' own reports

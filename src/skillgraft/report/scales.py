@@ -9,8 +9,8 @@ from typing import Any
 from skillgraft.report.change_map import skills_of
 from skillgraft.report.charts import band_chart
 from skillgraft.report.facts import Evaluation, Interval, ScoreRow
-from skillgraft.report.formatting import finite, score, significant
 from skillgraft.report.wording import metric_name, metric_order
+from skillgraft.support.formatting import finite, score, significant
 
 
 def sweeps(records: Mapping[str, Mapping[str, Any]], evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:

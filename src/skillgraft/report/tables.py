@@ -6,8 +6,8 @@ from typing import Any
 
 from skillgraft.report.charts import Axis, axis, dot
 from skillgraft.report.facts import Comparison, Evaluation, Interval, Retained, ScoreRow
-from skillgraft.report.formatting import count, duration, finite, one_decimal, operations, score, signed
 from skillgraft.report.wording import VERDICTS, compared_pair, metric_name, metric_order, verdict
+from skillgraft.support.formatting import count, duration, finite, one_decimal, operations, score, signed
 
 GROUPS = {
     "Models": ("base", "sft", "grafted", "other"),

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.table import Table
 from rich.text import Text
 
 from skillgraft.report.facts import Evaluation, Interval, ScoreRow
-from skillgraft.report.formatting import MISSING, finite, one_decimal, score
-from skillgraft.report.wording import headline
+from skillgraft.report.wording import headline, metric_name, metrics_of
 from skillgraft.support.escape import visible_line, visible_tree
+from skillgraft.support.formatting import MISSING, finite, one_decimal, score
 
 __all__ = ["headline", "score_table"]
 
+SHORT = {"exact_match": "EM"}
 ROLE_STYLES = {"grafted": "bold", "control": "dim"}
 
 
@@ -21,22 +24,27 @@ def score_table(evaluation: Evaluation) -> Table:
     scope = f"{shown['questions']:,} questions from {shown['documents']:,} documents"
     table = Table(title=Text(f"{visible_line(shown['stage'], 40)}: {scope}, 95% intervals"), title_justify="left")
     table.add_column("Model", min_width=16, overflow="fold")
-    for name in ("F1", "Containment", "EM", "Retention", "Words"):
+    metrics = metrics_of(shown)
+    names = [SHORT.get(name, _capitalized(metric_name(name))) for name in metrics]
+    for name in (*names, "Retention", "Words"):
         table.add_column(name, justify="right", no_wrap=True)
     rows = sorted(shown["rows"], key=lambda row: row["role"] == "control")
     for row, following in zip(rows, [*rows[1:], None], strict=True):
         starts_controls = following is not None and following["role"] == "control" != row["role"]
-        table.add_row(*_cells(row), style=ROLE_STYLES.get(row["role"]), end_section=starts_controls)
+        table.add_row(*_cells(row, metrics), style=ROLE_STYLES.get(row["role"]), end_section=starts_controls)
     return table
 
 
-def _cells(row: ScoreRow) -> list[Text]:
+def _capitalized(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _cells(row: ScoreRow, metrics: Sequence[str]) -> list[Text]:
     scores = row["scores"]
     texts = [
         visible_line(row["label"], 120),
-        _with_interval(scores.get("f1")),
-        _with_interval(scores.get("containment")),
-        _mean(scores.get("exact_match")),
+        *(_with_interval(scores.get(name)) for name in metrics[:2]),
+        *(_mean(scores.get(name)) for name in metrics[2:]),
         _mean(row["retention"]),
         one_decimal(row["answer_words"]),
     ]

@@ -8,9 +8,9 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from skillgraft.report.formatting import MISSING, finite, one_decimal, percent, significant
-from skillgraft.report.pair_wording import plain, signed
+from skillgraft.geometry.pair_wording import plain, signed
 from skillgraft.support.escape import visible_line, visible_tree
+from skillgraft.support.formatting import MISSING, finite, one_decimal, percent, significant
 
 LABEL_CHARACTERS = 28
 MOST_COLUMNS = 5

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from skillgraft.data.metrics import METRICS
 from skillgraft.report.facts import Comparison, Evaluation, Interval, ScoreRow
-from skillgraft.report.formatting import count, finite, score, signed
 from skillgraft.support.escape import visible_tree
+from skillgraft.support.formatting import count, finite, score, signed
 
-METRIC_NAMES = {"f1": "F1", "containment": "containment", "exact_match": "exact match", "retention": "retention"}
-HEADLINE_METRICS = ("f1", "containment")
+METRIC_NAMES = {**{name: metric.label for name, metric in METRICS.items()}, "retention": "retention"}
 
 VERDICTS = {"gain": "higher", "loss": "lower", "none": "no difference shown", "unknown": "not compared"}
 
@@ -36,6 +36,16 @@ class Headline(NamedTuple):
 def metric_name(metric: str) -> str:
     """Return what a reader calls a metric."""
     return METRIC_NAMES.get(metric, metric.replace("_", " "))
+
+
+def headline_metrics(evaluation: Evaluation) -> list[str]:
+    """Return the first two metrics of an evaluation, which its headlines are about."""
+    return metrics_of(evaluation)[:2]
+
+
+def metrics_of(evaluation: Evaluation) -> list[str]:
+    """Return the metrics of an evaluation's rows in the order of a table; those of knowledge where no row has any."""
+    return metric_order({name for row in evaluation["rows"] for name in row["scores"]}) or list(METRICS)
 
 
 def metric_order(metrics: set[str]) -> list[str]:
@@ -69,7 +79,11 @@ def headline_parts(evaluation: Evaluation) -> Headline:
             _best_row(evaluation),
             _controls(evaluation, grafted),
         )
-    metrics = [name for name in HEADLINE_METRICS if _mean(grafted, name) is not None and _mean(sft, name) is not None]
+    metrics = [
+        name
+        for name in headline_metrics(evaluation)
+        if _mean(grafted, name) is not None and _mean(sft, name) is not None
+    ]
     if not metrics:
         return Headline(f"{grafted['label']} and {sft['label']} have no score in common.", "", "")
     return Headline(
@@ -163,7 +177,7 @@ def _numbers(evaluation: Evaluation, grafted: ScoreRow, sft: ScoreRow, metrics: 
 def _controls(evaluation: Evaluation, grafted: ScoreRow) -> str:
     controls = [row for row in evaluation["rows"] if row["role"] == "control"]
     strongest = {}
-    for metric in HEADLINE_METRICS:
+    for metric in headline_metrics(evaluation):
         scored = [(mean, row) for row in controls if (mean := _mean(row, metric)) is not None]
         if scored:
             strongest[metric] = max(scored, key=lambda pair: pair[0])
@@ -197,7 +211,7 @@ def _against_control(evaluation: Evaluation, grafted: ScoreRow, metric: str, mea
 
 
 def _best_row(evaluation: Evaluation) -> str:
-    for metric in HEADLINE_METRICS:
+    for metric in headline_metrics(evaluation):
         scored = [(mean, row["label"]) for row in evaluation["rows"] if (mean := _mean(row, metric)) is not None]
         if scored:
             mean, label = max(scored, key=lambda pair: pair[0])

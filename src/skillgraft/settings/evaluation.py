@@ -1,18 +1,18 @@
-"""What an `eval` stage sets by mappings: retention, and rows with more in the prompt. Loads no torch."""
+"""Settings of evaluation: retention, rows with more in the prompt, single passages. Loads no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
 from skillgraft.errors import RecipeError
-from skillgraft.settings.base import Strict
+from skillgraft.settings.base import ADAPT, AdapterSettings, DataPath, Ref, Settings, TrainerArguments
+from skillgraft.settings.text import WHOLE, TextSettings
 
 
-class RetentionSettings(Strict):
+class RetentionSettings(Settings):
     """What adapting must not damage: multiple-choice tasks by likelihood, and how well held-out text is predicted."""
 
     tasks: list[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]] = Field(
@@ -20,9 +20,13 @@ class RetentionSettings(Strict):
         description="arc_easy, arc_challenge, openbookqa, commonsense_qa, boolq; general: the questions that ship; "
         "or a file of your own in `data`",
     )
-    data: Path | None = Field(None, description="folder with TASK.jsonl, TASK.parquet or the public sets as they are")
+    data: Annotated[Path | None, DataPath()] = Field(
+        None, description="folder with TASK.jsonl, TASK.parquet or the public sets as they are"
+    )
     limit: int | None = Field(None, ge=1, description="the first so many questions of each task")
-    text: Path | None = Field(None, description="held-out text: .txt, .md, a folder of them, or JSONL with id, text")
+    text: Annotated[Path | None, DataPath()] = Field(
+        None, description="held-out text: .txt, .md, a folder of them, or JSONL with id, text"
+    )
     window: int = Field(1024, ge=2, description="tokens that the model sees at once of held-out text")
     stride: int = Field(512, ge=1, description="tokens of held-out text that are scored in one window after the first")
 
@@ -37,10 +41,10 @@ RetentionField = Annotated[
 """`true`: the questions that ship with Skillgraft; `false`: none; a mapping says what else is scored."""
 
 
-class EvalRow(Strict):
+class EvalRow(Settings):
     """One more row of the table: a model, as it is, with documents or worked examples in its prompt."""
 
-    model: str = Field(description="stage, 'base' or checkpoint directory")
+    model: Annotated[str, Ref("checkpoint")] = Field(description="stage, 'base' or checkpoint directory")
     context: Literal["gold", "bm25"] | None = Field(
         None, description="open book: gold puts the question's own document into the prompt, bm25 what it finds"
     )
@@ -48,7 +52,9 @@ class EvalRow(Strict):
     chunk_tokens: int = Field(256, ge=16, description="longest chunk that bm25 searches")
     overlap_tokens: int = Field(32, ge=0, description="tokens that a chunk shares with the one before")
     shots: int = Field(0, ge=0, description="worked examples in the prompt, drawn anew for each question")
-    shots_from: Path | None = Field(None, description="JSONL with document, question, answers to draw examples from")
+    shots_from: Annotated[Path | None, DataPath()] = Field(
+        None, description="JSONL with document, question, answers to draw examples from"
+    )
     label: str | None = Field(None, description="what the table calls the row")
 
     @property
@@ -61,17 +67,6 @@ class EvalRow(Strict):
     def name(self) -> str:
         """The row's id without the folder of a checkpoint from elsewhere."""
         return Path(self.id).name
-
-
-def check_eval(name: str, stage: Any) -> None:
-    """Raise for rows that put nothing or twice something into the prompt, one label twice, retention without data."""
-    if isinstance(stage.retention, RetentionSettings):
-        check_retention(f"stages.{name}.retention", stage.retention)
-    _check_rows(f"stages.{name}.rows", stage.rows, stage.documents)
-    labels = [*stage.labels.values(), *(row.label for row in stage.rows if row.label is not None)]
-    for label in labels:
-        if labels.count(label) > 1:
-            raise RecipeError(f"stages.{name}: two rows are labelled '{label}'; give each a label of its own")
 
 
 def check_retention(where: str, settings: RetentionSettings) -> None:
@@ -98,24 +93,57 @@ def check_window(where: str, settings: RetentionSettings, model: str, context: i
         )
 
 
-def _check_rows(where: str, rows: Sequence[EvalRow], documents: Path | None) -> None:
-    seen: set[str] = set()
-    for row in rows:
-        if bool(row.context) == bool(row.shots):
-            got = "both are given" if row.context else "neither is given"
-            raise RecipeError(f"{where}: {row.model}: {got}, context or shots; a row needs one of them")
-        if bool(row.shots) != (row.shots_from is not None):
-            raise RecipeError(f"{where}: {row.model}: shots and shots_from belong together")
-        if row.context and documents is None:
-            raise RecipeError(f"{where}: {row.model}: context: {row.context} needs the stage's documents")
-        for field in ("top_k", "chunk_tokens", "overlap_tokens"):
-            if row.context != "bm25" and field in row.model_fields_set:
-                raise RecipeError(f"{where}: {row.model}: {field} is for context: bm25; leave it out")
-        if row.context == "bm25" and row.overlap_tokens >= row.chunk_tokens:
-            raise RecipeError(
-                f"{where}: {row.model}: overlap_tokens: {row.overlap_tokens} leaves chunks of {row.chunk_tokens} "
-                "tokens nothing new; lower it"
-            )
-        if row.id in seen:
-            raise RecipeError(f"{where}: two rows are '{row.id}'; keep one, or change top_k or shots")
-        seen.add(row.id)
+START, LEARNT = "start", "sft"
+"""The rows that every table has: the model that never read the passage, and the one that learnt it."""
+
+
+class RowSkill(Settings):
+    """One skill of one row; entries with the same `row` are added up."""
+
+    skill: Annotated[str, Ref("skill")] = Field(description="stage, skill directory or name")
+    scale: float = Field(1.0, allow_inf_nan=False, description="λ of this skill")
+    row: str | None = Field(
+        None, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._+-]*$", description="the row's name; default: the skill's"
+    )
+    unread: bool = Field(False, description="put it on the model that never read the passage: a control")
+
+    @property
+    def name(self) -> str:
+        """What the row is called."""
+        return self.row or Path(self.skill).name
+
+
+class SinglePassageSettings(Settings):
+    """How each passage is learnt alone, and which rows are asked about it."""
+
+    skills: list[RowSkill] = Field([], description="skills, each in a row of the table beside start and sft")
+    adapt: AdapterSettings = Field({"kind": "lora"}, description=ADAPT)
+    trainer: TrainerArguments = Field({}, description="arguments of TRL's SFTConfig, for each passage anew")
+    text: TextSettings = Field(WHOLE, description="how documents become training examples")
+    retention_passages: int = Field(
+        0, ge=0, description="score general-knowledge questions in every row after the first so many passages"
+    )
+    max_new_tokens: int = Field(32, ge=1, description="longest answer, in tokens")
+    batch_size: int = Field(64, ge=1, description="questions answered at once")
+
+    @property
+    def rows(self) -> dict[str, list[RowSkill]]:
+        """The rows with skills by name, in the recipe's order."""
+        rows: dict[str, list[RowSkill]] = {}
+        for each in self.skills:
+            rows.setdefault(each.name, []).append(each)
+        return rows
+
+
+class EvaluationSettings(Settings):
+    """Which models are asked, with what in the prompt, and how they answer."""
+
+    models: Annotated[list[str], Ref("checkpoint")] = Field(
+        min_length=1, description="stages, 'base' or checkpoint directories: the table's closed-book rows"
+    )
+    rows: list[EvalRow] = Field([], description="rows with documents or worked examples in the prompt")
+    retention: RetentionField = Field(
+        True, description="true: score the general-knowledge questions that ship; or tasks, data, limit, text"
+    )
+    max_new_tokens: int = Field(32, ge=1, description="longest answer, in tokens")
+    batch_size: int = Field(64, ge=1, description="questions answered at once")

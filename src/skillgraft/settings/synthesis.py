@@ -1,4 +1,4 @@
-"""The settings of a `synthesize` stage. Loads no torch."""
+"""Settings of synthetic documents: endpoints, filters, how renderings are written, the judge. Loads no torch."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field
 
-from skillgraft.errors import RecipeError
-from skillgraft.settings.base import BASE, Strict
+from skillgraft.settings.base import DataPath, Ignored, Settings
 
 
 def _endpoint(url: str) -> str:
@@ -21,20 +20,24 @@ def _endpoint(url: str) -> str:
     return url
 
 
-class EndpointSettings(Strict):
+class EndpointSettings(Settings):
     """A model behind an OpenAI-compatible chat endpoint; its key is read from the environment and written nowhere."""
 
     url: Annotated[str, AfterValidator(_endpoint)] = Field(description="up to /v1, such as http://localhost:8000/v1")
     model: str = Field(pattern=r"\S", description="the model's name there")
-    key_variable: str | None = Field(
+    key_variable: Annotated[str | None, Ignored()] = Field(
         None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="environment variable that holds the key"
     )
-    timeout_seconds: float = Field(120.0, gt=0, le=3600, description="longest wait for one rendering")
-    retries: int = Field(5, ge=0, le=20, description="more tries after a failure that may pass, with growing waits")
-    at_once: int = Field(4, ge=1, le=100, description="requests under way at the same time")
+    timeout_seconds: Annotated[float, Ignored()] = Field(
+        120.0, gt=0, le=3600, description="longest wait for one rendering"
+    )
+    retries: Annotated[int, Ignored()] = Field(
+        5, ge=0, le=20, description="more tries after a failure that may pass, with growing waits"
+    )
+    at_once: Annotated[int, Ignored()] = Field(4, ge=1, le=100, description="requests under way at the same time")
 
 
-class SynthesisFilters(Strict):
+class SynthesisFilters(Settings):
     """What makes a rendering be dropped; each with its reason in dropped.jsonl."""
 
     min_words: int = Field(5, ge=1, description="a text of fewer words is dropped")
@@ -47,18 +50,16 @@ class SynthesisFilters(Strict):
     leakage: float = Field(0.6, gt=0, le=1, description="share of a held-out question's 4-word sequences that leaks it")
 
 
-class SynthesizeStage(Strict):
-    """Renderings of documents by a model, or given ones, filtered: documents and questions to fine-tune on."""
+class SynthesisSettings(Settings):
+    """How renderings are written, or read, and filtered."""
 
-    kind: Literal["synthesize"] = Field(description="write renderings of documents")
-    documents: Path = Field(description="folder of .md/.txt, or JSONL with id, title, text")
-    limit_documents: int | None = Field(None, ge=1, description="render the first so many documents only")
-    model: str = Field(BASE, description="stage, 'base' or checkpoint that writes; with endpoint: that counts tokens")
     endpoint: EndpointSettings | None = Field(None, description="let a model behind an endpoint write instead")
-    given: Path | None = Field(None, description="read renderings instead: JSONL with document, text; or SEAL's JSON")
+    given: Annotated[Path | None, DataPath()] = Field(
+        None, description="read renderings instead: JSONL with document, text; or SEAL's JSON"
+    )
     given_samples: int | None = Field(None, ge=1, description="of given, each document's first so many only")
     styles: list[str] = Field([], description="names of prompt files: implications, rewrite, summary, questions, …")
-    prompts: Path | None = Field(None, description="folder of prompt files of your own")
+    prompts: Annotated[Path | None, DataPath()] = Field(None, description="folder of prompt files of your own")
     samples: int = Field(1, ge=1, description="renderings of each chunk in each style")
     chunk_tokens: list[Annotated[int, Field(ge=16)]] = Field(
         [2048], min_length=1, description="sizes of chunks that longer documents are cut into, each size for itself"
@@ -71,29 +72,17 @@ class SynthesizeStage(Strict):
     split_lines: bool = Field(False, description="each line of a text becomes a document of its own, as in SEAL")
     keep_original: bool = Field(True, description="the documents themselves come first in the result")
     filters: SynthesisFilters = Field(SynthesisFilters.model_validate({}), description="limits of the filters")
-    held_out: list[Path] = Field([], description="JSONL files of evaluation questions that no rendering may give away")
+    held_out: Annotated[list[Path], DataPath()] = Field(
+        [], description="JSONL files of evaluation questions that no rendering may give away"
+    )
     leakage: Literal["remove", "refuse"] = Field("remove", description="what happens where a rendering does")
 
 
-def check_synthesize(name: str, stage: SynthesizeStage) -> None:
-    """Raise for a synthesize stage with nothing to write or to keep, two writers, or chunks that do not move on."""
-    if (stage.given is None) != bool(stage.styles):
-        got = "both are given" if stage.styles else "neither is given"
-        raise RecipeError(f"stages.{name}: {got}, styles or given; synthesize needs one of them")
-    if stage.given is not None and stage.endpoint is not None:
-        raise RecipeError(f"stages.{name}: given renderings need no endpoint")
-    if stage.given_samples is not None and stage.given is None:
-        raise RecipeError(f"stages.{name}.given_samples: nothing is given; samples says how many are written")
-    for style in stage.styles:
-        if stage.styles.count(style) > 1:
-            raise RecipeError(f"stages.{name}.styles: '{style}' stands there twice; samples asks for more of each")
-    if stage.filters.min_words > stage.filters.max_words:
-        raise RecipeError(
-            f"stages.{name}.filters: min_words: {stage.filters.min_words} is more than max_words: "
-            f"{stage.filters.max_words}, which drops everything; lower it"
-        )
-    if min(stage.chunk_tokens) <= stage.overlap_tokens:
-        raise RecipeError(
-            f"stages.{name}.overlap_tokens: {stage.overlap_tokens} leaves chunks of {min(stage.chunk_tokens)} tokens "
-            "nothing new; lower it"
-        )
+JUDGE = "judge"
+"""The reward that asks a model whether an answer is right."""
+
+TeacherSees = Literal["document", "answer", "both"]
+SEES = "what is put before the teacher: the question's document, its gold answer as an example, or both"
+
+LONGEST_ANSWER = 64
+"""Default of `trainer.max_completion_length` in self-distillation, in tokens."""

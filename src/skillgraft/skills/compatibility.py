@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from skillgraft.adapters.peft_file import Adapter, adapter_base
+from skillgraft.adapters.peft_file import PeftAdapter, adapter_base
 from skillgraft.checkpoint.fingerprint import fingerprint_checkpoint
 from skillgraft.checkpoint.header import TensorInfo
 from skillgraft.checkpoint.layout import Layout
@@ -90,7 +90,7 @@ def skill_findings(target_layout: Layout, skill: Skill, allow_other_base: bool =
     return findings
 
 
-def adapter_findings(target_layout: Layout, adapter: Adapter) -> list[Finding]:
+def adapter_findings(target_layout: Layout, adapter: PeftAdapter) -> list[Finding]:
     """Return what headers say of a PEFT adapter on a target; its base cannot be known from it, which is a remark."""
     findings = adapter_tensor_findings(target_layout, adapter)
     if tie := tie_problem(target_layout, tuple(adapter.deltas)):
@@ -107,7 +107,7 @@ def adapter_findings(target_layout: Layout, adapter: Adapter) -> list[Finding]:
     return findings
 
 
-def adapter_tensor_findings(target_layout: Layout, adapter: Adapter) -> list[Finding]:
+def adapter_tensor_findings(target_layout: Layout, adapter: PeftAdapter) -> list[Finding]:
     """Return whether `target_layout` stores every tensor that the adapter changes, in its shape."""
     absent, wrong = [], []
     for name, delta in adapter.deltas.items():

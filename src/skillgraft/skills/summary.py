@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from typing import Any
 
-from skillgraft.adapters.peft_file import Adapter, adapter_base
+from skillgraft.adapters.peft_file import PeftAdapter, adapter_base
 from skillgraft.checkpoint.fingerprint import fingerprint_file
 from skillgraft.skills.library import SKILL_FILES
 from skillgraft.skills.modules import by_kind, kind_rows
@@ -48,7 +48,7 @@ def skill_facts(skill: Skill) -> dict[str, Any]:
     }
 
 
-def adapter_facts(adapter: Adapter) -> dict[str, Any]:
+def adapter_facts(adapter: PeftAdapter) -> dict[str, Any]:
     """Return what the header and config of a PEFT adapter say; its norms are not known without its numbers."""
     return {
         "path": str(adapter.path),

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from skillgraft.errors import OutputExistsError, StorageError
-from skillgraft.pipeline.estimate import estimated_seconds, stage_needs
-from skillgraft.pipeline.plan import data_of
 from skillgraft.recipe.load import load_recipe
 from skillgraft.recipe.schema import order
+from skillgraft.stages import KINDS
+from skillgraft.stages.costs import Costing, estimated_seconds
 from skillgraft.starter.look import Cost, Start, survey
 from skillgraft.starter.write import recipe_text
 from skillgraft.support import resources
@@ -76,9 +76,9 @@ def _check(file: Path, parameters: int | None) -> Cost | None:
     recipe = load_recipe(file)
     stages = [recipe.stages[name] for name in order(recipe)]
     for stage in stages:
-        data_of(stage)
+        KINDS[stage.kind].read(stage)
     if parameters is None:
         return None
-    each = [stage_needs(stage, parameters) for stage in stages]
+    each = [KINDS[stage.kind].needs(stage, Costing(parameters)) for stage in stages]
     seconds = sum(estimated_seconds(needs.flops) for needs in each)
     return Cost(seconds, max(needs.memory for needs in each), sum(needs.disk for needs in each))

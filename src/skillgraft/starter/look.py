@@ -10,10 +10,11 @@ from pathlib import Path
 from skillgraft.checkpoint.default_model import DEFAULT_BASE, DEFAULT_PARAMETERS, local_base
 from skillgraft.checkpoint.layout import read_layout
 from skillgraft.checkpoint.tokenizer import TOKENIZER_FILE, tokenizer_identity
-from skillgraft.data.documents import Document, check_questions, read_documents, read_questions
+from skillgraft.data.documents import Document, read_documents
+from skillgraft.data.tasks import check_questions, read_questions
 from skillgraft.errors import CheckpointError, CompatibilityError, DataError, MissingPathError
-from skillgraft.pipeline.estimate import BYTES_PER_TOKEN, training_needs
 from skillgraft.skills.names import RECALL, shipped_skills
+from skillgraft.stages.costs import BYTES_PER_TOKEN, training_needs
 from skillgraft.support.resources import Memory
 
 QUESTIONS, DOCUMENTS = "questions.jsonl", "documents.jsonl"
@@ -171,7 +172,7 @@ def needs_lora(parameters: int | None, memory: Memory) -> bool:
     if parameters is None:
         return True
     free = memory.total if memory.available is None else memory.available
-    return training_needs(parameters, lora=False).memory > free
+    return training_needs(parameters, None).memory > free
 
 
 def _own_questions(documents: Path) -> Path | None:

@@ -13,10 +13,10 @@ from typing import Any
 import yaml
 
 from skillgraft.checkpoint.default_model import DEFAULT_BASE
-from skillgraft.pipeline.observers import clock
-from skillgraft.recipe.schema import is_local
+from skillgraft.settings.base import is_local
 from skillgraft.skills.names import ANSWER_FORMAT, RECALL
 from skillgraft.starter.look import QUESTIONS, Cost, Start
+from skillgraft.support.units import duration
 
 GENERIC = {"", "documents", "docs", "data", "target", "source", "text", "texts", "train", "stages"}
 """Names of folders that say nothing (`stages` is a folder of runs): the folder above gives the recipe its name."""
@@ -71,7 +71,7 @@ def _cost(cost: Cost | None) -> str:
     if cost is None:
         return "What it takes is known once the base is on this machine: --dry-run says it."
     memory, disk = (f"{size / 2**30:.1f} GiB" for size in (cost.memory, cost.disk))
-    return f"On the machine that it was written on: about {clock(cost.seconds)}, {memory} of memory, {disk} of disk."
+    return f"On the machine that it was written on: about {duration(cost.seconds)}, {memory} of memory, {disk} of disk."
 
 
 def _learn(start: Start, documents: str) -> list[str]:
@@ -96,7 +96,7 @@ def _sft(name: str, start: Start, documents: str) -> list[str]:
         "  kind: sft",
         "  from: base",
         f"  documents: {documents}",
-        *(["  lora: {r: 16, lora_alpha: 32}"] if start.lora else []),
+        *(["  adapt: {kind: lora, r: 16, lora_alpha: 32}"] if start.lora else []),
         f"  trainer: {{num_train_epochs: {epochs}, learning_rate: {rate[small, start.lora]}, "
         f"per_device_train_batch_size: {BATCH}}}",
     ]
@@ -124,7 +124,7 @@ def _skill_stages(start: Start, skill: str | None, folder: Path) -> list[str]:
         "  kind: rl",
         "  from: sft_source",
         f"  questions: {_path(start.source / QUESTIONS, folder)}",
-        "  lora: {r: 8, lora_alpha: 16}",
+        "  adapt: {kind: lora, r: 8, lora_alpha: 16}",
         "  reward: {containment: 0.8, f1: 0.2, brevity: 0.2}",
         "  trainer: {max_steps: 140, learning_rate: 4.0e-4, max_completion_length: 24, temperature: 0.8}",
         "skill: {kind: extract, rl: rl_source, sft: sft_source}",

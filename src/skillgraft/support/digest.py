@@ -1,4 +1,4 @@
-"""Content digests of JSON values: one canonical form, one hash."""
+"""Digest of JSON data: one BLAKE3 hash, whatever the order of a mapping's keys."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from blake3 import blake3
 
 
 def digest(value: Any) -> str:
-    """Return the BLAKE3 hex digest of `value` as canonical JSON: keys sorted, text as UTF-8, default separators."""
+    """Return the BLAKE3 hash, as 64 hexadecimal digits, of JSON data."""
     return blake3(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

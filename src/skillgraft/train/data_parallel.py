@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
 from skillgraft.errors import RecipeError, TrainingError
+from skillgraft.models.precision import device
 from skillgraft.support.rank import is_first, processes, rank
-from skillgraft.train.precision import device
 
 
 def agree(*flags: bool) -> list[bool]:

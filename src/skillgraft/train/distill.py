@@ -38,23 +38,20 @@ from transformers import (
 from trl import DistillationConfig, DistillationTrainer
 from trl.trainer.utils import pad
 
-from skillgraft.adapters.lora import fitting_lora, roll_out_merged, save_trained
-from skillgraft.data.documents import INSTRUCTION, Document, Question
+from skillgraft.adapters.kind import Adapter
+from skillgraft.adapters.lora import roll_out_merged, save_trained
+from skillgraft.data.documents import Document
 from skillgraft.data.synthesis.teacher_prompts import by_document, tell_about, with_context
-from skillgraft.distil_settings import LONGEST_ANSWER
+from skillgraft.data.tasks import Question
 from skillgraft.errors import DataError, RecipeError, TrainingError
+from skillgraft.models.loading import count_parameters, load_model, load_tokenizer
+from skillgraft.models.prompts import INSTRUCTION, Prompt, as_prompt
+from skillgraft.settings.synthesis import LONGEST_ANSWER
 from skillgraft.support.progress import Progress
 from skillgraft.train.callbacks import KeepAlive, newest_checkpoint, read_log, stop_on_interrupt
-from skillgraft.train.common import (
-    check_at_least,
-    count_parameters,
-    load_model,
-    load_tokenizer,
-    trainer_arguments,
-)
 from skillgraft.train.epochs import EpochSampler
-from skillgraft.train.prompts import Prompt, as_prompt
 from skillgraft.train.sft import Trained
+from skillgraft.train.trainer_arguments import check_at_least, trainer_arguments
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -67,12 +64,12 @@ DEFAULTS: dict[str, Any] = {
     "warmup_steps": 10,
     "beta": 0.0,
 }
-LEARNING_RATE = {"lora": 2e-4, "full": 2e-5}
+LEARNING_RATE = {"adapter": 2e-4, "full": 2e-5}
 TEACHER = "teacher.safetensors"
 """In a trainer checkpoint: the moving average of the weights."""
 
 
-def train_distil(
+def train_distill(
     model_dir: Path,
     out: Path,
     workdir: Path,
@@ -84,7 +81,7 @@ def train_distil(
     teacher_rate: float | None = 0.01,
     skip_tokens: int = 0,
     trainer: Mapping[str, Any] | None = None,
-    lora: Mapping[str, Any] | None = None,
+    adapter: Adapter | None = None,
     seed: int = 0,
     checkpoint_seconds: float = 300.0,
     progress: Progress | None = None,
@@ -96,12 +93,12 @@ def train_distil(
     whole one, the teacher's weights with it.
 
     Raises:
-        RecipeError: an argument that the trainer or LoRA does not know.
+        RecipeError: an argument that the trainer or adapter does not know.
         DataError: questions about other documents, or a prompt that does not fit into the model's context.
         TrainingError: no token carried loss, or the loss is not finite.
     """
     tokenizer = load_tokenizer(model_dir)
-    args = distil_arguments(trainer, lora is not None, workdir, seed)
+    args = distill_arguments(trainer, adapter is not None, workdir, seed)
     model = load_model(model_dir)
     rows = (
         _asked_for_titles(tokenizer, documents) if ask_titles else _asked(tokenizer, questions, documents, teacher_sees)
@@ -110,7 +107,7 @@ def train_distil(
     step = args.per_device_train_batch_size * args.gradient_accumulation_steps
     if len(rows) < step:
         raise TrainingError(
-            f"distil: {len(rows)} prompts are fewer than one step's {step}; give more, or lower "
+            f"distill: {len(rows)} prompts are fewer than one step's {step}; give more, or lower "
             "trainer.per_device_train_batch_size"
         )
     resumed = newest_checkpoint(workdir)
@@ -121,41 +118,41 @@ def train_distil(
     keeper = KeepAlive(workdir, checkpoint_seconds, progress)
     average = [] if teacher_rate is None else [MovingAverage(teacher, teacher_rate)]
     try:
-        distil = _Trainer(
+        distillation = _Trainer(
             model=model,
             teacher_model=teacher,
             args=args,
             train_dataset=Dataset.from_list(rows),
             processing_class=tokenizer,
-            peft_config=fitting_lora(model, lora) if lora is not None else None,
+            peft_config=adapter.apply(model) if adapter is not None else None,
             callbacks=[*average, keeper],  # the average is in the checkpoint before it is marked as whole
         )
     except ValueError as error:
         raise RecipeError(f"trainer: DistillationTrainer refuses this: {error}") from error
-    distil.skip_tokens = skip_tokens
-    distil.remove_callback(PrinterCallback)
-    if lora is not None:
-        roll_out_merged(distil.model)
+    distillation.skip_tokens = skip_tokens
+    distillation.remove_callback(PrinterCallback)
+    if adapter is not None:
+        roll_out_merged(distillation.model, adapter)
     with stop_on_interrupt(keeper):
-        result = distil.train(resume_from_checkpoint=resumed)
+        result = distillation.train(resume_from_checkpoint=resumed)
     log = [record for record in read_log(workdir) if "trained_tokens" in record]
-    counted = {name: _total(log, name, distil.state.global_step, args) for name in COUNTS}
+    counted = {name: _total(log, name, distillation.state.global_step, args) for name in COUNTS}
     if not result.training_loss == result.training_loss:
-        raise TrainingError("distil: the loss is not a number; lower trainer.learning_rate")
+        raise TrainingError("distill: the loss is not a number; lower trainer.learning_rate")
     if not counted["trained_tokens"]:
         raise TrainingError(
-            f"distil: no token carried loss: every answer ended within its first {skip_tokens}; lower skip_tokens"
+            f"distill: no token carried loss: every answer ended within its first {skip_tokens}; lower skip_tokens"
         )
-    save_trained(distil.model, model_dir, out, tokenizer, lora is not None)
+    save_trained(distillation.model, model_dir, out, tokenizer, adapter)
     parameters = count_parameters(teacher)
     # Student: 2 for sampling and 6 for training a weight and token; teacher: 2.
     flops = parameters * (8.0 * counted["student_tokens"] + 2.0 * counted["teacher_tokens"])
     return Trained(counted["trained_tokens"], flops, log, parameters, len(rows))
 
 
-def distil_arguments(trainer: Mapping[str, Any] | None, lora: bool, workdir: Path, seed: int) -> DistillationConfig:
+def distill_arguments(trainer: Mapping[str, Any] | None, adapted: bool, workdir: Path, seed: int) -> DistillationConfig:
     """Return TRL's config from a recipe's `trainer:` mapping over our defaults; `RecipeError` for what it refuses."""
-    rate = {"learning_rate": LEARNING_RATE["lora" if lora else "full"]}
+    rate = {"learning_rate": LEARNING_RATE["adapter" if adapted else "full"]}
     args = trainer_arguments(DistillationConfig, {**DEFAULTS, **rate}, trainer or {}, workdir, seed)
     check_at_least(1, args, "max_completion_length")
     return args

@@ -14,10 +14,11 @@ from typing import TypedDict
 from transformers import PreTrainedTokenizerBase
 
 from skillgraft.data.chunks import windows
-from skillgraft.data.documents import Document, Question
+from skillgraft.data.documents import Document
+from skillgraft.data.tasks import Question
 from skillgraft.errors import DataError, TrainingError
+from skillgraft.models.prompts import as_prompt
 from skillgraft.settings.text import WHOLE, TextSettings
-from skillgraft.train.prompts import as_prompt
 
 UNLEARNT = -100
 """The label of a token without loss, as in Transformers."""

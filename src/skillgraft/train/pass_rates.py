@@ -15,13 +15,13 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import GRPOConfig
 
-from skillgraft.data.documents import Question
-from skillgraft.data.metrics import containment
+from skillgraft.data.tasks import Task
+from skillgraft.domains.kind import Domain
 from skillgraft.errors import TrainingError
+from skillgraft.models.precision import device
+from skillgraft.models.prompts import encode_prompts
 from skillgraft.support.progress import Progress
 from skillgraft.support.resume import load_or_compute
-from skillgraft.train.precision import device
-from skillgraft.train.prompts import encode
 
 RATES = "pass_rates.json"
 """In a round's folder: each question's pass rate, in the order of the questions."""
@@ -33,13 +33,14 @@ ROWS = 64
 def answered_sometimes(
     load: Callable[[], PreTrainedModel],
     tokenizer: PreTrainedTokenizerBase,
-    questions: Sequence[Question],
+    tasks: Sequence[Task],
+    domain: Domain,
     samples: int,
     args: GRPOConfig,
     workdir: Path,
     progress: Progress | None = None,
-) -> list[Question]:
-    """Return the questions whose pass rate over `samples` answers, by containment, is neither 0 nor 1.
+) -> list[Task]:
+    """Return the tasks whose pass rate over `samples` answers, by `domain.solved`, is neither 0 nor 1.
 
     The rates are kept in `workdir / RATES`, so that a resumed run trains on the same questions; `load` returns the
     model where they are not there yet.
@@ -47,45 +48,48 @@ def answered_sometimes(
     Raises:
         TrainingError: no question is left.
     """
-    rates = load_or_compute(workdir / RATES, lambda: pass_rates(load(), tokenizer, questions, samples, args, progress))
-    kept = [question for question, rate in zip(questions, rates, strict=True) if 0 < rate < 1]
-    if not kept:
+    rates = load_or_compute(
+        workdir / RATES, lambda: pass_rates(load(), tokenizer, tasks, domain, samples, args, progress)
+    )
+    chosen = [task for task, rate in zip(tasks, rates, strict=True) if 0 < rate < 1]
+    if not chosen:
         raise TrainingError(
-            f"rl: of {len(questions)} questions none was answered sometimes in {samples} samples; fine-tune longer on "
+            f"rl: of {len(tasks)} questions none was answered sometimes in {samples} samples; fine-tune longer on "
             "the documents, raise pass_rate_samples, or set it to 0 to train on all"
         )
-    return kept
+    return chosen
 
 
-def in_order(questions: Sequence[Question], chosen: Sequence[Question], order: str, workdir: Path) -> list[Question]:
+def in_order(tasks: Sequence[Task], chosen: Sequence[Task], order: str, workdir: Path) -> list[Task]:
     """Return `chosen` by the pass rates that `answered_sometimes` kept in `workdir`: "easy_to_hard" or "hard_to_easy".
 
-    Questions with the same rate keep their order; "shuffled" leaves all where they are, for the trainer to draw from.
+    Tasks with the same rate keep their order; "shuffled" leaves all where they are, for the trainer to draw from.
     """
     if order == "shuffled":
         return list(chosen)
-    rates = dict(zip(questions, json.loads((workdir / RATES).read_text()), strict=True))
-    return sorted(chosen, key=lambda question: rates[question], reverse=order == "easy_to_hard")
+    rates = dict(zip(tasks, json.loads((workdir / RATES).read_text()), strict=True))
+    return sorted(chosen, key=lambda task: rates[task], reverse=order == "easy_to_hard")
 
 
 @torch.no_grad()
 def pass_rates(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    questions: Sequence[Question],
+    tasks: Sequence[Task],
+    domain: Domain,
     samples: int,
     args: GRPOConfig,
     progress: Progress | None = None,
 ) -> list[float]:
-    """Return each question's share of sampled answers that contain a gold answer, sampled as in training."""
+    """Return each task's share of sampled answers that solve it, sampled as in training."""
     model = model.to(device()).eval()
     torch.manual_seed(args.seed)
-    by_length = sorted(range(len(questions)), key=lambda i: len(questions[i].question))
-    rates = [0.0] * len(questions)
+    by_length = sorted(range(len(tasks)), key=lambda i: len(tasks[i].prompt))
+    rates = [0.0] * len(tasks)
     step = max(1, ROWS // samples)
-    for start in range(0, len(questions), step):
+    for start in range(0, len(tasks), step):
         rows = by_length[start : start + step]
-        batch = encode(tokenizer, [questions[i].question for i in rows]).to(model.device)
+        batch = encode_prompts(tokenizer, [domain.prompt(tokenizer, tasks[i]) for i in rows]).to(model.device)
         made = model.generate(
             **batch,
             max_new_tokens=args.max_completion_length,
@@ -101,8 +105,8 @@ def pass_rates(
         texts = tokenizer.batch_decode(made[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
         for place, row in enumerate(rows):
             answers = texts[place * samples : (place + 1) * samples]
-            rates[row] = sum(containment(text, questions[row].answers) for text in answers) / samples
+            rates[row] = sum(domain.solved(text, tasks[row].answers) for text in answers) / samples
         if progress:
-            progress(min(start + step, len(questions)), len(questions))
+            progress(min(start + step, len(tasks)), len(tasks), {})
     model.train()
     return rates

@@ -19,29 +19,31 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import PeftModel, set_peft_model_state_dict
+from peft import PeftModel
 from peft.helpers import disable_input_dtype_casting
-from safetensors.torch import load_file
 from transformers import PreTrainedModel, PrinterCallback
 from trl import GRPOConfig
 
-from skillgraft.adapters.lora import ADAPTER, fitting_lora, load_merged, roll_out_merged
-from skillgraft.data.documents import Question
+from skillgraft.adapters.kind import Adapter
+from skillgraft.adapters.lora import ADAPTER, roll_out_merged
 from skillgraft.data.synthesis.judge import Judge
-from skillgraft.domains.rewards import DEFAULT_MIX, Reward, get_reward
+from skillgraft.data.tasks import Task
+from skillgraft.domains.kind import Domain, Reward, RewardInput
+from skillgraft.domains.knowledge import KNOWLEDGE
+from skillgraft.domains.rewards import get_reward
 from skillgraft.errors import RecipeError, TrainingError
-from skillgraft.rl_settings import JUDGE
+from skillgraft.models.loading import count_parameters, load_model, load_tokenizer
+from skillgraft.models.precision import bf16_pays
+from skillgraft.settings.synthesis import JUDGE
 from skillgraft.support.progress import NO_METRICS, Progress
 from skillgraft.support.rank import is_first
 from skillgraft.train.algorithms import ALGORITHMS, check_remax
 from skillgraft.train.callbacks import KeepAlive, newest_checkpoint, read_log, stop_on_interrupt
-from skillgraft.train.common import check_at_least, count_parameters, load_model, load_tokenizer, trainer_arguments
 from skillgraft.train.cpu.fused_logprobs import fast_head
 from skillgraft.train.data_parallel import agree, first_before_others, shared_batches
 from skillgraft.train.pass_rates import answered_sometimes, in_order
-from skillgraft.train.precision import bf16_pays
-from skillgraft.train.prompts import as_prompt
 from skillgraft.train.sft import Trained
+from skillgraft.train.trainer_arguments import check_at_least, trainer_arguments
 
 DEFAULTS: dict[str, Any] = {
     "max_steps": 150,
@@ -52,7 +54,7 @@ DEFAULTS: dict[str, Any] = {
     "warmup_steps": 5,
     "temperature": 1.0,
 }
-LEARNING_RATE = {"lora": 3e-4, "full": 3e-5}
+LEARNING_RATE = {"adapter": 3e-4, "full": 3e-5}
 
 
 FINISHED = "finished"
@@ -78,7 +80,8 @@ def train_rl(
     out: Path,
     workdir: Path,
     *,
-    questions: Sequence[Question],
+    tasks: Sequence[Task],
+    domain: Domain = KNOWLEDGE,
     reward: Mapping[str, float] | None = None,
     judge: Judge | None = None,
     algorithm: str = "grpo",
@@ -87,34 +90,34 @@ def train_rl(
     pass_rate_samples: int = 0,
     rounds: Sequence[int] = (),
     trainer: Mapping[str, Any] | None = None,
-    lora: Mapping[str, Any] | None = None,
+    adapter: Adapter | None = None,
     seed: int = 0,
     checkpoint_seconds: float = 300.0,
     progress: Progress | None = None,
 ) -> Trained:
-    """Train the checkpoint `model_dir` with RL on `questions`; write weights, tokenizer and factors into `out`.
+    """Train the checkpoint `model_dir` with RL on a domain's tasks; write weights, tokenizer and factors into `out`.
 
     Trainer checkpoints live in `workdir`; a rerun goes on from the newest whole one. With `pass_rate_samples`, only
-    questions that the model answers sometimes are trained on (see `train.difficulty`). `rounds` are the steps of
+    questions that the model answers sometimes are trained on (see `train.pass_rates`). `rounds` are the steps of
     several rounds instead of `trainer.max_steps`: before each the pass rates are measured anew, so that what has been
     learnt by then is left out and what has come into reach is taken in; each starts a fresh optimiser. `algorithm` is
-    one of `train.algorithms.ALGORITHMS`; `order` that of the questions by pass rate (see `difficulty.in_order`); with
+    one of `train.algorithms.ALGORITHMS`; `order` that of the questions by pass rate (see `pass_rates.in_order`); with
     `skip_without_variance` groups that teach nothing are left out of a step. `judge` answers for the reward `judge`.
 
     Raises:
-        RecipeError: an unknown reward, or an argument that the trainer or LoRA does not know.
+        RecipeError: an unknown reward, or an argument that the trainer or adapter does not know.
         TrainingError: no questions, or none that is answered sometimes; a judge that too often says neither yes nor no.
         EndpointError: the judge's endpoint fails for good; checkpoints and its verdicts so far are kept.
     """
-    if not questions:
+    if not tasks:
         raise TrainingError("rl: there is no question to train on")
-    mix = dict(reward or DEFAULT_MIX)
+    mix = dict(reward or domain.default_reward)
     tokenizer = load_tokenizer(model_dir)
-    args = rl_arguments(mix, trainer, lora is not None, workdir, seed, algorithm)
+    args = rl_arguments(mix, trainer, adapter is not None, workdir, seed, algorithm)
     if order != "shuffled":
         args.shuffle_dataset = False
     steps = list(rounds) or [args.max_steps]
-    half = lora is not None and bf16_pays()
+    half = adapter is not None and bf16_pays()
     log: list[dict[str, float]] = []
     start: Path | None = None
     tokens = trained_questions = 0
@@ -122,19 +125,20 @@ def train_rl(
         here = workdir / f"round-{number}"
         here.mkdir(exist_ok=True)
         before = sum(steps[:number])
-        chosen = list(questions)
+        chosen = list(tasks)
         if pass_rate_samples:
             with first_before_others():
                 chosen = answered_sometimes(
-                    partial(_load, model_dir, start, half, lora is not None),
+                    partial(_load, model_dir, start, half, adapter),
                     tokenizer,
-                    questions,
+                    tasks,
+                    domain,
                     pass_rate_samples,
                     args,
                     here,
                     progress,
                 )
-            chosen = in_order(questions, chosen, order, here)
+            chosen = in_order(tasks, chosen, order, here)
         needed = args.generation_batch_size // args.num_generations
         if len(chosen) < needed:
             raise TrainingError(
@@ -146,30 +150,27 @@ def train_rl(
         if not finished.exists():
             keeper = KeepAlive(here, checkpoint_seconds, _from_step(progress, before, sum(steps)))
             model = load_model(
-                start if start and lora is None else model_dir, torch.bfloat16 if half else torch.float32
+                start if start and adapter is None else model_dir, torch.bfloat16 if half else torch.float32
             )
-            if start and lora is None:
+            if start and adapter is None:
                 model.config._name_or_path = str(model_dir)  # where TRL takes the reference model from
             grpo = ALGORITHMS[algorithm].trainer(
                 model=model,
-                reward_funcs=[_for_trl(name, judge) for name in mix],
+                reward_funcs=[_for_trl(name, chosen, domain, judge) for name in mix],
                 args=_for_round(args, round_steps, here),
                 train_dataset=Dataset.from_list(
-                    [
-                        {"prompt": as_prompt(tokenizer, q.question), "question": q.question, "answers": list(q.answers)}
-                        for q in chosen
-                    ]
+                    [{"prompt": domain.prompt(tokenizer, task), "task": n} for n, task in enumerate(chosen)]
                 ),
                 processing_class=tokenizer,
-                peft_config=fitting_lora(model, lora) if lora is not None else None,
+                peft_config=adapter.apply(model) if adapter is not None else None,
                 callbacks=[keeper],
             )
             grpo.skip_without_variance = skip_without_variance
             grpo.remove_callback(PrinterCallback)
-            if lora is not None:
-                roll_out_merged(grpo.model)
+            if adapter is not None:
+                roll_out_merged(grpo.model, adapter)
                 if start:
-                    set_peft_model_state_dict(grpo.model, load_file(start / "adapter_model.safetensors"))
+                    adapter.restore(grpo.model, start)
             with first_before_others():
                 checkpoint = newest_checkpoint(here)
             with stop_on_interrupt(keeper), _no_casts(grpo.model, half), fast_head(), shared_batches(grpo):
@@ -182,10 +183,10 @@ def train_rl(
         logged = read_log(here)
         tokens += max((int(record.get("num_tokens", 0)) for record in logged), default=0)
         log += [{**record, "step": record["step"] + before} for record in logged]
-    model = _load(model_dir, start, half=False, lora=lora is not None)
+    model = _load(model_dir, start, half=False, adapter=adapter)
     parameters = count_parameters(model)
     if is_first():
-        if lora is not None and start:
+        if adapter is not None and start:
             shutil.copytree(start, out / ADAPTER)
         model.save_pretrained(str(out))
         tokenizer.save_pretrained(str(out))
@@ -195,12 +196,12 @@ def train_rl(
     return Trained(tokens, flops, curve(log), parameters, trained_questions)
 
 
-def _load(model_dir: Path, trained: Path | None, half: bool, lora: bool) -> PreTrainedModel:
+def _load(model_dir: Path, trained: Path | None, half: bool, adapter: Adapter | None) -> PreTrainedModel:
     """Return the model after the round that wrote `trained`, its factors merged; without one, the start."""
     dtype = torch.bfloat16 if half else torch.float32
-    if trained is None or not lora:
+    if trained is None or adapter is None:
         return load_model(trained or model_dir, dtype)
-    return load_merged(model_dir, trained, dtype)
+    return adapter.load_merged(model_dir, trained, dtype)
 
 
 def _keep(model: PreTrainedModel | PeftModel, finished: Path) -> None:
@@ -232,13 +233,13 @@ def _from_step(progress: Progress | None, before: int, steps: int) -> Progress |
 def rl_arguments(
     mix: Mapping[str, float],
     trainer: Mapping[str, Any] | None,
-    lora: bool,
+    adapted: bool,
     workdir: Path,
     seed: int,
     algorithm: str = "grpo",
 ) -> GRPOConfig:
     """Return TRL's config from a recipe's `trainer:` mapping over our defaults; `RecipeError` for what it refuses."""
-    ours = {"learning_rate": LEARNING_RATE["lora" if lora else "full"], "reward_weights": list(mix.values())}
+    ours = {"learning_rate": LEARNING_RATE["adapter" if adapted else "full"], "reward_weights": list(mix.values())}
     _, config, defaults = ALGORITHMS[algorithm]
     args = trainer_arguments(config, {**DEFAULTS, **defaults, **ours}, trainer or {}, workdir, seed)
     if algorithm == "remax":
@@ -266,22 +267,28 @@ def _no_casts(model: PreTrainedModel | PeftModel, half: bool) -> AbstractContext
     return disable_input_dtype_casting(model) if half else nullcontext()
 
 
-def _for_trl(name: str, judge: Judge | None = None) -> Callable[..., list[float]]:
-    reward: Reward | None = None if name == JUDGE else get_reward(name)
+def _for_trl(
+    name: str, tasks: Sequence[Task], domain: Domain, judge: Judge | None = None
+) -> Callable[..., list[float]]:
+    """Return a reward as TRL calls it, with the places of the answers' tasks in the data set's column `task`."""
+    reward: Reward | None = None if name == JUDGE else get_reward(name, domain.rewards)
 
     def scored(
+        prompts: list[Any],
         completions: list[Any],
-        answers: list[list[str]],
-        question: list[str],
+        completion_ids: list[list[int]],
+        task: list[int],
         log_metric: Callable[[str, float], None],
         **_: Any,
     ) -> list[float]:
         texts = [(c if isinstance(c, str) else c[-1]["content"]).strip() for c in completions]
+        asked = [tasks[place] for place in task]
         if reward is not None:
-            return [reward(text, gold) for text, gold in zip(texts, answers, strict=True)]
+            answers = zip(prompts, texts, completion_ids, asked, strict=True)
+            return [reward(RewardInput(prompt, text, ids, one.answers, one)) for prompt, text, ids, one in answers]
         if judge is None:
             raise RecipeError(f"reward '{JUDGE}' needs a judge")
-        verdicts = judge.verdicts(list(zip(question, answers, texts, strict=True)))
+        verdicts = judge.verdicts([(one.prompt, one.answers, text) for one, text in zip(asked, texts, strict=True)])
         log_metric("judge_without_verdict", sum(verdict is None for verdict in verdicts) / len(verdicts))
         return [float(verdict or 0.0) for verdict in verdicts]
 

@@ -23,22 +23,25 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from skillgraft.adapters import get_adapter
+from skillgraft.adapters.kind import Adapter
 from skillgraft.adapters.lora import ADAPTER, save_trained
-from skillgraft.checkpoint.layout import read_layout
-from skillgraft.data.documents import Document, Question
-from skillgraft.data.metrics import METRICS
+from skillgraft.checkpoint.layout import parameters_of, read_layout
+from skillgraft.data.documents import Document
 from skillgraft.data.passages import Passage
+from skillgraft.data.slices import asked_documents
 from skillgraft.data.synthesis.generation import Kept, write_locally
 from skillgraft.data.synthesis.local_writer import LocalWriter, as_chat
 from skillgraft.data.synthesis.prompt_templates import read_styles
 from skillgraft.data.synthesis.requests import Request, lines, plan_requests, without_cut_end
+from skillgraft.data.tasks import Question
+from skillgraft.domains.knowledge import KNOWLEDGE
 from skillgraft.errors import TrainingError
-from skillgraft.evals.answers import answer
-from skillgraft.pipeline.estimate import parameters_of
-from skillgraft.self_edit_settings import SelfEditStage, asked_documents
+from skillgraft.models.answering import answer
+from skillgraft.models.loading import load_model, load_tokenizer
+from skillgraft.settings.self_edit import SelfEditSettings
 from skillgraft.settings.text import WHOLE
 from skillgraft.support.progress import NO_METRICS, Progress
-from skillgraft.train.common import load_model, load_tokenizer
 from skillgraft.train.examples import UNLEARNT, Row
 from skillgraft.train.sft import fit, sft_arguments
 from skillgraft.train.single_passage import Answerer, Learner
@@ -50,7 +53,7 @@ Moved = Callable[[int, Mapping[str, float]], None]
 class Round:
     """One round: who writes, the folder in which it keeps what is done, how its learning is seeded and kept."""
 
-    stage: SelfEditStage
+    stage: SelfEditSettings
     writer: Path
     here: Path
     seed: int
@@ -58,7 +61,7 @@ class Round:
 
 
 def train_writer(
-    stage: SelfEditStage,
+    stage: SelfEditSettings,
     model_dir: Path,
     out: Path,
     workdir: Path,
@@ -66,7 +69,7 @@ def train_writer(
     documents: Sequence[Document],
     questions: Sequence[Question],
     trainer: Mapping[str, Any],
-    lora: Mapping[str, Any] | None,
+    adapter: Adapter | None,
     seed: int,
     checkpoint_seconds: float,
     progress: Progress,
@@ -94,7 +97,7 @@ def train_writer(
         scores = [each["score"] for each in scored]
         kept = best(requests, scores, stage.keep)
         pairs = [(requests[at].prompt, texts[at]) for at in kept]
-        writer, taught = _teach(this, pairs, trainer, lora, partial(moved, 2 * len(requests)))
+        writer, taught = _teach(this, pairs, trainer, adapter, partial(moved, 2 * len(requests)))
         done += 2 * len(requests)
         rounds.append(
             {
@@ -203,7 +206,7 @@ def _score(
     learner = Learner(
         this.writer,
         scores,
-        lora=stage.learn.lora,
+        adapter=get_adapter(stage.learn.adapt),
         trainer=stage.learn.trainer,
         text=WHOLE,
         seed=this.seed,
@@ -211,8 +214,9 @@ def _score(
     )
 
     def measured(questions: Sequence[Question]) -> list[float]:
-        said, _ = answer(answerer.model, answerer.tokenizer, questions, stage.max_answer_tokens, 64)
-        return [METRICS[stage.score](text, each.answers) for text, each in zip(said, questions, strict=True)]
+        prompts = [KNOWLEDGE.prompt(answerer.tokenizer, question) for question in questions]
+        said, _ = answer(answerer.model, answerer.tokenizer, prompts, stage.max_answer_tokens, 64)
+        return [KNOWLEDGE.metrics[stage.score](text, each.answers) for text, each in zip(said, questions, strict=True)]
 
     if "before" not in kept.by_id:
         found = measured([q for name in dict.fromkeys(r.document.id for r in requests) for q in asked[name]])
@@ -237,7 +241,7 @@ def _teach(
     this: Round,
     kept: Sequence[tuple[str, str]],
     trainer: Mapping[str, Any],
-    lora: Mapping[str, Any] | None,
+    adapter: Adapter | None,
     said: Callable[[Mapping[str, float]], None],
 ) -> tuple[Path, dict[str, Any]]:
     """Fine-tune the writer on the (prompt, text) that were kept; return its new checkpoint and what that cost."""
@@ -260,14 +264,14 @@ def _teach(
             tokenizer,
             writing_rows(tokenizer, kept, args.max_length),
             args,
-            lora=lora,
+            adapter=adapter,
             checkpoint_seconds=this.checkpoint_seconds,
             progress=show,
         )
         part = taught.with_suffix(".part")
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
-        save_trained(model, this.writer, part, tokenizer, lora is not None)
+        save_trained(model, this.writer, part, tokenizer, adapter)
         cost.write_text(json.dumps({"tokens": trained.tokens, "flops": trained.flops}))
         part.rename(taught)
     return taught, json.loads(cost.read_text())

@@ -17,18 +17,21 @@ from peft import LoraConfig, PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
-from skillgraft.adapters.lora import fitting_lora, save_trained
-from skillgraft.data.documents import Document, Question
+from skillgraft.adapters.kind import Adapter
+from skillgraft.adapters.lora import save_trained
+from skillgraft.data.documents import Document
+from skillgraft.data.tasks import Question
 from skillgraft.errors import TrainingError
+from skillgraft.models.loading import count_parameters, load_model, load_tokenizer
 from skillgraft.settings.text import WHOLE, TextSettings
 from skillgraft.support.progress import Progress
 from skillgraft.support.rank import is_first
 from skillgraft.train.callbacks import KeepAlive, newest_checkpoint, read_log, stop_on_interrupt
-from skillgraft.train.common import check_at_least, count_parameters, load_model, load_tokenizer, trainer_arguments
 from skillgraft.train.cpu.fused_logprobs import fast_head
 from skillgraft.train.cpu.varlen_attention import ragged_batches
 from skillgraft.train.data_parallel import first_before_others, shared_batches
 from skillgraft.train.examples import Row, document_rows, learnt_tokens, question_rows, replay_rows
+from skillgraft.train.trainer_arguments import check_at_least, trainer_arguments
 
 DEFAULTS: dict[str, Any] = {
     "num_train_epochs": 8,
@@ -65,7 +68,7 @@ def train_sft(
     text: TextSettings = WHOLE,
     replay: tuple[Sequence[str], float] = ((), 0.0),
     trainer: Mapping[str, Any] | None = None,
-    lora: Mapping[str, Any] | None = None,
+    adapter: Adapter | None = None,
     seed: int = 0,
     checkpoint_seconds: float = 300.0,
     progress: Progress | None = None,
@@ -76,7 +79,7 @@ def train_sft(
     Trainer checkpoints live in `workdir`; a rerun goes on from the newest whole one.
 
     Raises:
-        RecipeError: an argument that the trainer or LoRA does not know.
+        RecipeError: an argument that the trainer or adapter does not know.
         DataError: less replay text than is asked for.
         TrainingError: no token would be trained, an answer would be cut off, or the loss is not finite.
     """
@@ -91,12 +94,12 @@ def train_sft(
         tokenizer,
         rows + replayed,
         args,
-        lora=lora,
+        adapter=adapter,
         checkpoint_seconds=checkpoint_seconds,
         progress=progress,
     )
     if is_first():
-        save_trained(model, model_dir, out, tokenizer, lora is not None)
+        save_trained(model, model_dir, out, tokenizer, adapter)
     return replace(trained, replayed_tokens=sum(len(row["input_ids"]) for row in replayed))
 
 
@@ -127,7 +130,7 @@ def fit(
     rows: Sequence[Row],
     args: SFTConfig,
     *,
-    lora: Mapping[str, Any] | None,
+    adapter: Adapter | None,
     checkpoint_seconds: float,
     progress: Progress | None,
 ) -> tuple[PreTrainedModel | PeftModel, Trained]:
@@ -146,7 +149,7 @@ def fit(
             "text.chunk_tokens or trainer.max_length, which cut documents into chunks"
         )
     keeper = KeepAlive(workdir, checkpoint_seconds, progress)
-    peft_config: LoraConfig | None = fitting_lora(model, lora) if lora is not None else None
+    peft_config: LoraConfig | None = adapter.apply(model) if adapter is not None else None
     sft = SFTTrainer(
         model=model,
         args=args,

@@ -14,17 +14,18 @@ from typing import Any
 
 import torch
 
+from skillgraft.adapters.kind import Adapter
 from skillgraft.arithmetic.injection.live_weights import LiveWeights
 from skillgraft.arithmetic.merge_recipe import parse_merge_recipe
-from skillgraft.arithmetic.merging import machine_for
+from skillgraft.arithmetic.merging import engine_for
 from skillgraft.arithmetic.plan import plan_merge
 from skillgraft.data.passages import Passage
 from skillgraft.errors import TrainingError
+from skillgraft.models.loading import load_model, load_tokenizer
+from skillgraft.models.precision import bf16_pays, device
 from skillgraft.settings.text import TextSettings
 from skillgraft.support.progress import Progress
-from skillgraft.train.common import load_model, load_tokenizer
 from skillgraft.train.examples import document_rows
-from skillgraft.train.precision import bf16_pays, device
 from skillgraft.train.sft import Trained, fit, sft_arguments
 
 LEARNING = "learning"
@@ -39,14 +40,14 @@ class Learner:
         start: Path,
         work: Path,
         *,
-        lora: Mapping[str, Any] | None,
+        adapter: Adapter | None,
         trainer: Mapping[str, Any],
         text: TextSettings,
         seed: int,
         checkpoint_seconds: float,
     ) -> None:
         self._start, self._work = start, work
-        self._lora, self._trainer, self._text = lora, trainer, text
+        self._adapter, self._trainer, self._text = adapter, trainer, text
         self._seed, self._checkpoint_seconds = seed, checkpoint_seconds
         self._tokenizer = load_tokenizer(start)
         if self._tokenizer.eos_token is None:
@@ -73,14 +74,14 @@ class Learner:
             self._tokenizer,
             rows,
             args,
-            lora=self._lora,
+            adapter=self._adapter,
             checkpoint_seconds=self._checkpoint_seconds,
             progress=progress,
         )
         learnt = work / "learnt"
         shutil.rmtree(learnt, ignore_errors=True)
         fitted.save_pretrained(str(learnt))
-        if self._lora is None:
+        if self._adapter is None:
             self._tokenizer.save_pretrained(str(learnt))
             self._model = None  # full fine-tuning changed it for good
             return trained, {"model": str(learnt)}
@@ -100,7 +101,7 @@ class Answerer:
         self._start = start
         self.tokenizer = load_tokenizer(start)
         self.model = load_model(start, torch.bfloat16 if bf16_pays() else torch.float32).to(device()).eval()
-        self._weights = LiveWeights(self.model, machine_for(None, "cpu"))
+        self._weights = LiveWeights(self.model, engine_for(None, "cpu"))
 
     def become(self, operands: Sequence[Mapping[str, Any]]) -> None:
         """Take the weights θ_start + Σ weight · operand; `operands` as in a merge recipe, at least one."""

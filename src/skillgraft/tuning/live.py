@@ -12,16 +12,16 @@ from pathlib import Path
 import torch
 
 from skillgraft.arithmetic.injection.live_weights import LiveWeights
-from skillgraft.arithmetic.merge_recipe import MergeRecipe
-from skillgraft.arithmetic.merging import machine_for
+from skillgraft.arithmetic.merge_schema import MergeRecipe
+from skillgraft.arithmetic.merging import engine_for
 from skillgraft.arithmetic.plan import plan_merge
-from skillgraft.data.documents import Question
 from skillgraft.data.metrics import METRICS
-from skillgraft.evals.answers import answer
+from skillgraft.data.tasks import Question
+from skillgraft.evals.answers import closed_book
 from skillgraft.evals.likelihood import answer_likelihood
-from skillgraft.train.common import load_model, load_tokenizer
-from skillgraft.train.precision import bf16_pays, device
-from skillgraft.tuning.loop import LIKELIHOOD
+from skillgraft.models.loading import load_model, load_tokenizer
+from skillgraft.models.precision import bf16_pays, device
+from skillgraft.tuning.trials import LIKELIHOOD
 
 
 class LiveModel:
@@ -30,7 +30,7 @@ class LiveModel:
     def __init__(self, base: Path, metrics: Sequence[str], max_new_tokens: int, batch_size: int, threads: int | None):
         self._tokenizer = load_tokenizer(base)
         self._model = load_model(base, torch.bfloat16 if bf16_pays() else torch.float32).to(device()).eval()
-        self._weights = LiveWeights(self._model, machine_for(threads, "cpu"))
+        self._weights = LiveWeights(self._model, engine_for(threads, "cpu"))
         self._metrics, self._max_new_tokens, self._batch_size = metrics, max_new_tokens, batch_size
 
     def score(self, recipe: MergeRecipe, questions: Sequence[Question]) -> dict[str, list[float]]:
@@ -38,7 +38,7 @@ class LiveModel:
         self._weights.become(plan_merge(recipe))
         found: dict[str, list[float]] = {}
         if any(name in METRICS for name in self._metrics):
-            texts, _ = answer(self._model, self._tokenizer, questions, self._max_new_tokens, self._batch_size)
+            texts, _ = closed_book(self._model, self._tokenizer, questions, self._max_new_tokens, self._batch_size)
             for name in self._metrics:
                 if name in METRICS:
                     found[name] = [METRICS[name](text, q.answers) for text, q in zip(texts, questions, strict=True)]

@@ -19,12 +19,12 @@ from typing import Any
 
 import yaml
 
-from skillgraft.arithmetic.merge_recipe import MergeRecipe
+from skillgraft.arithmetic.merge_schema import MergeRecipe
 from skillgraft.arithmetic.merging import as_recipe, merge
 from skillgraft.arithmetic.plan import plan_merge
 from skillgraft.checkpoint.safe_read import read_json_object
-from skillgraft.data.documents import Question, read_questions
 from skillgraft.data.metrics import METRICS
+from skillgraft.data.tasks import Question, read_questions
 from skillgraft.errors import CheckpointError, DataError, RecipeError, did_you_mean
 from skillgraft.evals.intervals import bootstrap
 from skillgraft.evals.overlap import shared_questions
@@ -33,10 +33,7 @@ from skillgraft.support.atomic import atomic_write_json, atomic_write_text
 from skillgraft.support.digest import digest
 from skillgraft.tuning.algorithms import ALGORITHMS, Points
 from skillgraft.tuning.space import WEIGHTS, Range, Space, space_of
-from skillgraft.tuning.trials import Log, Look, open_log
-
-LIKELIHOOD = "answer_likelihood"
-"""The smooth metric: see `evals.likelihood`."""
+from skillgraft.tuning.trials import LIKELIHOOD, Log, Look, open_log
 
 SEARCH_METRICS = (*METRICS, LIKELIHOOD)
 RECIPE_FILE, CHECKPOINT, RESULT_FILE = "best.yaml", "best", "result.json"
@@ -124,7 +121,7 @@ def _live(
 
     def score(candidate: MergeRecipe, questions: Sequence[Question]) -> Mapping[str, Sequence[float]]:
         if not loaded:
-            from skillgraft.train.precision import one_precision
+            from skillgraft.models.precision import one_precision
             from skillgraft.tuning.live import LiveModel
 
             with one_precision(work):

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
-from skillgraft.arithmetic.merge_recipe import DEFAULT, PARAMETERS, MergeRecipe
-from skillgraft.arithmetic.methods import METHODS
+from skillgraft.arithmetic.merge_schema import DEFAULT, MergeRecipe
+from skillgraft.arithmetic.methods import get_method
 from skillgraft.arithmetic.plan import check_number, plan_merge
 from skillgraft.errors import RecipeError, did_you_mean
 
@@ -74,7 +74,7 @@ class Space:
                 operands[dimension.operand] = operand.model_copy(update={"weights": changed})
             else:
                 operands[dimension.operand] = operand.model_copy(update={"weight": value})
-        form = PARAMETERS[self.recipe.method].model_validate(parameters)
+        form = get_method(self.recipe.method).parameters.model_validate(parameters)
         return self.recipe.model_copy(update={"operands": operands, "parameters": form})
 
     @property
@@ -117,7 +117,7 @@ def space_of(recipe: MergeRecipe, vary: Mapping[str, Range], per_layer: int | No
 
 
 def _weights(recipe: MergeRecipe, bounds: Range, per_layer: int | None) -> list[Dimension]:
-    if METHODS[recipe.method].first_pass == "gram":
+    if not get_method(recipe.method).weighted:
         raise RecipeError(f"vary weights: {recipe.method} takes none; vary a parameter of it, or take another method")
     found = []
     for number, operand in enumerate(recipe.operands):
@@ -134,7 +134,7 @@ def _weights(recipe: MergeRecipe, bounds: Range, per_layer: int | None) -> list[
 
 
 def _parameter(recipe: MergeRecipe, name: str, bounds: Range) -> Dimension:
-    form = PARAMETERS[recipe.method]
+    form = get_method(recipe.method).parameters
     numbers = [key for key, field in form.model_fields.items() if type(field.default) is float]
     if name not in numbers:
         raise RecipeError(f"vary {name}: {recipe.method} has no such number{did_you_mean(name, [WEIGHTS, *numbers])}")

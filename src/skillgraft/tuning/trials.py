@@ -16,6 +16,9 @@ from skillgraft.errors import CheckpointError, OutputExistsError, StorageError
 from skillgraft.support.atomic import atomic_write_json
 from skillgraft.support.lock import lock_file
 
+LIKELIHOOD = "answer_likelihood"
+"""The smooth metric: see `evals.likelihood`."""
+
 LOG_FILE = "looks.jsonl"
 SETTINGS_FILE = "search.json"
 

@@ -145,6 +145,7 @@ JUDGED = {
 }
 
 
+@pytest.mark.train
 @pytest.mark.loopback
 def test_a_stage_learns_from_a_judge_and_goes_on_after_it_failed(chat, tmp_path):
     settings = {"url": chat.url, "model": "small", "retries": 0, "timeout_seconds": 5, "at_once": 1}

@@ -7,7 +7,7 @@ import torch
 
 from skillgraft.data.synthesis.local_writer import GumbelNoise, LocalWriter, as_chat
 from skillgraft.errors import RecipeError
-from skillgraft.train.common import load_tokenizer
+from skillgraft.models.loading import load_tokenizer
 from tests.babble import babbling_checkpoint
 from tests.tiny import tiny_tokenizer
 

@@ -6,13 +6,14 @@ import random
 import pytest
 import torch
 
-from skillgraft.data.documents import Document, Question
+from skillgraft.data.documents import Document
 from skillgraft.data.synthesis import mixsd
 from skillgraft.data.synthesis.mixsd import Mixed, mix_answers, mix_questions, write_mixed
 from skillgraft.data.synthesis.teacher_prompts import by_document, with_context
+from skillgraft.data.tasks import Question
 from skillgraft.errors import DataError
-from skillgraft.train.common import load_model, load_tokenizer
-from skillgraft.train.prompts import encode
+from skillgraft.models.loading import load_model, load_tokenizer
+from skillgraft.models.prompts import encode
 from tests.tiny import tiny_checkpoint, tiny_finetune
 
 DOCUMENTS = [Document("a", "Vell", "The harbour of Vell was built in 1901."), Document("b", "", "Orm is small.")]

@@ -7,10 +7,11 @@ from itertools import pairwise
 import pytest
 
 from skillgraft.data.chunks import chunks, windows
-from skillgraft.data.documents import Document, Question
+from skillgraft.data.documents import Document
 from skillgraft.data.synthesis.imported_renderings import read_given
 from skillgraft.data.synthesis.prompt_templates import PROMPTS, Style, read_styles
 from skillgraft.data.synthesis.requests import Rendering, lines, pairs, plan_requests, select, without_cut_end
+from skillgraft.data.tasks import Question
 from skillgraft.errors import DataError, MissingPathError, RecipeError
 from skillgraft.settings.synthesis import SynthesisFilters
 from tests.recipes import write_jsonl

@@ -1,7 +1,6 @@
 """The stage synthesize, run as part of tiny recipes."""
 
 import json
-import multiprocessing
 import os
 import shutil
 from pathlib import Path
@@ -10,12 +9,14 @@ import pytest
 import torch
 
 from skillgraft import run
-from skillgraft.data.documents import read_documents, read_questions
+from skillgraft.data.documents import read_documents
+from skillgraft.data.tasks import read_questions
 from skillgraft.errors import DataError, MissingPathError, RecipeError
 from skillgraft.pipeline.estimate import estimate
 from skillgraft.recipe.load import load_recipe
 from skillgraft.run import prepare
 from tests.babble import babbling_checkpoint
+from tests.children import children
 from tests.recipes import PLACES, tiny_recipe, write_jsonl
 
 LOOSE = {"min_words": 1, "repetition": 1, "near_duplicate": 1}
@@ -56,9 +57,10 @@ def facts(result, stage="synth"):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("synthesis")
-    os.environ["SKILLGRAFT_CACHE"] = str(folder / "cache")
     recipe = recipe_with(folder, synth=SYNTH, learnt={**SFT, "documents": "synth"})
-    return recipe, run(recipe, runs=folder / "runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SKILLGRAFT_CACHE", str(folder / "cache"))
+        return recipe, run(recipe, runs=folder / "runs")
 
 
 def test_renderings_are_written_filtered_and_learnt(finished):
@@ -78,6 +80,7 @@ def test_renderings_are_written_filtered_and_learnt(finished):
     assert facts(result, "learnt")["documents"] == len(read_documents(result.stages["synth"])) == len(made)
 
 
+@pytest.mark.train
 def test_a_rendering_follows_from_what_is_asked_and_the_seed_alone(finished, tmp_path):
     recipe, result = finished
     before = {r["id"]: r["text"] for r in records(result.stages["synth"] / "documents.jsonl")}
@@ -117,12 +120,12 @@ def _child(recipe, runs, cache, after):
     run(recipe, runs=runs)
 
 
+@pytest.mark.train
+@pytest.mark.process
 def test_a_kill_then_the_same_result(finished, tmp_path):
     recipe, result = finished
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.conftest", "skillgraft.stages", "skillgraft.train.check"])
     for after in (2, 2):
-        child = context.Process(target=_child, args=(recipe, tmp_path / "runs", str(tmp_path / "cache"), after))
+        child = children().Process(target=_child, args=(recipe, tmp_path / "runs", str(tmp_path / "cache"), after))
         child.start()
         child.join()
         assert child.exitcode == 9
@@ -273,6 +276,7 @@ def test_a_path_with_a_stages_name_stays_a_path(tmp_path):
     assert loaded.stages["data"].documents == tmp_path / "data"  # only a synthesize stage's name is one
 
 
+@pytest.mark.train
 def test_questions_of_a_stage(tmp_path):
     recipe = recipe_with(
         tmp_path,

@@ -4,7 +4,7 @@ from torch.nn.functional import linear
 from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 from trl.trainer import utils as trl_utils
 
-from skillgraft.train.common import load_model
+from skillgraft.models.loading import load_model
 from skillgraft.train.cpu import fused_logprobs
 from skillgraft.train.cpu.fused_logprobs import LogProbabilities, fast_head
 from tests.tiny import tiny_checkpoint

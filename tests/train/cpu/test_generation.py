@@ -2,7 +2,7 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from skillgraft.train.common import load_model
+from skillgraft.models.loading import load_model
 from skillgraft.train.cpu import generation
 from skillgraft.train.cpu.generation import draw, sample, warpers
 from tests.tiny import tiny_checkpoint, tiny_tokenizer

@@ -7,7 +7,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from skillgraft.data.documents import Document
 from skillgraft.errors import TrainingError
-from skillgraft.train.common import load_model
+from skillgraft.models.loading import load_model
 from skillgraft.train.cpu import varlen_attention
 from skillgraft.train.cpu.fused_logprobs import fast_head
 from skillgraft.train.cpu.varlen_attention import RAGGED, Branches, packs, ragged_attention, use_attention
@@ -156,6 +156,7 @@ def test_a_branch_attends_to_its_prefix_and_itself(dtype):
         torch.testing.assert_close(got.double(), value, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.train
 def test_training_ragged_or_padded_learns_the_same_and_leaves_the_model_as_it_was(tmp_path, monkeypatch):
     start = tiny_checkpoint(tmp_path / "start")
     documents = [Document(str(n), "Vell", "The harbour was built in 1901. " * n) for n in (1, 4, 2, 3)]

@@ -1,4 +1,4 @@
-"""Injection: θ = θ_target + λ·v, streamed into a new checkpoint that otherwise is the target's.
+"""Inject a skill vector: θ = θ_target + λ·v, streamed into a new checkpoint that otherwise is the target's.
 
 Formula: Parametric Skill Transfer, arXiv 2601.11258. Departure: the report says how much of λ·v survived the rounding
 to the stored dtype, which for bf16 can be a noticeable part of an RL delta. Several skills are combined into one v by a
@@ -18,18 +18,19 @@ from skillgraft.adapters.peft_file import is_adapter, read_adapter
 from skillgraft.arithmetic.in_memory import operand_norms
 from skillgraft.arithmetic.injection.ledger import (
     Injected,
+    LedgerEntry,
     Record,
-    Share,
     read_record,
     recognised,
-    write_balance,
+    write_ledger,
     write_own_provenance,
 )
 from skillgraft.arithmetic.injection.removal import plan_of_original, plan_removal, removal_report
-from skillgraft.arithmetic.merge_recipe import MergeRecipe, check_vector_method, parse_merge_recipe
-from skillgraft.arithmetic.merging import Recorder, machine_for, write
+from skillgraft.arithmetic.merge_recipe import check_vector_method, parse_merge_recipe
+from skillgraft.arithmetic.merge_schema import MergeRecipe
+from skillgraft.arithmetic.merging import Recorder, engine_for, write
 from skillgraft.arithmetic.plan import OUTPUT_DTYPES, Plan, plan_merge
-from skillgraft.arithmetic.stream import Machine, Sums
+from skillgraft.arithmetic.stream import Engine, Sums
 from skillgraft.checkpoint.layout import Layout
 from skillgraft.checkpoint.provenance import base_of
 from skillgraft.errors import CheckpointError, RecipeError, did_you_mean
@@ -41,13 +42,13 @@ from skillgraft.support.progress import Progress
 
 NORM_TOLERANCE = 1e-3
 
-Given = Skill | str | os.PathLike[str]
+SkillLike = Skill | str | os.PathLike[str]
 """A skill, its directory or name in the library, or a PEFT LoRA adapter's directory."""
 
 
 def inject(
     target: str | os.PathLike[str],
-    skill: Given | Sequence[tuple[Given, float]],
+    skill: SkillLike | Sequence[tuple[SkillLike, float]],
     out: str | os.PathLike[str],
     *,
     scale: float = 1.0,
@@ -61,7 +62,7 @@ def inject(
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Write θ = θ_target + λ·v as the new checkpoint `out` and return a report.
+    """Inject a skill: write θ = θ_target + λ·v as the new checkpoint `out` and return a report.
 
     `skill` is a skill, its directory or name in the library, or a PEFT LoRA adapter directory (then v = B·A); or
     several, `[(skill, 0.5), (other, 1.0)]`: then v is what `method` (any of `methods.METHODS` on vectors, with
@@ -87,26 +88,28 @@ def inject(
     `OutputExistsError`, `StorageError`, and `RecipeError` for a scale, method or dtype that makes no sense.
     Source: arXiv 2601.11258.
     """
-    recipe, names, said = _recipe(target, skill, method, parameters, dtype, allow_other_base, scales)
-    plan, skills = _plan(recipe, names, said, allow_other_base)
+    recipe, names, remarks = _recipe(target, skill, method, parameters, dtype, allow_other_base, scales)
+    plan, skills = _plan(recipe, names, remarks, allow_other_base)
     history = _history(plan, skills, _checked(scale))
-    machine = machine_for(threads, device)
-    known, asked, doubt, _ = history
-    removal = plan_removal(recipe, plan, known, asked, doubt, Path(original) if original is not None else None, machine)
+    engine = engine_for(threads, device)
+    known, requested, doubt, _ = history
+    removal = plan_removal(
+        recipe, plan, known, requested, doubt, Path(original) if original is not None else None, engine
+    )
     plan = replace(plan, remarks=(*plan.remarks, *history.remarks, *(removal.remarks if removal is not None else ())))
-    made, record = plan, _recorder(plan, skills, history)
+    written, record = plan, _recorder(plan, skills, history)
     if removal is not None and removal.original is not None:
-        made = plan_of_original(plan, removal)
-        record = _own_recorder(made)
-    (report,) = _write(made, skills, Path(out), {"": scale}, threads, device, progress, record)
+        written = plan_of_original(plan, removal)
+        record = _own_recorder(written)
+    (report,) = _write(written, skills, Path(out), {"": scale}, threads, device, progress, record)
     if removal is not None:
-        report["removal"] = removal_report(plan, removal, scale, Path(out), machine)
+        report["removal"] = removal_report(plan, removal, scale, Path(out), engine)
     return report
 
 
 def inject_scales(
     target: str | os.PathLike[str],
-    skill: Given | Sequence[tuple[Given, float]],
+    skill: SkillLike | Sequence[tuple[SkillLike, float]],
     out: str | os.PathLike[str],
     scales: Sequence[float],
     *,
@@ -118,18 +121,18 @@ def inject_scales(
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Write one checkpoint per λ into the new directory `out` as `scale-<λ>`, reading target and skills once.
+    """Sweep λ: write one checkpoint per λ into the new directory `out` as `scale-<λ>`, reading target and skills once.
 
-    Returns the reports by folder. All λ appear together; a killed sweep goes on. Else as `inject`, but that a sweep
-    never looks for an original to return to.
+    Returns the reports by folder. All λ appear together; a killed sweep resumes. Otherwise as `inject`, except that
+    a sweep never looks for an original to return to.
     """
     if not scales:
         raise RecipeError("scales is empty, expected numbers such as 0,0.25,0.5,1")
     named = {f"scale-{_short(_checked(scale))}": scale for scale in scales}
     if len(named) != len(scales):
         raise RecipeError(f"scales {list(scales)} name one λ twice; expected each once")
-    recipe, names, said = _recipe(target, skill, method, parameters, dtype, allow_other_base)
-    plan, skills = _plan(recipe, names, said, allow_other_base)
+    recipe, names, remarks = _recipe(target, skill, method, parameters, dtype, allow_other_base)
+    plan, skills = _plan(recipe, names, remarks, allow_other_base)
     record = _recorder(plan, skills, _history(plan, skills, 1.0))
     reports = _write(plan, skills, Path(out), named, threads, device, progress, record)
     return dict(zip(named, reports, strict=True))
@@ -137,24 +140,24 @@ def inject_scales(
 
 def plan_injection(
     target: str | os.PathLike[str],
-    skill: Given | Sequence[tuple[Given, float]],
+    skill: SkillLike | Sequence[tuple[SkillLike, float]],
     *,
     allow_other_base: bool = False,
     threads: int | None = None,
 ) -> Plan:
-    """Return the checked plan of target + λ·v for who computes it elsewhere than in a file, λ still free.
+    """Plan target + λ·v for callers that apply it in memory; λ is chosen later.
 
     Arguments, `settings` and `remarks` of the plan, and errors are as in `inject`.
     """
-    recipe, names, said = _recipe(target, skill, "task_arithmetic", None, None, allow_other_base)
-    plan, skills = _plan(recipe, names, said, allow_other_base)
-    _check_norms(plan, skills, machine_for(threads, "cpu"))
+    recipe, names, remarks = _recipe(target, skill, "task_arithmetic", None, None, allow_other_base)
+    plan, skills = _plan(recipe, names, remarks, allow_other_base)
+    _check_norms(plan, skills, engine_for(threads, "cpu"))
     return plan
 
 
 def _recipe(
     target: str | os.PathLike[str],
-    skill: Given | Sequence[tuple[Given, float]],
+    skill: SkillLike | Sequence[tuple[SkillLike, float]],
     method: str,
     parameters: Mapping[str, Any] | None,
     dtype: str | None,
@@ -166,10 +169,10 @@ def _recipe(
     if dtype is not None and dtype not in OUTPUT_DTYPES:
         raise RecipeError(f"dtype {dtype!r} can't store a checkpoint{did_you_mean(dtype, OUTPUT_DTYPES)}")
     operands: list[dict[str, Any]] = []
-    names, said = [], []
+    names, remarks = [], []
     for each, scale in _pairs(skill):
         path, remark = (each.path, None) if isinstance(each, Skill) else resolve_skill(each)
-        said += [remark] if remark else []
+        remarks += [remark] if remark else []
         kind = "adapter" if not isinstance(each, Skill) and is_adapter(path) else "skill"
         operands.append({kind: str(path), **({} if scale == 1 else {"weight": scale})})
         names.append(path.resolve().name)
@@ -182,13 +185,13 @@ def _recipe(
         operands[0]["weights"] = {pattern: alone * _checked(weight) for pattern, weight in scales.items()}
     data: dict[str, Any] = {"method": method, "base": str(Path(target)), "operands": operands}
     data |= {"parameters": dict(parameters or {}), "dtype": dtype, "allow": ["base"] if allow_other_base else []}
-    return parse_merge_recipe(data, "inject"), names, said
+    return parse_merge_recipe(data, "inject"), names, remarks
 
 
-def _pairs(skill: Given | Sequence[tuple[Given, float]]) -> list[tuple[Given, float]]:
+def _pairs(skill: SkillLike | Sequence[tuple[SkillLike, float]]) -> list[tuple[SkillLike, float]]:
     if isinstance(skill, Skill | str | os.PathLike):
         return [(skill, 1.0)]
-    pairs: list[tuple[Given, float]] = []
+    pairs: list[tuple[SkillLike, float]] = []
     for pair in skill:
         if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
             raise RecipeError(
@@ -201,7 +204,7 @@ def _pairs(skill: Given | Sequence[tuple[Given, float]]) -> list[tuple[Given, fl
 
 
 def _plan(
-    recipe: MergeRecipe, names: Sequence[str], said: Sequence[str], allow_other_base: bool
+    recipe: MergeRecipe, names: Sequence[str], remarks: Sequence[str], allow_other_base: bool
 ) -> tuple[Plan, list[Skill | None]]:
     """Return the plan, named as an injection, and the skills of its operands (None for an adapter)."""
     try:
@@ -209,49 +212,49 @@ def _plan(
     except RecipeError as error:  # an injection's patterns are called scales
         raise RecipeError(str(error).replace("operands.0.weights", "scales")) from error
     skills = [load_skill(operand.skill) if operand.skill is not None else None for operand in recipe.operands]
-    inputs, given = {"target": plan.inputs["base"]}, []
+    inputs, entries = {"target": plan.inputs["base"]}, []
     for number, (operand, name) in enumerate(zip(recipe.operands, names, strict=True)):
         fingerprint = plan.inputs[f"operand{number}.{'adapter' if operand.skill is None else 'skill'}"]
         inputs["skill" if len(names) == 1 else f"skill{number}"] = fingerprint
-        given.append({"name": name, "fingerprint": fingerprint, "scale": operand.weight})
+        entries.append({"name": name, "fingerprint": fingerprint, "scale": operand.weight})
     settings = {
         "method": recipe.method,
         "parameters": recipe.parameters.model_dump(),
         **({"scales": [list(pair) for pair in scales.items()]} if (scales := recipe.operands[0].weights) else {}),
-        "skills": given,
+        "skills": entries,
         "dtype": recipe.dtype,
         "allow_other_base": allow_other_base,
     }
     adapters = [read_adapter(operand.adapter) for operand in recipe.operands if operand.adapter is not None]
     findings = [finding for adapter in adapters for finding in adapter_findings(plan.target, adapter)]
-    remarks = (*said, *plan.remarks, *(finding.message for finding in findings if finding.level == "remark"))
-    return replace(plan, inputs=inputs, settings=settings, remarks=remarks), skills
+    all_remarks = (*remarks, *plan.remarks, *(finding.message for finding in findings if finding.level == "remark"))
+    return replace(plan, inputs=inputs, settings=settings, remarks=all_remarks), skills
 
 
 class _History(NamedTuple):
-    """What is recorded of the target, what is asked for now, why the record can't be believed, and remarks on it."""
+    """The target's record, what is requested now, why the record can't be trusted, and remarks on it."""
 
     known: Record | None
-    asked: Injected
+    requested: Injected
     doubt: str | None
     remarks: tuple[str, ...]
 
 
 def _history(plan: Plan, skills: Sequence[Skill | None], scale: float) -> _History:
     known, remarks = read_record(plan.target.path)
-    given, method, parameters = (plan.settings[key] for key in ("skills", "method", "parameters"))
-    shares = tuple(Share(**each) for each in given)
+    skill_entries, method, parameters = (plan.settings[key] for key in ("skills", "method", "parameters"))
+    entries = tuple(LedgerEntry(**each) for each in skill_entries)
     scales = tuple((pattern, weight) for pattern, weight in plan.settings.get("scales", ())) or None
-    asked = Injected(skills=shares, method=method, parameters=parameters, scale=scale, scales=scales)
+    requested = Injected(skills=entries, method=method, parameters=parameters, scale=scale, scales=scales)
     if known is None:
-        return _History(None, asked, None, remarks)
-    own = zip(asked.skills, skills, strict=True)
-    same = {share.fingerprint: source for share, skill in own if skill is not None and (source := _source(skill))}
-    meant = recognised(asked, known, same)
+        return _History(None, requested, None, remarks)
+    own = zip(requested.skills, skills, strict=True)
+    same = {entry.fingerprint: source for entry, skill in own if skill is not None and (source := _source(skill))}
+    meant = recognised(requested, known, same)
     doubt = None
-    if known.balance.weights != plan.inputs["target"]:
+    if known.ledger.weights != plan.inputs["target"]:
         doubt = f"{plan.target.path} changed, or was saved anew, since the injection wrote it"
-    elif meant != asked:
+    elif meant != requested:
         doubt = "only its manifest says that a repacked skill is what was injected"
     return _History(known, meant, doubt, remarks)
 
@@ -264,11 +267,13 @@ def _source(skill: Skill) -> str | None:
 
 
 def _recorder(plan: Plan, skills: Sequence[Skill | None], history: _History) -> Recorder:
-    known, asked, doubt, _ = history
+    known, requested, doubt, _ = history
     base = _base(plan.target, skills)
 
     def record(directory: Path, made_by: Mapping[str, Any], losses: Sums) -> None:
-        write_balance(directory, plan, known, asked.at(float(made_by["scale"])), doubt is None, losses, made_by, base)
+        write_ledger(
+            directory, plan, known, requested.at(float(made_by["scale"])), doubt is None, losses, made_by, base
+        )
 
     return record
 
@@ -294,7 +299,7 @@ def _write(
     if len(skills) == 1 and plan.method.name == "task_arithmetic":
         check = _norm_check(skills[0], plan)  # the stream computes the norms anyway
     else:
-        _check_norms(plan, skills, machine_for(threads, device))
+        _check_norms(plan, skills, engine_for(threads, device))
     reports = write(plan, out, outputs, "inject", threads, device, progress=progress, check=check, record=record)
     note_place(plan.settings.get("original") or plan.inputs["target"], plan.target.path)
     return [{**report, "skills": plan.settings["skills"]} for report in reports]
@@ -319,8 +324,8 @@ def _norm_check(skill: Skill | None, plan: Plan) -> Callable[[str, float], None]
     return lambda name, norm: _check_norm(skill, name, norm / abs(weights[name]))
 
 
-def _check_norms(plan: Plan, skills: Sequence[Skill | None], machine: Machine) -> None:
-    for (name, number), norm in operand_norms(plan, machine).items():
+def _check_norms(plan: Plan, skills: Sequence[Skill | None], engine: Engine) -> None:
+    for (name, number), norm in operand_norms(plan, engine).items():
         skill = skills[number]
         if skill is not None:
             _check_norm(skill, name, norm)

@@ -1,7 +1,7 @@
-"""The balance of a grafted checkpoint: which skills it holds at which scales, over which original, and how far off.
+"""Ledger of injections: which skills a grafted checkpoint holds at which scales, over which original, how exactly.
 
-`made_by` in `skillgraft.json` says what the last injection was; its `balance` says what all of them come to, so that
-skills can be taken out one by one, or in parts, and the last of them still leads back to the original.
+`made_by` in `skillgraft.json` is the last injection; its `balance`, the ledger, is the sum of all of them, so that
+skills can be taken out one by one, or in parts, and taking out the last still leads back to the original.
 
 `weights` is what notices any later change of a weight file, a new save of the same numbers too. It costs one reading
 of the files just written, out of the page cache where they fit, at the speed of BLAKE3; to compare it costs nothing,
@@ -20,7 +20,8 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from skillgraft.arithmetic.plan import Plan, TensorPlan
+from skillgraft.arithmetic.plan import Plan
+from skillgraft.arithmetic.plan_types import TensorPlan
 from skillgraft.arithmetic.stream import Sums
 from skillgraft.checkpoint.fingerprint import fingerprint_checkpoint
 from skillgraft.checkpoint.header import DTYPE_BYTES
@@ -31,18 +32,18 @@ _SAME = 1e-12
 """Two products of scales count as equal up to this share: 0.1 · 3 and 0.3."""
 
 _FP64_SLACK = 1 + 2.0**-20
-"""What fp64 itself may have rounded of a loss that was measured in it."""
+"""Upper bound on the rounding, in fp64 itself, of a loss that was measured in it."""
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class _Kept(BaseModel):
-    """Strict: what somebody wrote by hand is not made to fit."""
+class _Stored(BaseModel):
+    """Read from a file, strictly: values of another type are refused, not converted."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
 
 
-class Share(_Kept):
+class LedgerEntry(_Stored):
     """One skill and its scale."""
 
     name: str
@@ -50,10 +51,10 @@ class Share(_Kept):
     scale: Finite
 
 
-class Injected(_Kept):
+class Injected(_Stored):
     """Skills with their scales, the method that makes one vector of them, and λ over all; `scales`: by pattern too."""
 
-    skills: tuple[Share, ...]
+    skills: tuple[LedgerEntry, ...]
     method: str
     parameters: dict[str, Any]
     scale: Finite
@@ -72,23 +73,23 @@ class Injected(_Kept):
     def amounts(self) -> dict[str, float]:
         """The scale of each skill, λ included, by fingerprint."""
         amounts: Counter[str] = Counter()
-        for share in self.skills:
-            amounts[share.fingerprint] += share.scale * self.scale  # type: ignore[assignment]
+        for entry in self.skills:
+            amounts[entry.fingerprint] += entry.scale * self.scale  # type: ignore[assignment]
         return dict(amounts)
 
     @property
     def by_name(self) -> dict[str, float]:
         """The scale of each skill, λ included, by name."""
-        return {share.name: share.scale * self.scale for share in self.skills}
+        return {entry.name: entry.scale * self.scale for entry in self.skills}
 
     @property
     def is_nothing(self) -> bool:
         """Whether every scale is 0."""
-        return not any(share.scale * self.scale for share in self.skills)
+        return not any(entry.scale * self.scale for entry in self.skills)
 
 
-class Balance(_Kept):
-    """What `steps` injections into `original` (a fingerprint) come to.
+class Ledger(_Stored):
+    """The sum of `steps` injections into `original` (a fingerprint).
 
     `rounding` ≥ ‖weights − (original + held)‖ over all tensors: the sum of what each step lost, measured as it was
     written; None where that is not known. `weights` is the fingerprint of the checkpoint as it was written.
@@ -102,27 +103,27 @@ class Balance(_Kept):
 
 
 class Record(NamedTuple):
-    """A provenance's word: the last injection, into which checkpoint, the dtype asked for, and the balance of all."""
+    """The record of a provenance: the last injection, its target and output dtype, and the ledger of all."""
 
     last: Injected
     target: str
     dtype: str | None
-    balance: Balance
+    ledger: Ledger
 
 
 def read_record(directory: Path) -> tuple[Record | None, tuple[str, ...]]:
-    """Return what a checkpoint's provenance says of injections, if it does, and a remark where that is malformed."""
+    """Return the record in a checkpoint's provenance, if there is one, and a remark where it is malformed."""
     provenance = read_provenance(directory)
-    made = (provenance or {}).get("made_by")
-    if provenance is None or not isinstance(made, dict) or made.get("stage") != "inject":
+    made_by = (provenance or {}).get("made_by")
+    if provenance is None or not isinstance(made_by, dict) or made_by.get("stage") != "inject":
         return None, ()
     try:
-        text = json.dumps(made, allow_nan=False)
-        balance = Balance.model_validate_json(json.dumps(made.get("balance"), allow_nan=False))
-        last, target, dtype = Injected.model_validate_json(text), provenance["inputs"]["target"], made["dtype"]
+        text = json.dumps(made_by, allow_nan=False)
+        ledger = Ledger.model_validate_json(json.dumps(made_by.get("balance"), allow_nan=False))
+        last, target, dtype = Injected.model_validate_json(text), provenance["inputs"]["target"], made_by["dtype"]
         if not isinstance(target, str) or not isinstance(dtype, str | None):
             raise TypeError("inputs.target or dtype is no text")
-        return Record(last, target, dtype, balance), ()
+        return Record(last, target, dtype, ledger), ()
     except ValidationError as error:
         first = error.errors()[0]
         why = f"{'.'.join(map(str, first['loc'])) or 'balance'}: {first['msg']}"
@@ -134,53 +135,53 @@ def read_record(directory: Path) -> tuple[Record | None, tuple[str, ...]]:
     )
 
 
-def added(held: Injected, asked: Injected) -> Injected | None:
-    """Return what both come to, None where they don't add up.
+def added(held: Injected, requested: Injected) -> Injected | None:
+    """Return the sum of both, None where they don't add up.
 
     Task arithmetic adds up skill by skill; another method, or one with λ by pattern, only with itself as a whole, λ
     with λ; an overflow never.
     """
-    if held.method != asked.method or held.scales != asked.scales:
+    if held.method != requested.method or held.scales != requested.scales:
         return None
     if not held.is_sum:
-        same = [(s.fingerprint, s.scale) for s in held.skills] == [(s.fingerprint, s.scale) for s in asked.skills]
-        whole = held.at(_sum(held.scale, asked.scale))
-        return whole if same and held.parameters == asked.parameters and math.isfinite(whole.scale) else None
-    before, change = held.amounts, asked.amounts
-    names = {share.fingerprint: share.name for share in (*asked.skills, *held.skills)}
-    shares = tuple(
-        Share(name=names[key], fingerprint=key, scale=_sum(before.get(key, 0.0), change.get(key, 0.0)))
+        same = [(s.fingerprint, s.scale) for s in held.skills] == [(s.fingerprint, s.scale) for s in requested.skills]
+        whole = held.at(_sum(held.scale, requested.scale))
+        return whole if same and held.parameters == requested.parameters and math.isfinite(whole.scale) else None
+    before, change = held.amounts, requested.amounts
+    names = {entry.fingerprint: entry.name for entry in (*requested.skills, *held.skills)}
+    entries = tuple(
+        LedgerEntry(name=names[key], fingerprint=key, scale=_sum(before.get(key, 0.0), change.get(key, 0.0)))
         for key in {**before, **change}
     )
-    finite = all(math.isfinite(share.scale) for share in shares)
-    return held.model_copy(update={"skills": shares, "scale": 1.0}) if finite else None
+    finite = all(math.isfinite(entry.scale) for entry in entries)
+    return held.model_copy(update={"skills": entries, "scale": 1.0}) if finite else None
 
 
-def takes_out(held: Injected, asked: Injected) -> bool:
-    """Return whether `asked` names nothing but what is held, and lessens some of it."""
-    if added(held, asked) is None:
+def takes_out(held: Injected, requested: Injected) -> bool:
+    """Return whether `requested` names nothing but what is held, and lessens some of it."""
+    if added(held, requested) is None:
         return False
-    before, change = held.amounts, asked.amounts
+    before, change = held.amounts, requested.amounts
     lessens = any(before[key] * change[key] < 0 for key in change if key in before)
     return change.keys() <= before.keys() and lessens
 
 
-def undoes(last: Injected, asked: Injected) -> bool:
-    """Return whether `asked` takes out all of `last`, and nothing else."""
-    rest = added(last, asked)
-    return rest is not None and rest.is_nothing and takes_out(last, asked)
+def undoes(last: Injected, requested: Injected) -> bool:
+    """Return whether `requested` takes out all of `last`, and nothing else."""
+    rest = added(last, requested)
+    return rest is not None and rest.is_nothing and takes_out(last, requested)
 
 
-def recognised(asked: Injected, known: Record, same: Mapping[str, str]) -> Injected:
-    """Return `asked` with the recorded skills' fingerprints where it has others that are the `same` skills."""
-    recorded = known.last.amounts.keys() | known.balance.held.amounts.keys()
-    shares = tuple(
-        share.model_copy(update={"fingerprint": same[share.fingerprint]})
-        if share.fingerprint not in recorded and same.get(share.fingerprint) in recorded
-        else share
-        for share in asked.skills
+def recognised(requested: Injected, known: Record, same: Mapping[str, str]) -> Injected:
+    """Return `requested` with the recorded skills' fingerprints where it has others that are the `same` skills."""
+    recorded = known.last.amounts.keys() | known.ledger.held.amounts.keys()
+    entries = tuple(
+        entry.model_copy(update={"fingerprint": same[entry.fingerprint]})
+        if entry.fingerprint not in recorded and same.get(entry.fingerprint) in recorded
+        else entry
+        for entry in requested.skills
     )
-    return asked.model_copy(update={"skills": shares})
+    return requested.model_copy(update={"skills": entries})
 
 
 def _sum(amount: float, change: float) -> float:
@@ -193,56 +194,56 @@ def _pruned(held: Injected) -> Injected:
     return held if whole else held.model_copy(update={"skills": tuple(s for s in held.skills if s.scale * held.scale)})
 
 
-def write_balance(
+def write_ledger(
     directory: Path,
     plan: Plan,
     known: Record | None,
-    asked: Injected,
+    requested: Injected,
     believed: bool,
     losses: Sums,
     made_by: Mapping[str, Any],
     base: Mapping[str, str | None],
 ) -> None:
-    """Write the provenance of a checkpoint that an injection of `asked` made in `directory`, with the balance in it.
+    """Write the provenance of a checkpoint that an injection of `requested` made in `directory`, with the ledger in it.
 
     `known` is the target's record; where it is not `believed`, the distance from the original is no longer known.
     """
     weights = fingerprint_checkpoint(directory)
-    lost = _lost(plan, asked.scale, losses)
-    held = added(known.balance.held, asked) if known is not None else None
+    loss = _loss(plan, requested.scale, losses)
+    held = added(known.ledger.held, requested) if known is not None else None
     if known is None or held is None:
-        nothing = asked.model_copy(update={"skills": ()})
-        held = added(nothing, asked) or asked
-        balance = Balance(original=plan.inputs["target"], held=_pruned(held), steps=1, rounding=lost, weights=weights)
+        nothing = requested.model_copy(update={"skills": ()})
+        held = added(nothing, requested) or requested
+        ledger = Ledger(original=plan.inputs["target"], held=_pruned(held), steps=1, rounding=loss, weights=weights)
     else:
-        before = known.balance.rounding if believed else None
-        rounding = _finite(before + lost) if before is not None and lost is not None else None
-        changes = {"held": _pruned(held), "steps": known.balance.steps + 1, "rounding": rounding, "weights": weights}
-        balance = known.balance.model_copy(update=changes)
-    without = {"held": {"scales"}} if balance.held.scales is None else None
-    made = {**made_by, "balance": balance.model_dump(mode="json", exclude=without)}
-    write_provenance(directory, kind="inject", base=base, made_by=made, inputs=plan.inputs)
+        before = known.ledger.rounding if believed else None
+        rounding = _finite(before + loss) if before is not None and loss is not None else None
+        changes = {"held": _pruned(held), "steps": known.ledger.steps + 1, "rounding": rounding, "weights": weights}
+        ledger = known.ledger.model_copy(update=changes)
+    without = {"held": {"scales"}} if ledger.held.scales is None else None
+    with_ledger = {**made_by, "balance": ledger.model_dump(mode="json", exclude=without)}
+    write_provenance(directory, kind="inject", base=base, made_by=with_ledger, inputs=plan.inputs)
 
 
 def write_own_provenance(directory: Path, original: Path, fingerprint: str, cast: bool) -> None:
     """Write the original's own provenance, if it has one, beside its weights in `directory`; `cast`: in another dtype.
 
-    Its balance, where it is true of the original, goes on being so of the copy.
+    Its ledger, where it describes the original, describes the copy too.
     """
     source = original / PROVENANCE_FILE
     record, _ = read_record(original)
     provenance = read_provenance(original)
     if provenance is None:
         return
-    if record is None or cast or record.balance.weights != fingerprint:
+    if record is None or cast or record.ledger.weights != fingerprint:
         shutil.copyfile(source, directory / PROVENANCE_FILE)
         return
     provenance["made_by"]["balance"]["weights"] = fingerprint_checkpoint(directory)
     atomic_write_json(directory / PROVENANCE_FILE, provenance)
 
 
-def _lost(plan: Plan, scale: float, losses: Sums) -> float | None:
-    """Return ‖stored − exact‖ over all tensors, None where some of it was not measured."""
+def _loss(plan: Plan, scale: float, losses: Sums) -> float | None:
+    """Return ‖stored − exact‖ over all tensors, None if part of it was not measured."""
     if not all(_measured(tensor, scale) for tensor in plan.tensors):
         return None
     return _finite(math.fsum(squared for squared, _ in losses.values()) ** 0.5 * _FP64_SLACK)

@@ -1,4 +1,4 @@
-"""The parameters of a loaded model, made what a plan would store: no file is written, and the numbers are the same."""
+"""Inject into a loaded model: its parameters become what a plan would store, without writing a file."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from skillgraft.arithmetic.in_memory import make_tensors
 from skillgraft.arithmetic.plan import Plan
-from skillgraft.arithmetic.stream import Machine
+from skillgraft.arithmetic.stream import Engine
 from skillgraft.checkpoint.header import DTYPE_BYTES
 from skillgraft.checkpoint.tensor_io import torch_dtype
 from skillgraft.errors import CompatibilityError
 
 
 class _Parameters:
-    """Takes the bytes of tensors as they are made and copies them into a model's parameters."""
+    """Copies the bytes of tensors, as they are computed, into a model's parameters."""
 
     def __init__(self, parameters: Mapping[str, Tensor], dtypes: Mapping[str, str]) -> None:
         self._flat = {name: parameters[name].detach().view(-1) for name in dtypes}
@@ -33,9 +33,9 @@ class _Parameters:
 class LiveWeights:
     """The weights of `model`, loaded from a plan's target; `become` changes them in place, in the model's own dtype."""
 
-    def __init__(self, model: nn.Module, machine: Machine) -> None:
+    def __init__(self, model: nn.Module, engine: Engine) -> None:
         self._parameters = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers())
-        self._machine = machine
+        self._engine = engine
         self._changed: set[str] = set()
         self._cast: set[str] = set()
 
@@ -57,4 +57,4 @@ class LiveWeights:
         self._changed |= {tensor.spec.name for tensor in tensors if tensor.operands}
         self._cast |= casts
         sink = _Parameters(self._parameters, {tensor.spec.name: tensor.spec.dtype for tensor in tensors})
-        make_tensors(plan, tensors, sink, self._machine, scale)
+        make_tensors(plan, tensors, sink, self._engine, scale)

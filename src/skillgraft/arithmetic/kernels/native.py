@@ -1,12 +1,13 @@
-"""The compiled kernels as they are called, and the numbers that name things in them. Loads no Numba.
+"""The compiled kernels as they are called. Loads no Numba.
 
-`tiles`, `sources` and `rounding` define them and say what they do. What they work in is kept here, one
-set of buffers for each thread.
+`tiles`, `sources`, `rounding` and `softmax` define them and say what they do. Their workspace is kept here, one for
+each thread.
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,19 +16,20 @@ from skillgraft.support.compiled import Compiled
 
 BLOCK = 8192
 """Elements that are worked on together: few enough for the cache, enough that a block's own cost does not show."""
-F64, F32, F16, BF16 = 0, 1, 2, 3
-CODES = {"F64": F64, "F32": F32, "F16": F16, "BF16": BF16}
-WEIGHTED_SUM, ELECT = 0, 1
 WORK = 6
 """Rows of a block that `merge_tile` needs beside one for each operand."""
 HALF_VALUES = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
 """Every fp16 number by its bits: exact, and quicker than taking the bits apart."""
 
-_SOURCES = tuple(f"skillgraft.arithmetic.kernels.{name}" for name in ("native", "sources", "rounding"))
+_KERNELS = "skillgraft.arithmetic.kernels"
+_SOURCES = tuple(f"{_KERNELS}.{name}" for name in ("codes", "native", "sources", "rounding"))
+_SOFTMAX_SOURCES = ("skillgraft.arithmetic.statistics.pcb_scores",)
 
 
-def _kernel(name: str, arguments: str, result: str = "", module: str = "tiles") -> Compiled:
-    return Compiled(f"skillgraft.arithmetic.kernels.{module}", name, arguments, result, _SOURCES)
+def _kernel(
+    name: str, arguments: str, result: str = "", module: str = "tiles", sources: Sequence[str] = _SOURCES
+) -> Compiled:
+    return Compiled(f"{_KERNELS}.{module}", name, arguments, result, sources)
 
 
 _merge_tile = _kernel(
@@ -41,10 +43,14 @@ _count_against = _kernel("count_against", "f8[:] i8[:] =i8[:] =i8[:] =f4[:]")
 all_finite = _kernel("all_finite", "f8[:]", "b1", module="sources")
 gram_tile = _kernel("gram_tile", "f8[:,:] =f8[:,:]", module="sources")
 product_tile = _kernel("product_tile", "f8[:,:] f8[:,:] i8 i8 =f8[:]", module="sources")
+softmax_numerators = _kernel(
+    "softmax_numerators", "f8[:] f8[:] f8 f8 =f8[:]", module="softmax", sources=_SOFTMAX_SOURCES
+)
+exact_sum = _kernel("exact_sum", "f8[:]", "f8 f8", module="softmax", sources=_SOFTMAX_SOURCES)
 
 
-class _Rooms(threading.local):
-    """What a thread's kernels work in."""
+class _Workspace(threading.local):
+    """Buffers for the kernels of one thread."""
 
     def __init__(self) -> None:
         self.rows = np.empty((WORK + 2, BLOCK))
@@ -58,26 +64,26 @@ class _Rooms(threading.local):
         return self.rows
 
 
-_rooms = _Rooms()
+_workspace = _Workspace()
 
 
 def merge_tile(*arguments: Any) -> bool:
     """Call `tiles.merge_tile` with all but its last argument; return whether all is finite."""
     weights = arguments[6]
-    return bool(_merge_tile(*arguments, _rooms.work(len(weights))))
+    return bool(_merge_tile(*arguments, _workspace.work(len(weights))))
 
 
 def values_tile(*arguments: Any) -> None:
     """Call `sources.values_tile` with all but its last argument."""
-    _values_tile(*arguments, _rooms.rows[0])
+    _values_tile(*arguments, _workspace.rows[0])
 
 
 def keys_between(values: np.ndarray, low: int, high: int, out: np.ndarray) -> tuple[int, int]:
     """Write the magnitude keys from `low` to `high` into `out` (int32); return (how many, how many are beyond)."""
-    found, beyond = _keys_between(values, low, high, out, _rooms.single, _rooms.inside)
-    return found, beyond
+    inside, beyond = _keys_between(values, low, high, out, _workspace.single, _workspace.inside)
+    return inside, beyond
 
 
 def count_against(values: np.ndarray, keys: np.ndarray, more: np.ndarray, same: np.ndarray) -> None:
     """Add to `more` and `same` (int64) how many magnitude keys of `values` are above each of `keys`, and equal."""
-    _count_against(values, keys, more, same, _rooms.single)
+    _count_against(values, keys, more, same, _workspace.single)

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 
-from skillgraft.arithmetic.kernels.native import BF16, F32, F64
+from skillgraft.arithmetic.kernels.codes import BF16, F32, F64
 from skillgraft.arithmetic.kernels.sources import brain, plus_square, strict
 
 
 @strict
-def store(exact, code, start, count, raw, back, room):  # type: ignore[no-untyped-def]
+def store(exact, code, start, count, raw, back, workspace):  # type: ignore[no-untyped-def]
     """Round `exact` once, to nearest and ties to even, into `raw`; `back` gets what was stored, in fp64.
 
-    `room` is a block's fp64 numbers to work in.
+    `workspace` is a block of fp64 numbers.
     """
     if code == BF16:
         short = raw[2 * start : 2 * (start + count)].view(np.uint16)
         if _store_brain(exact, count, short, back):
-            _store_brain_with_care(exact, count, short, back, room)
+            _store_brain_with_care(exact, count, short, back, workspace)
     elif code == F32:
         stored = raw[4 * start : 4 * (start + count)].view(np.float32)
         for k in range(count):
@@ -78,68 +78,68 @@ def _store_brain(exact, count, short, back):  # type: ignore[no-untyped-def]
 
 
 @strict
-def finish_brain(made, scale, base, count, short):  # type: ignore[no-untyped-def]
-    """Round base + scale · made, base in bf16, to bf16 in one go that keeps nothing else.
+def finish_brain(combined, scale, base, count, short):  # type: ignore[no-untyped-def]
+    """Round base + scale · combined, base in bf16, to bf16 in one go that keeps nothing else.
 
     Returns what `sums_of_squares` returns, and whether some element is not what `_cut` can round.
     """
     least, most = np.uint64(0xFFFF_FFFF_FFFF_FFFF), np.int64(-1)
-    change = lost = kept = 0.0
+    change = loss = stored_squares = 0.0
     for k in range(count):
-        wanted = made[k] * scale + brain(base[k])
-        rounded = _cut(wanted)
+        exact = combined[k] * scale + brain(base[k])
+        rounded = _cut(exact)
         bits = np.float32(rounded).view(np.uint32)
         below = _below_magnitude(rounded)
         least, most = min(least, below), max(most, np.int64(below))
         short[k] = np.uint16(bits >> np.uint32(16))
-        change = plus_square(change, made[k])
-        lost = plus_square(lost, rounded - wanted)
-        kept = plus_square(kept, rounded)
-    return change, lost, kept, _outside(least, most)
+        change = plus_square(change, combined[k])
+        loss = plus_square(loss, rounded - exact)
+        stored_squares = plus_square(stored_squares, rounded)
+    return change, loss, stored_squares, _outside(least, most)
 
 
 @strict
 def finish_two_brain(one, other, first, second, scale, base, count, short):  # type: ignore[no-untyped-def]
-    """As `finish_brain` with made = (one − base) · first + (other − base) · second, all bf16."""
+    """As `finish_brain` with combined = (one − base) · first + (other − base) · second, all bf16."""
     least, most = np.uint64(0xFFFF_FFFF_FFFF_FFFF), np.int64(-1)
-    change = lost = kept = 0.0
+    change = loss = stored_squares = 0.0
     for k in range(count):
         origin = brain(base[k])
-        made = (brain(one[k]) - origin) * first
-        made += (brain(other[k]) - origin) * second
-        wanted = made * scale + origin
-        rounded = _cut(wanted)
+        combined = (brain(one[k]) - origin) * first
+        combined += (brain(other[k]) - origin) * second
+        exact = combined * scale + origin
+        rounded = _cut(exact)
         bits = np.float32(rounded).view(np.uint32)
         below = _below_magnitude(rounded)
         least, most = min(least, below), max(most, np.int64(below))
         short[k] = np.uint16(bits >> np.uint32(16))
-        change = plus_square(change, made)
-        lost = plus_square(lost, rounded - wanted)
-        kept = plus_square(kept, rounded)
-    return change, lost, kept, _outside(least, most)
+        change = plus_square(change, combined)
+        loss = plus_square(loss, rounded - exact)
+        stored_squares = plus_square(stored_squares, rounded)
+    return change, loss, stored_squares, _outside(least, most)
 
 
 @strict
-def finish_brain_alone(made, count, short):  # type: ignore[no-untyped-def]
-    """Round `made` itself as `finish_brain` does."""
+def finish_brain_alone(combined, count, short):  # type: ignore[no-untyped-def]
+    """Round `combined` itself as `finish_brain` does."""
     least, most = np.uint64(0xFFFF_FFFF_FFFF_FFFF), np.int64(-1)
-    change = lost = kept = 0.0
+    change = loss = stored_squares = 0.0
     for k in range(count):
-        rounded = _cut(made[k])
+        rounded = _cut(combined[k])
         bits = np.float32(rounded).view(np.uint32)
         below = _below_magnitude(rounded)
         least, most = min(least, below), max(most, np.int64(below))
         short[k] = np.uint16(bits >> np.uint32(16))
-        change = plus_square(change, made[k])
-        lost = plus_square(lost, rounded - made[k])
-        kept = plus_square(kept, rounded)
-    return change, lost, kept, _outside(least, most)
+        change = plus_square(change, combined[k])
+        loss = plus_square(loss, rounded - combined[k])
+        stored_squares = plus_square(stored_squares, rounded)
+    return change, loss, stored_squares, _outside(least, most)
 
 
 @strict
-def _store_brain_with_care(exact, count, short, back, room):  # type: ignore[no-untyped-def]
+def _store_brain_with_care(exact, count, short, back, workspace):  # type: ignore[no-untyped-def]
     """Round to bf16 by way of fp32, for subnormal and very large numbers, infinity and NaN."""
-    bits = room.view(np.uint32)
+    bits = workspace.view(np.uint32)
     ties = np.uint32(0)
     for k in range(count):
         bits[k] = np.float32(exact[k]).view(np.uint32)
@@ -147,10 +147,10 @@ def _store_brain_with_care(exact, count, short, back, room):  # type: ignore[no-
     if ties:
         _leave_ties(exact, count, bits)
     for k in range(count):
-        found = bits[k]
-        kept = np.uint32(found + np.uint32(0x7FFF) + ((found >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-        short[k] = np.uint16(kept)
-        back[k] = brain(kept)
+        single = bits[k]
+        upper = np.uint32(single + np.uint32(0x7FFF) + ((single >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+        short[k] = np.uint16(upper)
+        back[k] = brain(upper)
 
 
 @strict

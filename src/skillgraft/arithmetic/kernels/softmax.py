@@ -1,18 +1,18 @@
-"""The inner loops of PCB-Merging, compiled by Numba from the definition in `methods.pcb`."""
+"""PCB's exponentials and their exact sums: inner loops, compiled by Numba from the definition of the exponential."""
 
 from __future__ import annotations
 
 import numpy as np
 from numba import njit
 
-from skillgraft.arithmetic.methods import pcb
+from skillgraft.arithmetic.statistics import pcb_scores
 
 _exact = njit(nogil=True, error_model="numpy")
-_exponential = _exact(pcb.exponential)
+_exponential = _exact(pcb_scores.exponential)
 
 
 @_exact
-def normalised(one, other, low, width, out):  # type: ignore[no-untyped-def]
+def softmax_numerators(one, other, low, width, out):  # type: ignore[no-untyped-def]
     """Write the exponentials of (one · other − low) / width − 1 into `out`."""
     for k in range(len(out)):
         out[k] = _exponential((one[k] * other[k] - low) / width - 1.0)

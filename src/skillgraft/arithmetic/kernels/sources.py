@@ -1,4 +1,4 @@
-"""Reading leaves and operands in fp64, their sums and products: inner loops, compiled by Numba.
+"""Reading sources and operands in fp64, their sums and products: inner loops, compiled by Numba.
 
 Reordering and contraction are allowed in `loose` functions only, which serve reports and angles and give
 the same result on every run of one machine.
@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from skillgraft.arithmetic.kernels.native import BF16, BLOCK, F32, F64
+from skillgraft.arithmetic.kernels.codes import BF16, F32, F64
+from skillgraft.arithmetic.kernels.native import BLOCK
 
 strict = njit(nogil=True, error_model="numpy")
 loose = njit(nogil=True, error_model="numpy", fastmath={"reassoc", "nsz", "contract"})
@@ -33,15 +34,15 @@ def dot_product(one, other, count):  # type: ignore[no-untyped-def]
 
 
 @loose
-def sums_of_squares(made, exact, stored, count):  # type: ignore[no-untyped-def]
-    """Return ‖made‖², ‖stored − exact‖² and ‖stored‖²."""
-    change = lost = kept = 0.0
+def sums_of_squares(combined, exact, stored, count):  # type: ignore[no-untyped-def]
+    """Return ‖combined‖², ‖stored − exact‖² and ‖stored‖²."""
+    change = loss = stored_squares = 0.0
     for k in range(count):
         step = stored[k] - exact[k]
-        change += made[k] * made[k]
-        lost += step * step
-        kept += stored[k] * stored[k]
-    return change, lost, kept
+        change += combined[k] * combined[k]
+        loss += step * step
+        stored_squares += stored[k] * stored[k]
+    return change, loss, stored_squares
 
 
 @strict
@@ -69,7 +70,7 @@ def all_finite(values):  # type: ignore[no-untyped-def]
 
 @strict
 def load(raw, code, start, count, halves, out):  # type: ignore[no-untyped-def]
-    """Widen `count` elements of a leaf's bytes to fp64."""
+    """Widen `count` elements of a source's bytes to fp64."""
     if code == BF16:
         short = raw[2 * start : 2 * (start + count)].view(np.uint16)
         for k in range(count):
@@ -102,7 +103,7 @@ def _difference(left, right, size, out):  # type: ignore[no-untyped-def]
 
 @strict
 def load_operand(raws, codes, first, last, terms, signs, start, size, halves, wide, out):  # type: ignore[no-untyped-def]
-    """Write an operand's values, Σ signs·leaf over terms[first : last], of one block into `out`."""
+    """Write an operand's values, Σ signs·source over terms[first : last], of one block into `out`."""
     one = terms[first]
     if last - first == 2 and signs[first] > 0 and signs[first + 1] < 0:
         two = terms[first + 1]
@@ -131,7 +132,7 @@ def shorts(raw, start, size):  # type: ignore[no-untyped-def]
 
 @strict
 def is_difference(codes, terms, signs, first, last, base):  # type: ignore[no-untyped-def]
-    """Return whether terms[first : last] are one bf16 leaf less the leaf `base`, which is bf16 too."""
+    """Return whether terms[first : last] are one bf16 source less the source `base`, which is bf16 too."""
     if base < 0 or last - first != 2 or terms[first + 1] != base or signs[first] < 0 or signs[first + 1] > 0:
         return False
     return codes[base] == BF16 and codes[terms[first]] == BF16
@@ -148,9 +149,9 @@ def two_differences(codes, firsts, terms, signs, base):  # type: ignore[no-untyp
 
 @strict
 def values_tile(raws, codes, count, first, last, terms, signs, halves, out, wide):  # type: ignore[no-untyped-def]
-    """Write one operand's values, Σ signs·leaf over terms[first : last], into `out` (count,) fp64.
+    """Write one operand's values, Σ signs·source over terms[first : last], into `out` (count,) fp64.
 
-    `wide` (`BLOCK`,) is room to work in.
+    `wide` (`BLOCK`,) is workspace.
     """
     for start in range(0, count, BLOCK):
         size = min(BLOCK, count - start)

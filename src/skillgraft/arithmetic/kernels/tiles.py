@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from skillgraft.arithmetic.kernels.native import BF16, BLOCK, ELECT, WEIGHTED_SUM
+from skillgraft.arithmetic.kernels.codes import BF16, ELECT, WEIGHTED_SUM
+from skillgraft.arithmetic.kernels.native import BLOCK
 from skillgraft.arithmetic.kernels.rounding import finish_brain, finish_brain_alone, finish_two_brain, store
 from skillgraft.arithmetic.kernels.sources import (
     all_finite,
@@ -29,13 +30,14 @@ def merge_tile(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """Combine a tile of `count` elements and write it, rounded, for each λ in `scales`; return whether all is finite.
 
-    raws (leaves, bytes) with dtype `codes`; operand j is Σ signs·leaf over terms[firsts[j] : firsts[j + 1]], masked by
-    masks[j] over `density` where masks are given (operands, count); `thresholds` are fp32 magnitudes, none if empty.
+    raws (sources, bytes) with dtype `codes`; operand j is Σ signs·source over terms[firsts[j] : firsts[j + 1]], masked
+    by masks[j] over `density` where masks are given (operands, count); `thresholds` are fp32 magnitudes, none if empty.
     WEIGHTED_SUM makes (Σ weights·operand) / divisor · factor, ELECT the disjoint mean. With `target` >= 0 the result
-    is leaf `target` + λ·that. outs (λ, bytes); sums (1 + λ + 1): ‖made‖², each ‖stored − exact‖², the last ‖stored‖².
-    `work` (`WORK` + operands, `BLOCK`) is room to work in.
+    is source `target` + λ·that. outs (λ, bytes); sums (1 + λ + 1): ‖combined‖², each
+    ‖stored − exact‖², the last ‖stored‖².
+    `work` (`WORK` + operands, `BLOCK`) is workspace.
     """
-    wide, exact, back, total, made, share = work[0], work[1], work[2], work[3], work[4], work[5]
+    wide, exact, back, total, combined, share = work[0], work[1], work[2], work[3], work[4], work[5]
     values = work[6:]
     summed = method == WEIGHTED_SUM and len(masks) == 0 and divisor == 1.0 and factor == 1.0
     in_brain = out_code == BF16 and (target < 0 or codes[target] == BF16)
@@ -50,58 +52,58 @@ def merge_tile(  # type: ignore[no-untyped-def]
             plain, outside = False, False
             if two and left:
                 one, other = raws[terms[firsts[0]]], raws[terms[firsts[1]]]
-                change, lost, kept, outside = finish_two_brain(
+                change, loss, stored_squares, outside = finish_two_brain(
                     shorts(one, start, size), shorts(other, start, size), weights[0], weights[1], scales[number],
                     shorts(raws[target], start, size), size, shorts(outs[number], start, size),
                 )  # fmt: skip
-                plain = not outside and np.isfinite(kept + lost)
+                plain = not outside and np.isfinite(stored_squares + loss)
             if left and not plain:
                 left = False
-                ready = _make(
+                ready = _combine(
                     raws, codes, firsts, terms, signs, weights, masks, density, method, thresholds, normalize, divisor,
-                    factor, start, size, halves, wide, values, share, total, made,
+                    factor, start, size, halves, wide, values, share, total, combined,
                 )  # fmt: skip
                 finite = finite and ready
             if in_brain and not plain:
                 short = shorts(outs[number], start, size)
                 if target < 0:
-                    change, lost, kept, outside = finish_brain_alone(made, size, short)
+                    change, loss, stored_squares, outside = finish_brain_alone(combined, size, short)
                 else:
                     base = shorts(raws[target], start, size)
-                    change, lost, kept, outside = finish_brain(made, scales[number], base, size, short)
-                plain = not outside and np.isfinite(kept + lost)
+                    change, loss, stored_squares, outside = finish_brain(combined, scales[number], base, size, short)
+                plain = not outside and np.isfinite(stored_squares + loss)
             if not plain:
                 if target < 0:
                     for k in range(size):
-                        exact[k] = made[k]
+                        exact[k] = combined[k]
                 else:
                     load(raws[target], codes[target], start, size, halves, wide)
                     for k in range(size):
-                        exact[k] = made[k] * scales[number] + wide[k]
+                        exact[k] = combined[k] * scales[number] + wide[k]
                 store(exact, out_code, start, size, outs[number], back, wide)
-                change, lost, kept = sums_of_squares(made, exact, back, size)
+                change, loss, stored_squares = sums_of_squares(combined, exact, back, size)
                 # Both at once: what is stored may overflow, and rounding a NaN on its bits may make a number of it.
-                if not np.isfinite(kept + lost):
+                if not np.isfinite(stored_squares + loss):
                     finite = finite and all_finite(back[:size]) and all_finite(exact[:size])
-            sums[1 + number] += lost
+            sums[1 + number] += loss
             if number == 0:
                 sums[0] += change
             if number == len(scales) - 1:
-                sums[-1] += kept
+                sums[-1] += stored_squares
     return finite
 
 
 @strict
-def _make(  # type: ignore[no-untyped-def]
+def _combine(  # type: ignore[no-untyped-def]
     raws, codes, firsts, terms, signs, weights, masks, density, method, thresholds, normalize, divisor, factor, start,
-    size, halves, wide, values, share, total, made,
+    size, halves, wide, values, share, total, combined,
 ):  # fmt: skip
-    """Write what the method makes of the operands' block into `made`; return whether what it passes over is finite."""
+    """Combine a block of the operands into `combined`; return whether the values that ELECT may skip are finite."""
     finite = True
     if method == WEIGHTED_SUM and len(masks) == 0:
         for j in range(len(weights)):
             first, last = firsts[j], firsts[j + 1]
-            _add(raws, codes, first, last, terms, signs, start, size, halves, wide, values[0], weights[j], j, made)
+            _add(raws, codes, first, last, terms, signs, start, size, halves, wide, values[0], weights[j], j, combined)
     else:
         for j in range(len(weights)):
             row = values[j]
@@ -113,15 +115,15 @@ def _make(  # type: ignore[no-untyped-def]
             if method == ELECT:  # an election would pass over NaN in silence
                 finite = finite and all_finite(row[:size])
             least = thresholds[j] if len(thresholds) > 0 else 0.0
-            _trim_and_add(row, least, weights[j], size, j == 0, total if method == ELECT else made)
+            _trim_and_add(row, least, weights[j], size, j == 0, total if method == ELECT else combined)
         if method == ELECT:
-            _elect(values, weights, size, normalize, share, total, made)
+            _elect(values, weights, size, normalize, share, total, combined)
     if divisor != 1.0:
         for k in range(size):
-            made[k] /= divisor
+            combined[k] /= divisor
     if factor != 1.0:
         for k in range(size):
-            made[k] *= factor
+            combined[k] *= factor
     return finite
 
 
@@ -211,10 +213,10 @@ def keys_between(values, low, high, out, single, inside):  # type: ignore[no-unt
     """Write the magnitude keys of `values` from `low` to `high` into `out`; return (how many, how many are beyond).
 
     A key is the bits of |value| in fp32 as an integer: keys sort as magnitudes do. `single` (`BLOCK`,) in fp32 and
-    `inside` (`BLOCK`,) in bytes are room to work in.
+    `inside` (`BLOCK`,) in bytes are workspace.
     """
     bits = single.view(np.int32)
-    found = beyond = 0
+    inside_count = beyond = 0
     width = np.uint32(high - low)
     eight = inside.view(np.uint64)
     for start in range(0, len(values), BLOCK):
@@ -234,16 +236,16 @@ def keys_between(values, low, high, out, single, inside):  # type: ignore[no-unt
             if eight[group]:
                 for k in range(8 * group, 8 * group + 8):
                     if inside[k]:
-                        out[found] = bits[k]
-                        found += 1
-    return found, beyond
+                        out[inside_count] = bits[k]
+                        inside_count += 1
+    return inside_count, beyond
 
 
 @strict
 def count_against(values, keys, more, same, single):  # type: ignore[no-untyped-def]
     """Add to `more` and `same` how many of `values` have a magnitude key above each of `keys`, and equal to it.
 
-    `single` (`BLOCK`,) in fp32 is room to work in.
+    `single` (`BLOCK`,) in fp32 is workspace.
     """
     bits = single.view(np.int32)
     for start in range(0, len(values), BLOCK):

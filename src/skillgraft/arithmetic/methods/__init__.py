@@ -1,62 +1,57 @@
-"""The merging methods: each a pure function of tensors and numbers; `METHODS` says what each one needs.
+"""The merging methods, each one object in one file: `METHODS` lists them. Loads neither NumPy nor torch.
 
-On a GPU these functions run as they are (`torch_tiles`); on the CPU the same definitions are compiled (`kernels`).
+To add one, write `<name>.py` with a `Method` (see `method.py`; `task_arithmetic.py` is the shortest) and a line here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from collections.abc import Mapping
 
-
-class Part(NamedTuple):
-    """What a method is told beside the numbers of one tile.
-
-    `numbers` are the places in the recipe of the operands that are there, `weights` theirs; `facts` is what the first
-    pass found of the whole tensor (None without one), one entry or row per operand of `numbers`.
-    """
-
-    name: str
-    start: int
-    numbers: Sequence[int]
-    weights: Sequence[float]
-    facts: Any
-    parameters: Any
-
-
-@dataclass(frozen=True)
-class Method:
-    """A method: what its operands are, what it must know of whole tensors first, how many operands it takes.
-
-    Of `models` it makes a tensor, of `vectors` (task vectors) the change to the base. `first_pass`: `gram`, the matrix
-    of dot products; `thresholds`, the magnitude of the smallest element to be kept; `bands`, those of the largest and
-    the smallest; `balance`, PCB's scores; `conflicts`, the layers' opposing signs.
-    """
-
-    name: str
-    of: Literal["models", "vectors"]
-    first_pass: Literal["gram", "thresholds", "bands", "balance", "conflicts"] | None = None
-    least: int = 1
-    most: int | None = None
-
+from skillgraft.arithmetic.methods.breadcrumbs import BREADCRUMBS
+from skillgraft.arithmetic.methods.cabs import CABS
+from skillgraft.arithmetic.methods.copa import COPA
+from skillgraft.arithmetic.methods.dare import DARE
+from skillgraft.arithmetic.methods.dare_ties import DARE_TIES
+from skillgraft.arithmetic.methods.instruction_residual import INSTRUCTION_RESIDUAL
+from skillgraft.arithmetic.methods.linear import LINEAR
+from skillgraft.arithmetic.methods.mediator import MEDIATOR
+from skillgraft.arithmetic.methods.method import Method
+from skillgraft.arithmetic.methods.model_stock import MODEL_STOCK
+from skillgraft.arithmetic.methods.pcb import PCB
+from skillgraft.arithmetic.methods.ratatouille import RATATOUILLE
+from skillgraft.arithmetic.methods.slerp import SLERP
+from skillgraft.arithmetic.methods.task_arithmetic import TASK_ARITHMETIC
+from skillgraft.arithmetic.methods.ties import TIES
+from skillgraft.errors import RecipeError, did_you_mean
+from skillgraft.support.extensions import with_extensions
 
 METHODS: dict[str, Method] = {
-    method.name: method
-    for method in (
-        Method("linear", "models"),
-        Method("task_arithmetic", "vectors"),
-        Method("slerp", "models", "gram", least=2, most=2),
-        Method("ties", "vectors", "thresholds"),
-        Method("dare", "vectors"),
-        Method("dare_ties", "vectors"),
-        Method("model_stock", "vectors", "gram", least=2),
-        Method("breadcrumbs", "vectors", "bands"),
-        Method("pcb", "vectors", "balance", least=2),
-        Method("cabs", "vectors", least=2),
-        Method("mediator", "vectors", "conflicts", least=2),
-        Method("copa", "vectors", least=2),
-        Method("ratatouille", "models", least=2),
-        Method("instruction_residual", "vectors", most=1),
-    )
+    "linear": LINEAR,
+    "task_arithmetic": TASK_ARITHMETIC,
+    "slerp": SLERP,
+    "ties": TIES,
+    "dare": DARE,
+    "dare_ties": DARE_TIES,
+    "model_stock": MODEL_STOCK,
+    "breadcrumbs": BREADCRUMBS,
+    "pcb": PCB,
+    "cabs": CABS,
+    "mediator": MEDIATOR,
+    "copa": COPA,
+    "ratatouille": RATATOUILLE,
+    "instruction_residual": INSTRUCTION_RESIDUAL,
 }
+"""The built-in methods by name, in the order of documentation and completion."""
+
+
+def all_methods() -> Mapping[str, Method]:
+    """Return every method that there is, by name: the built-in ones and those of installed extensions."""
+    return with_extensions("methods", METHODS)
+
+
+def get_method(name: object) -> Method:
+    """Return the method of this name; `RecipeError` with the closest name where there is none."""
+    methods = all_methods()
+    if not isinstance(name, str) or name not in methods:
+        raise RecipeError(f"method is {name!r}{did_you_mean(str(name), methods)}")
+    return methods[name]

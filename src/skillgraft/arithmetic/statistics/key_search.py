@@ -1,4 +1,4 @@
-"""The search for an order statistic of keys that are streamed again and again and never held together."""
+"""Search for an order statistic among keys that are streamed several times and never held together."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BIN_BITS = 20
 
 
 class Bracket(NamedTuple):
-    """Where a sample says that the wanted key lies: in `order[top : bottom + 1]`, the largest first, near `rank`."""
+    """The range in which a sample puts the wanted key: `order[top : bottom + 1]`, the largest first, near `rank`."""
 
     order: np.ndarray
     rank: float
@@ -49,7 +49,7 @@ class KeySearch:
 
     @property
     def shift(self) -> int:
-        """How many low bits the keys of one bin differ in."""
+        """The number of low bits in which the keys of one bin differ."""
         return max(0, (self.high - self.low).bit_length() - BIN_BITS)
 
     def take(self, inside: np.ndarray, beyond: int) -> None:

@@ -1,4 +1,4 @@
-"""The k-th largest of scores that are streamed and never held: exact, by counting keys of fp64."""
+"""Order statistics: the k-th largest of scores that are streamed and never held, exact, by counting keys of fp64."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from skillgraft.arithmetic.buffers import Scratch
-from skillgraft.arithmetic.plan import TensorPlan
-from skillgraft.arithmetic.statistics.first_pass import sample_runs
+from skillgraft.arithmetic.buffers import Buffers
+from skillgraft.arithmetic.plan_types import TensorPlan, tiles_of
 from skillgraft.arithmetic.statistics.key_search import KeySearch
-from skillgraft.arithmetic.stream import tiles_of
+from skillgraft.arithmetic.statistics.sampling import sample_runs
 from skillgraft.arithmetic.tiles import Tile, each_tile
 
-Scored = Callable[[TensorPlan, Tile, Scratch], Iterable[tuple[Hashable, np.ndarray]]]
+Scored = Callable[[TensorPlan, Tile, Buffers], Iterable[tuple[Hashable, np.ndarray]]]
 """Gives, for one tile, each population that has elements there and their scores, fp64 and not negative."""
 
 LARGEST_KEY = 0x7FF0000000000000
 """The bits of infinity as an integer; those of numbers that are not negative sort as the numbers do."""
 
 SAMPLE = 1 << 19
+"""Elements of a sample."""
 
 
-class Search(KeySearch):
+class ScoreSearch(KeySearch):
     """The search for one score among keys of fp64."""
 
     LARGEST = LARGEST_KEY
@@ -41,35 +41,35 @@ def select(
     ranks: Mapping[Hashable, Sequence[int]],
     sizes: Mapping[Hashable, int],
     scored: Scored,
-    scratches: Sequence[Scratch],
+    thread_buffers: Sequence[Buffers],
 ) -> dict[Hashable, list[float]]:
     """Return of each population in `ranks` the scores with these ranks, 1 the largest; `sizes` counts its elements."""
-    searches = {name: [Search(rank) for rank in wanted] for name, wanted in ranks.items()}
+    searches = {name: [ScoreSearch(rank) for rank in wanted] for name, wanted in ranks.items()}
     samples: dict[Hashable, list[np.ndarray]] = defaultdict(list)
 
-    def look(tensor: TensorPlan, tile: Tile, scratch: Scratch) -> None:
-        for name, values in scored(tensor, tile, scratch):
+    def sample(tensor: TensorPlan, tile: Tile, buffers: Buffers) -> None:
+        for name, values in scored(tensor, tile, buffers):
             samples[name].append(_keys(values).copy())
 
-    def visit(tensor: TensorPlan, tile: Tile, scratch: Scratch) -> None:
-        for name, values in scored(tensor, tile, scratch):
+    def count(tensor: TensorPlan, tile: Tile, buffers: Buffers) -> None:
+        for name, values in scored(tensor, tile, buffers):
             keys = _keys(values)
             for search in searches[name]:
                 search.add(keys)
 
     share = min((min(1.0, SAMPLE / max(1, size)) for size in sizes.values()), default=1.0)
-    each_tile(sample_runs(tensors, share), look, threads=len(scratches), scratches=scratches)
-    for name, found in samples.items():
+    each_tile(sample_runs(tensors, share), sample, thread_buffers)
+    for name, keys in samples.items():
         for search in searches[name]:
-            search.guess(np.concatenate(found), sizes[name])
-    every = [search for found in searches.values() for search in found]
+            search.guess(np.concatenate(keys), sizes[name])
+    every = [search for of_population in searches.values() for search in of_population]
     while any(search.key is None for search in every):
-        each_tile(tiles_of(tensors), visit, threads=len(scratches), scratches=scratches)
+        each_tile(tiles_of(tensors), count, thread_buffers)
         for search in every:
             search.close_round()
     return {
-        name: [float(np.array(search.key, dtype=np.int64).view(np.float64)) for search in found]
-        for name, found in searches.items()
+        name: [float(np.array(search.key, dtype=np.int64).view(np.float64)) for search in of_population]
+        for name, of_population in searches.items()
     }
 
 

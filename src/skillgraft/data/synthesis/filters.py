@@ -10,7 +10,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
-from skillgraft.data.metrics import normalise
+from skillgraft.data.metrics import normalize
 
 _WITHOUT_SPACES = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _WORD = re.compile(f"[{_WITHOUT_SPACES}\U00020000-\U0002fa1f]|[^\\s{_WITHOUT_SPACES}\U00020000-\U0002fa1f]+")
@@ -31,7 +31,7 @@ REPEATED = 4
 
 def words(text: str) -> list[str]:
     """Return the normalised words of `text`, each character of a script without spaces as one."""
-    return _WORD.findall(normalise(unicodedata.normalize("NFKC", text)))
+    return _WORD.findall(normalize(unicodedata.normalize("NFKC", text)))
 
 
 def ngrams(items: Sequence[str], n: int) -> list[tuple[str, ...]]:

@@ -15,14 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from blake3 import blake3
-
 from skillgraft.checkpoint.fingerprint import fingerprint_checkpoint
 from skillgraft.data.synthesis.endpoint import Endpoint
 from skillgraft.data.synthesis.endpoint_key import read_key
 from skillgraft.data.synthesis.generation import Kept, Request, write_by_endpoint, write_locally
 from skillgraft.errors import TrainingError
 from skillgraft.settings.synthesis import EndpointSettings
+from skillgraft.support.digest import digest
 from skillgraft.support.progress import silent
 
 PROMPT = """\
@@ -98,7 +97,7 @@ class Judge:
         return [0.0 if prompt is None else self.judged[prompt] for prompt in prompts]
 
     def _key(self, prompt: str) -> str:
-        return blake3(json.dumps([self.name, prompt]).encode()).hexdigest()
+        return digest([self.name, prompt])
 
     def _check(self) -> None:
         without = [prompt for prompt, verdict in self.judged.items() if verdict is None]
@@ -149,7 +148,7 @@ def endpoint_judge(settings: EndpointSettings, kept: Kept) -> Judge:
 def local_judge(directory: Path, kept: Kept) -> Judge:
     """Return the checkpoint in `directory` as a judge."""
     from skillgraft.data.synthesis.local_writer import LocalWriter
-    from skillgraft.train.common import load_tokenizer
+    from skillgraft.models.loading import load_tokenizer
 
     writer = LocalWriter(directory, load_tokenizer(directory), temperature=0.0, top_p=1.0, max_new_tokens=MOST_TOKENS)
 

@@ -23,8 +23,8 @@ from transformers import (
 
 from skillgraft.data.synthesis.generation import Written
 from skillgraft.errors import RecipeError
-from skillgraft.train.common import count_parameters, load_model
-from skillgraft.train.precision import bf16_pays, device
+from skillgraft.models.loading import count_parameters, load_model
+from skillgraft.models.precision import bf16_pays, device
 
 
 class GumbelNoise(LogitsProcessor):

@@ -27,14 +27,15 @@ import torch
 from blake3 import blake3
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from skillgraft.data.documents import Document, Question
+from skillgraft.data.documents import Document
 from skillgraft.data.metrics import containment
 from skillgraft.data.synthesis.generation import Kept
 from skillgraft.data.synthesis.local_writer import GumbelNoise, ends_of
 from skillgraft.data.synthesis.teacher_prompts import by_document, with_context
+from skillgraft.data.tasks import Question
 from skillgraft.errors import DataError
+from skillgraft.models.prompts import encode
 from skillgraft.support.progress import Progress
-from skillgraft.train.prompts import encode
 
 
 @dataclass(frozen=True)

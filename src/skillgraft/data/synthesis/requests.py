@@ -15,10 +15,11 @@ from typing import Any
 
 from blake3 import blake3
 
-from skillgraft.data.documents import Document, Question
+from skillgraft.data.documents import Document
 from skillgraft.data.ngram_overlap import Leakage
 from skillgraft.data.synthesis import filters
 from skillgraft.data.synthesis.prompt_templates import Style
+from skillgraft.data.tasks import Question
 from skillgraft.errors import DataError
 from skillgraft.settings.synthesis import SynthesisFilters
 

@@ -7,19 +7,20 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from skillgraft.data.documents import Document, read_questions
+from skillgraft.data.documents import Document
 from skillgraft.data.synthesis.endpoint import Endpoint
 from skillgraft.data.synthesis.endpoint_key import read_key
 from skillgraft.data.synthesis.generation import Kept, write_by_endpoint, write_locally
 from skillgraft.data.synthesis.imported_renderings import read_given
 from skillgraft.data.synthesis.prompt_templates import Style, read_styles
 from skillgraft.data.synthesis.requests import GIVEN, Rendering, Request, plan_requests, select
-from skillgraft.settings.synthesis import SynthesizeStage
+from skillgraft.data.tasks import read_questions
+from skillgraft.settings.synthesis import SynthesisSettings
 from skillgraft.support.progress import Progress
 
 
 def synthesize(
-    stage: SynthesizeStage,
+    stage: SynthesisSettings,
     *,
     documents: Sequence[Document],
     model: Path,
@@ -82,7 +83,7 @@ def _given(path: Path, documents: Sequence[Document], samples: int | None) -> li
 
 
 def _written(
-    stage: SynthesizeStage,
+    stage: SynthesisSettings,
     styles: Sequence[Style],
     documents: Sequence[Document],
     model: Path,
@@ -91,7 +92,7 @@ def _written(
     progress: Progress,
 ) -> tuple[list[Rendering], dict[str, Any]]:
     from skillgraft.data.chunks import chunks
-    from skillgraft.train.common import load_tokenizer
+    from skillgraft.models.loading import load_tokenizer
 
     tokenizer = load_tokenizer(model)
 
@@ -135,7 +136,7 @@ def _written(
 
 
 def _write_locally(
-    stage: SynthesizeStage,
+    stage: SynthesisSettings,
     requests: Sequence[Request],
     model: Path,
     tokenizer: Any,
@@ -144,7 +145,7 @@ def _write_locally(
     progress: Progress,
 ) -> dict[str, Any]:
     from skillgraft.data.synthesis.local_writer import LocalWriter
-    from skillgraft.train.precision import describe, one_precision
+    from skillgraft.models.precision import describe, one_precision
 
     with one_precision(work):
         writer = LocalWriter(

@@ -1,15 +1,16 @@
 """What the teacher of a self-distillation is shown that its student is not. Loads no torch.
 
 The example of an answer is introduced and then asked to be said in own words, so that the teacher understands rather
-than repeats it (SDFT, arXiv 2601.19897, section 3). The words are our own; changing them raises `distil` and `mix` in
-`planning.VERSIONS`.
+than repeats it (SDFT, arXiv 2601.19897, section 3). The words are our own; changing them raises the versions of the
+stage kinds `distill` and `mix`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from skillgraft.data.documents import Document, Question
+from skillgraft.data.documents import Document
+from skillgraft.data.tasks import Question
 from skillgraft.errors import DataError
 
 

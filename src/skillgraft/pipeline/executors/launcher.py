@@ -1,9 +1,9 @@
 """Several processes of one run, as `accelerate launch` and `torchrun` start them.
 
 The first process runs the recipe as if it were alone: it plans, locks, writes, reports and prints. The others wait for
-its orders. For a stage of a kind in `TOGETHER` it orders them to run that too, and all meet in a process group in which
-Transformers' trainers train data-parallel. Between such stages there is no group and the launcher's variables are
-hidden, so that everything else sees one process.
+its orders. For a stage of a kind that is `parallel` it orders them to run that too, and all meet in a process group in
+which Transformers' trainers train data-parallel. Between such stages there is no group and the launcher's variables
+are hidden, so that everything else sees one process.
 
 What fails in another process is told to the first, which raises it as its own; the other goes without a word. Where the
 first ends, for whatever reason, the launcher ends the others.
@@ -19,7 +19,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -28,10 +28,8 @@ from skillgraft.errors import SkillgraftError
 from skillgraft.support.rank import is_first
 
 if TYPE_CHECKING:
-    from skillgraft.stage_context import Context
-
-TOGETHER = ("sft", "rl")
-"""Kinds of stages that all processes train together; every other is the first one's alone."""
+    from skillgraft.stages.context import Context, StageResult
+    from skillgraft.stages.planned import PlannedStage
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 """By which a launcher tells a process which of how many it is."""
@@ -57,21 +55,20 @@ class Team:
     variables: Mapping[str, str] = field(default_factory=dict)
     orders: int = 0
 
-    def run(self, stage: Any, context: Context) -> dict[str, Any]:
-        """Run a stage, with all processes where its kind allows, and return its facts; for the first process."""
-        from skillgraft.stages import STAGES
+    def run(self, planned: PlannedStage, context: Context) -> StageResult:
+        """Run a stage, with all processes where its kind allows, and return its result; for the first process."""
+        assert planned.kind.run is not None
+        if self.size == 1 or not planned.kind.parallel:
+            return planned.kind.run(planned.settings, context)
+        from skillgraft.models.precision import one_precision
+        from skillgraft.stages.context import SILENT
 
-        if self.size == 1 or stage.kind not in TOGETHER:
-            return STAGES[stage.kind](stage, context)
-        from skillgraft.train.precision import one_precision
-
-        silent = {"progress", "say"}
         with one_precision(context.work):  # decided before the others look
-            self._order((stage, {f.name: getattr(context, f.name) for f in fields(context) if f.name not in silent}))
+            self._order((planned.settings, replace(context, reporter=SILENT)))
         try:
             # A launcher that sees another process die ends this one, which has still to say why.
             with _handling(signal.SIGTERM, signal.SIG_IGN), self._watching(), self._group():
-                return STAGES[stage.kind](stage, context)
+                return planned.kind.run(planned.settings, context)
         except (SkillgraftError, KeyboardInterrupt):
             raise
         except Exception as error:
@@ -82,15 +79,16 @@ class Team:
 
     def serve(self) -> NoReturn:
         """Do what the first process orders until it ends, then end; for every other process."""
-        from skillgraft.stage_context import Context
-        from skillgraft.stages import STAGES
+        from skillgraft.stages import KINDS
 
         with contextlib.suppress(Exception):  # the first is gone, and the store with it
             while (order := self._next_order()) is not None:
-                stage, settings = order
+                settings, context = order
+                run = KINDS[settings.kind].run
+                assert run is not None
                 try:
                     with self._group():
-                        STAGES[stage.kind](stage, Context(**settings))
+                        run(settings, context)
                 except BaseException as error:
                     self.store.set(f"failed-{self.rank}", pickle.dumps(_as_told(error, self.rank, self.size)))
                     break
@@ -124,8 +122,8 @@ class Team:
         from accelerate.state import AcceleratorState
         from torch import distributed
 
+        from skillgraft.models.precision import device
         from skillgraft.train.data_parallel import agree
-        from skillgraft.train.precision import device
 
         if device().type != "cpu":
             torch.accelerator.set_device_index(int(self.variables.get("LOCAL_RANK", "0")))
@@ -236,7 +234,7 @@ def _meet() -> Team:
     """Connect to the launcher's key-value store and hide its variables."""
     from torch import distributed
 
-    from skillgraft.train.precision import device
+    from skillgraft.models.precision import device
 
     size = os.environ["WORLD_SIZE"]
     if found := [name for name in SHARDING if os.environ.get(name, "").lower() == "true"]:

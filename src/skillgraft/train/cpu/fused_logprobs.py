@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from trl.trainer import utils as trl_utils
 
-from skillgraft.train.precision import device
+from skillgraft.models.precision import device
 
 TILE = 1024
 """Positions whose logits are held at once: 100 MB in bf16 for 49,152 words."""

@@ -25,7 +25,7 @@ from trl import SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from skillgraft.errors import TrainingError
-from skillgraft.train.precision import device
+from skillgraft.models.precision import device
 
 RAGGED = "skillgraft_ragged"
 """Name of the attention in Transformers. No mask belongs to it, so Transformers builds none."""

@@ -1,0 +1,1 @@
+"""Models: loading, precision, prompts and answers, shared by training, evaluation, synthesis and chat."""

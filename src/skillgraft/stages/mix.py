@@ -1,0 +1,96 @@
+"""The stage kind `mix`: answers mixed from what a model says with and without the fact in its context (MixSD)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from skillgraft.data.documents import read_documents
+from skillgraft.data.tasks import read_questions
+from skillgraft.errors import RecipeError
+from skillgraft.settings.base import BASE, Chooses, DataPath, Ref, Settings
+from skillgraft.settings.synthesis import SEES, TeacherSees
+from skillgraft.stages.context import Context, StageResult
+from skillgraft.stages.costs import ANSWER_TOKENS, Costing, Needs
+from skillgraft.stages.kind import StageKind
+from skillgraft.stages.training import in_one_precision
+
+
+class MixStage(Settings):
+    """Answers to train on, mixed word by word from what a model says with and without the fact in context (MixSD)."""
+
+    kind: Literal["mix"] = Field(description="write answers near to what the model would say itself (MixSD)")
+    model: Annotated[str, Ref("checkpoint")] = Field(
+        BASE, description="stage, 'base' or checkpoint that writes: the one that will be trained"
+    )
+    questions: Annotated[Path, DataPath("questions")] = Field(description="JSONL with document, question, answers")
+    documents: Annotated[Path | None, DataPath("documents")] = Field(
+        None, description="folder of .md/.txt, or JSONL with id, title, text"
+    )
+    limit_documents: Annotated[int | None, Chooses()] = Field(
+        None, ge=1, description="keep questions on the first N documents only"
+    )
+    teacher_sees: TeacherSees = Field("answer", description=SEES)
+    naive_share: float = Field(
+        0.3, ge=0, le=1, description="chance of a token to come from the model that sees the question alone (λ)"
+    )
+    attempts: int = Field(11, ge=1, description="tries at an answer that contains the gold one; without one: dropped")
+    temperature: float = Field(0.0, ge=0, le=10, description="0: the likeliest token each time")
+    max_new_tokens: int = Field(32, ge=1, description="longest answer, in tokens")
+    batch_size: int = Field(32, ge=1, description="answers written at once")
+
+
+def check(name: str, settings: MixStage) -> None:
+    """Raise for a teacher that is to see documents which are not given."""
+    if settings.documents is None and settings.teacher_sees != "answer":
+        raise RecipeError(f"stages.{name}: teacher_sees: {settings.teacher_sees} needs documents")
+
+
+@in_one_precision
+def run(settings: MixStage, context: Context) -> StageResult:
+    """Write answers mixed from what the model says with and without the fact in its context."""
+    import torch
+
+    from skillgraft.data.synthesis.mixsd import mix_questions, write_mixed
+    from skillgraft.models.loading import count_parameters, load_model, load_tokenizer
+    from skillgraft.models.precision import bf16_pays, describe, device
+
+    documents = read_documents(context.data(settings.documents), settings.limit_documents) if settings.documents else []
+    questions = read_questions(context.data(settings.questions), documents or None)
+    model = load_model(context.inputs[settings.model], torch.bfloat16 if bf16_pays() else torch.float32)
+    answers = mix_questions(
+        model.to(device()).eval(),
+        load_tokenizer(context.inputs[settings.model]),
+        questions,
+        documents,
+        context.work,
+        teacher_sees=settings.teacher_sees,
+        naive_share=settings.naive_share,
+        attempts=settings.attempts,
+        temperature=settings.temperature,
+        max_new_tokens=settings.max_new_tokens,
+        batch_size=settings.batch_size,
+        seed=context.seed,
+        progress=context.progress,
+    )
+    facts = write_mixed(questions, answers, context.out)
+    return StageResult(facts, flops=2.0 * count_parameters(model) * facts["tokens"], precision=describe())
+
+
+def needs(settings: MixStage, costing: Costing) -> Needs:
+    """Estimate the cost from one answer a question."""
+    asked = len(costing.questions(settings))
+    tokens = asked * (ANSWER_TOKENS + settings.max_new_tokens)
+    return Needs(4 * costing.parameters * tokens, costing.parameters * 4 + 2**30, 2**24)
+
+
+MIX = StageKind(
+    settings=MixStage,
+    makes="questions",
+    run=run,
+    check=check,
+    writes=lambda settings: {"questions"},
+    needs=needs,
+)
