@@ -13,13 +13,12 @@ A finished stage lies under `<runs>/stages/<kind>-<hash>` and is never run again
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shlex
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -40,6 +39,8 @@ from skillgraft.recipe.schema import Recipe
 from skillgraft.settings.base import is_local
 from skillgraft.stages.context import Context, Reporter
 from skillgraft.stages.planned import RECORD, PlannedStage
+from skillgraft.support.lock import exclusive_lock
+from skillgraft.support.progress import NO_METRICS
 from skillgraft.support.resources import release_memory
 
 
@@ -157,7 +158,7 @@ def run_stage(
     team: Team,
 ) -> dict[str, Any]:
     """Run one stage in its working folder, then move the result to its address in one rename; return its record."""
-    with _locked(planned):
+    with _lock(planned):
         if planned.cached:  # another run finished it while this one waited for the plan
             return planned.record()
         if planned.kind.read(planned.settings) != planned.data:
@@ -166,7 +167,7 @@ def run_stage(
         shutil.rmtree(out, ignore_errors=True)
         timer = _Timer(planned.work / "seconds")
 
-        def progress(step: int, steps: int, metrics: Mapping[str, float]) -> None:
+        def progress(step: int, steps: int, metrics: Mapping[str, float] = NO_METRICS, /) -> None:
             timer.tick()
             watcher.moved(planned, step, steps, metrics)
 
@@ -241,24 +242,18 @@ def _read_seconds(file: Path) -> float:
         return 0.0
 
 
-@contextlib.contextmanager
-def _locked(planned: PlannedStage) -> Iterator[None]:
-    """Hold the stage's working folder for this process alone; the lock goes with the process, however it ends."""
+def _lock(planned: PlannedStage) -> contextlib.AbstractContextManager[None]:
+    """Return the lock of the stage's working folder, which is made; its file is removed with the lock."""
     try:
         planned.work.mkdir(parents=True, exist_ok=True)
-        lock = planned.lock.open("w")
+        planned.lock.touch()
     except OSError as error:
         unwritable = StorageError(f"{planned.work} cannot be written: {error.strerror}; choose another --runs")
         raise storage_error(error, planned.work) or unwritable from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise SkillgraftError(
-                f"stages.{planned.name}: another run is working on it in {planned.work}; wait for it or stop it"
-            ) from error
-        yield
-        planned.lock.unlink(missing_ok=True)
+    busy = SkillgraftError(
+        f"stages.{planned.name}: another run is working on it in {planned.work}; wait for it or stop it"
+    )
+    return exclusive_lock(planned.lock, busy, remove=True)
 
 
 def _close(

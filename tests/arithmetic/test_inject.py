@@ -298,7 +298,7 @@ def test_a_skill_whose_tensors_changed_since(models, skill, tmp_path):
 
 
 def test_an_interrupt_leaves_nothing(models, skill, tmp_path):
-    def interrupt(name, done, total):
+    def interrupt(done, total):
         if done > total / 2:
             raise KeyboardInterrupt
 

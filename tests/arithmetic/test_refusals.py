@@ -240,7 +240,7 @@ def test_two_processes_do_not_write_one_output(pair):
 
     from skillgraft.checkpoint.writer import BusyOutputError
 
-    def second(name, done, total):
+    def second(done, total):
         with pytest.raises(BusyOutputError, match="another process is writing it"):
             merge(recipe(pair), pair / "out")
 

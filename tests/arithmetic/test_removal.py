@@ -12,8 +12,8 @@ from skillgraft.arithmetic import extract, inject
 from skillgraft.arithmetic.buffers import Files
 from skillgraft.arithmetic.injection.removal import _Comparison
 from skillgraft.checkpoint import read_layout, read_provenance
-from skillgraft.checkpoint.places import note_place, noted_place
 from skillgraft.errors import CompatibilityError, RecipeError
+from skillgraft.support.cache import note_place, noted_place
 from tests.tiny import edit_json, split_into_shards, tiny_finetune, weights
 
 NORM = "model.norm.weight"

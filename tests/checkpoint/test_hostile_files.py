@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from skillgraft.checkpoint import fingerprint_checkpoint, fingerprint_file, read_layout, tokenizer_identity
 from skillgraft.checkpoint import layout as layout_module
 from skillgraft.checkpoint.header import read_header
-from skillgraft.checkpoint.json_file import MAX_JSON_BYTES, read_json_object
 from skillgraft.checkpoint.layout import INDEX_FILE, MAX_CONFIG_BYTES, WEIGHTS_FILE, weight_files
+from skillgraft.checkpoint.safe_read import MAX_JSON_BYTES, read_json_object
 from skillgraft.errors import CheckpointError, MissingPathError, SkillgraftError
 from tests.checkpoint.test_header import entry, write_raw
 from tests.tiny import edit_json, split_into_shards

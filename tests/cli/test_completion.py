@@ -9,7 +9,7 @@ import pytest
 
 from skillgraft.cli import completion
 from skillgraft.skills.library import add_skill
-from skillgraft.skills.shipped import ANSWER_FORMAT, RECALL, shipped_skills
+from skillgraft.skills.names import ANSWER_FORMAT, RECALL, shipped_skills
 
 pytestmark = pytest.mark.process
 

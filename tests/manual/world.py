@@ -33,7 +33,7 @@ from skillgraft.errors import MissingPathError
 from skillgraft.pipeline.preflight import check_plan
 from skillgraft.run import prepare
 from skillgraft.skills.library import add_skill
-from skillgraft.skills.shipped import shipped_skills
+from skillgraft.skills.names import shipped_skills
 from tests.manual.blocks import ROOT, Block, commands
 from tests.pair import free_ports, on_the_cpu
 from tests.recipe_root import retention_tasks

@@ -9,6 +9,7 @@ import pytest
 from skillgraft import errors
 from skillgraft.errors import DataError, SkillgraftError
 from skillgraft.pipeline.executors import launcher
+from skillgraft.support.rank import is_first
 from tests.pair import free_ports, on_the_cpu
 from tests.recipes import tiny_recipe
 
@@ -22,7 +23,7 @@ def test_a_process_alone_is_no_team(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with launcher.joined() as team:
         assert team == launcher.Team(size=1, rank=0)
-    assert launcher.is_first()
+    assert is_first()
 
 
 def test_a_world_size_without_a_launcher(monkeypatch):
@@ -44,7 +45,7 @@ def test_a_launcher_that_cuts_models_into_parts_is_refused_by_the_first_process_
     with pytest.raises(SystemExit) as end, launcher.joined():
         pass
     assert end.value.code == 0
-    assert not launcher.is_first()
+    assert not is_first()
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch):

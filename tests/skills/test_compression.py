@@ -16,7 +16,7 @@ from skillgraft.compression.encoding import half, narrowest
 from skillgraft.compression.settings import PackSettings, parse_size
 from skillgraft.errors import CompatibilityError, OutputExistsError, RecipeError
 from skillgraft.skills import load_skill
-from skillgraft.skills.module_kinds import module_kind
+from skillgraft.skills.modules import module_kind
 from skillgraft.skills.summary import skill_facts
 from skillgraft.skills.to_peft import convert_to_peft
 from skillgraft.support import resources
@@ -306,7 +306,7 @@ class Progress:
     def __init__(self, done):
         self.done = done
 
-    def __call__(self, name, done, total):
+    def __call__(self, done, total):
         self.done.append((done, total))
 
 

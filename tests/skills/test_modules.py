@@ -1,7 +1,6 @@
 import pytest
 
-from skillgraft.skills.module_kinds import module_kind
-from skillgraft.skills.modules import by_kind, kind_rows
+from skillgraft.skills.modules import by_kind, kind_rows, module_kind
 
 
 @pytest.mark.parametrize(

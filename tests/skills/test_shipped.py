@@ -19,7 +19,7 @@ from skillgraft.errors import RecipeError
 from skillgraft.pipeline.plan import plan
 from skillgraft.recipe.load import load_recipe
 from skillgraft.skills.library import add_skill, library_home, resolve_skill
-from skillgraft.skills.shipped import ANSWER_FORMAT, RECALL, shipped_skills
+from skillgraft.skills.names import ANSWER_FORMAT, RECALL, shipped_skills
 from tests.tiny import tiny_checkpoint
 
 ROOT = Path(__file__).parents[2]

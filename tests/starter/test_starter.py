@@ -19,7 +19,7 @@ from skillgraft.errors import CompatibilityError, DataError, MissingPathError, O
 from skillgraft.pipeline.plan import plan
 from skillgraft.pipeline.preflight import check_stage
 from skillgraft.recipe.load import load_recipe
-from skillgraft.skills.shipped import RECALL
+from skillgraft.skills.names import RECALL
 from skillgraft.stages.costs import BYTES_PER_TOKEN
 from skillgraft.starter import look, write_recipe
 from skillgraft.starter.write import recipe_name

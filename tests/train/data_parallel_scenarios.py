@@ -18,6 +18,7 @@ from skillgraft.data.tasks import Question
 from skillgraft.errors import SkillgraftError
 from skillgraft.models.loading import load_model, load_tokenizer
 from skillgraft.pipeline.executors.launcher import VARIABLES, _meet
+from skillgraft.support.rank import processes
 from skillgraft.train import data_parallel, pass_rates
 from skillgraft.train.algorithms import Grpo, Rloo
 from skillgraft.train.callbacks import KeepAlive
@@ -167,7 +168,7 @@ def stopped_in(this_process, step):
     def on_step_end(self, args, state, control, **others):
         if this_process and state.global_step == step and not sent:
             sent.append(True)
-            os.kill(os.getpid(), signal.SIGTERM if data_parallel.processes() > 1 else signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM if processes() > 1 else signal.SIGINT)
         return original(self, args, state, control, **others)
 
     KeepAlive.on_step_end = on_step_end

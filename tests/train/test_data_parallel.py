@@ -146,7 +146,7 @@ def test_a_share_is_a_part_in_order_and_none_is_empty(monkeypatch):
     rows = [{"labels": [number, number]} for number in range(6)]
     shares = {}
     for rank in range(3):
-        monkeypatch.setattr(data_parallel.distributed, "get_rank", lambda rank=rank: rank)
+        monkeypatch.setattr(data_parallel, "rank", lambda rank=rank: rank)
         shares[rank] = data_parallel.Share(lambda part: [row["labels"][0] for row in part])
     assert [shares[rank](rows) for rank in range(3)] == [[0, 1], [2, 3], [4, 5]]
     assert [shares[rank](rows[:4]) for rank in range(3)] == [[0, 1], [2, 3], [-100]]

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from skillgraft.checkpoint.header import TensorInfo, read_header
-from skillgraft.checkpoint.json_file import read_json_object
 from skillgraft.checkpoint.layout import ADAPTER_CONFIG_FILE, require_directory
+from skillgraft.checkpoint.safe_read import read_json_object
 from skillgraft.errors import CheckpointError, CompatibilityError
 
 ADAPTER_FILE = "adapter_model.safetensors"

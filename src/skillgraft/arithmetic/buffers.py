@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from skillgraft.checkpoint.header import TensorInfo
-from skillgraft.checkpoint.regular_file import read_error
+from skillgraft.checkpoint.safe_read import read_error
 from skillgraft.errors import CheckpointError
 
 CACHE_BYTES = 1 << 27

@@ -30,7 +30,6 @@ from skillgraft.arithmetic.extraction_inputs import (
 from skillgraft.arithmetic.methods.linear import LINEAR, Linear
 from skillgraft.arithmetic.norms import product_norm, sum_of_squares
 from skillgraft.arithmetic.plan_types import Operand, TensorPlan, Term
-from skillgraft.arithmetic.stream import Progress
 from skillgraft.arithmetic.tensor_sources import Stored
 from skillgraft.arithmetic.tile_values import operand_values
 from skillgraft.arithmetic.tiles import Tile, cut, default_threads, each_tile
@@ -47,6 +46,7 @@ from skillgraft.skills.forms import DENSE, LOWRANK, Storage, decode_lowrank, sto
 from skillgraft.skills.manifest import SKILL_FORMULA, CheckpointReference, Manifest, TensorEntry
 from skillgraft.skills.sketch import sketch_weights
 from skillgraft.skills.skill import WEIGHTS_FILE, Skill, load_skill, write_skill_description
+from skillgraft.support.progress import Progress
 
 SKILL_DTYPES = {"float32": "F32", "bfloat16": "BF16"}
 
@@ -161,7 +161,7 @@ def _stream(
                 _keep_dense(inputs, name, code, file, record, files, thread_buffers)
             done += sizes[name]
             if progress is not None:
-                progress(name, done, sum(sizes.values()))
+                progress(done, sum(sizes.values()))
     return record
 
 

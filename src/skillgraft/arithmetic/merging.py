@@ -17,11 +17,12 @@ from skillgraft.arithmetic.merge_recipe import load_merge_recipe, parse_merge_re
 from skillgraft.arithmetic.merge_schema import MergeRecipe
 from skillgraft.arithmetic.plan import Plan, plan_merge
 from skillgraft.arithmetic.sidecar_files import copy_sidecar_files, stated_dtype
-from skillgraft.arithmetic.stream import Compute, Engine, Output, Progress, Sums, gather_statistics, stream
+from skillgraft.arithmetic.stream import Compute, Engine, Output, Sums, gather_statistics, stream
 from skillgraft.arithmetic.tiles import TILE_ELEMENTS, default_threads
 from skillgraft.checkpoint.provenance import base_of, write_provenance
 from skillgraft.checkpoint.writer import resumable_directory
 from skillgraft.errors import RecipeError
+from skillgraft.support.progress import Progress
 
 ENGINE_VERSION = 1
 """Raised when the same plan would give other bytes: half-finished work of an older version is not resumed."""

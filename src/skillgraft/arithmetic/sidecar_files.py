@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from skillgraft.arithmetic.plan import Plan
-from skillgraft.checkpoint.json_file import write_json
 from skillgraft.checkpoint.layout import ADAPTER_CONFIG_FILE, CONFIG_FILE, PICKLE_SUFFIXES, Layout
 from skillgraft.checkpoint.provenance import PROVENANCE_FILE
 from skillgraft.checkpoint.tensor_io import TORCH_NAMES
+from skillgraft.support.atomic import atomic_write_json
 
 _WEIGHT_SUFFIXES = PICKLE_SUFFIXES | {".safetensors", ".gguf", ".onnx", ".msgpack", ".h5"}
 _LEFT_OUT = (PROVENANCE_FILE, ADAPTER_CONFIG_FILE)
@@ -29,7 +29,7 @@ def copy_sidecar_files(layout: Layout, directory: Path, dtype: str | None) -> No
         elif entry.is_dir() and entry.name in _COPIED_FOLDERS:
             shutil.copytree(entry, directory / entry.name, dirs_exist_ok=True)
     if dtype is not None:
-        write_json(directory / CONFIG_FILE, _with_dtype(layout.config, dtype))
+        atomic_write_json(directory / CONFIG_FILE, _with_dtype(layout.config, dtype))
 
 
 def stated_dtype(plan: Plan) -> tuple[str | None, list[str]]:

@@ -28,9 +28,8 @@ from skillgraft.arithmetic.tile_values import not_finite
 from skillgraft.arithmetic.tiles import Tile, each_tile
 from skillgraft.checkpoint.header import DTYPE_BYTES
 from skillgraft.checkpoint.weights import ShardFile, write_index
-
-Progress = Callable[[str, int, int], None]
-"""Called after each tile with the tensor's name, the bytes read and written so far, and all that will be."""
+from skillgraft.support.atomic import atomic_write_text
+from skillgraft.support.progress import Progress
 
 Sums = dict[str, tuple[float, float]]
 """Per tensor (‖stored − exact‖², ‖change‖² at λ = 1), in fp64."""
@@ -107,7 +106,7 @@ def stream(
                     sums[number] |= finished
                     unfinished.remove((number, output))
             if not unfinished:
-                done.add(file.name, sum(tensor.target.nbytes for tensor in tensors))
+                done.add(sum(tensor.target.nbytes for tensor in tensors))
                 continue
             losses = _write_shard(
                 plan, statistics, file.name, tensors, [o for _, o in unfinished], engine, files, thread_buffers, done
@@ -130,10 +129,10 @@ class _Count:
     total: int
     done: int = 0
 
-    def add(self, name: str, count: int) -> None:
+    def add(self, count: int) -> None:
         self.done += count
         if self.progress is not None:
-            self.progress(name, min(self.done, self.total), self.total)
+            self.progress(min(self.done, self.total), self.total)
 
 
 def _write_shard(
@@ -160,7 +159,7 @@ def _write_shard(
             operands = sum(tile.stop <= operand.elements for operand in tensor.operands)
             width = tensor.target.nbytes / max(1, tensor.target.elements) * (1 + operands)
             written = DTYPE_BYTES[tensor.spec.dtype] * len(outputs)
-            done.add(tensor.spec.name, round((tile.stop - tile.start) * (width + written)))
+            done.add(round((tile.stop - tile.start) * (width + written)))
 
         each_tile(tiles_of(tensors), visit, thread_buffers)
     finally:
@@ -274,9 +273,7 @@ def _remove_other_files(directory: Path, shards: Collection[str]) -> None:
 
 def _finish(directory: Path, name: str, sums: Sums) -> None:
     record = directory / f"{name}{_RECORD}"
-    part = record.with_suffix(_PART)
-    part.write_text(json.dumps({"boot": _boot(), "sums": sums}))
-    os.rename(part, record)
+    atomic_write_text(record, json.dumps({"boot": _boot(), "sums": sums}))
 
 
 def _read_finished(directory: Path, name: str) -> Sums | None:

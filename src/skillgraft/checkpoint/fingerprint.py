@@ -7,10 +7,10 @@ times of the file stay the same.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
-import tempfile
 import time
 from collections.abc import Callable, Iterable
 from io import FileIO
@@ -18,9 +18,10 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from skillgraft.checkpoint.cache import cache_home
 from skillgraft.checkpoint.layout import require_directory, weight_files
-from skillgraft.checkpoint.regular_file import open_regular
+from skillgraft.checkpoint.safe_read import open_regular
+from skillgraft.support.atomic import atomic_write_json
+from skillgraft.support.cache import cache_home
 
 PREFIX = "blake3:"
 BUFFER_BYTES = 4 << 20  # as fast as mapping the file: it stays in the processor's cache between reading and hashing
@@ -106,12 +107,6 @@ def _read_entry(entry: Path, status: os.stat_result) -> str | None:
 
 
 def _write_entry(entry: Path, status: os.stat_result, fingerprint: str) -> None:
-    text = json.dumps({"version": _version(status), "fingerprint": fingerprint})
-    try:
+    with contextlib.suppress(OSError):  # a cache that can't be written must not stop the work
         entry.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=entry.parent, prefix=".partial-")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(temporary, entry)
-    except OSError:
-        return  # a cache that can't be written must not stop the work
+        atomic_write_json(entry, {"version": _version(status), "fingerprint": fingerprint})

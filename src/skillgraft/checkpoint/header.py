@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from skillgraft.checkpoint.json_object import read_members, refuse_repeats, shown
-from skillgraft.checkpoint.regular_file import open_regular, read_text
+from skillgraft.checkpoint.safe_read import open_regular, read_members, read_text, refuse_repeats, shown
 from skillgraft.errors import CheckpointError
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library

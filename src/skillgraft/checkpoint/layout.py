@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from skillgraft.checkpoint.header import Header, TensorInfo, read_header
-from skillgraft.checkpoint.json_file import read_json_object
-from skillgraft.checkpoint.json_object import shown
-from skillgraft.checkpoint.regular_file import read_error, require_regular
+from skillgraft.checkpoint.safe_read import read_error, read_json_object, require_regular, shown
 from skillgraft.checkpoint.tensor_io import read_tensor
 from skillgraft.errors import CheckpointError, MissingPathError, did_you_mean
 

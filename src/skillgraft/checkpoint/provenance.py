@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from skillgraft.checkpoint.fingerprint import fingerprint_checkpoint
-from skillgraft.checkpoint.json_file import read_json_object, write_json
 from skillgraft.checkpoint.layout import require_directory
+from skillgraft.checkpoint.safe_read import read_json_object
 from skillgraft.errors import CheckpointError
+from skillgraft.support.atomic import atomic_write_json
 
 PROVENANCE_FILE = "skillgraft.json"
 FORMAT_VERSION = 1
@@ -42,7 +43,7 @@ def write_provenance(
         "inputs": dict(inputs or {}),
         "versions": software_versions(),
     }
-    write_json(path, content)
+    atomic_write_json(path, content)
     return path
 
 

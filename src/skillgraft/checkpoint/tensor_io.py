@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from skillgraft.checkpoint.header import DTYPE_BYTES, TensorInfo
-from skillgraft.checkpoint.regular_file import open_regular
+from skillgraft.checkpoint.safe_read import open_regular
 from skillgraft.errors import CheckpointError
 
 if TYPE_CHECKING:

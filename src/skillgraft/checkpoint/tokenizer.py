@@ -9,9 +9,8 @@ from typing import Any
 
 from blake3 import blake3
 
-from skillgraft.checkpoint.json_file import read_json_object
-from skillgraft.checkpoint.json_object import shown
 from skillgraft.checkpoint.layout import require_directory
+from skillgraft.checkpoint.safe_read import read_json_object, shown
 from skillgraft.errors import CheckpointError
 
 TOKENIZER_FILE = "tokenizer.json"

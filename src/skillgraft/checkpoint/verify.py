@@ -33,8 +33,8 @@ from skillgraft.checkpoint.verify_checks import (
     tokenizer_findings,
 )
 from skillgraft.errors import SkillgraftError
+from skillgraft.support.progress import Progress
 
-Progress = Callable[[str, int, int], None]
 Result = TypeVar("Result")
 
 
@@ -94,7 +94,7 @@ def verify_checkpoint(
 
     Looked at are the config, index, headers, leftovers of other saves, dtypes, ties, tokenizer, provenance and the
     fingerprint; with `values` every float tensor is read, a few MiB at a time, and NaN and infinity are counted.
-    `progress(what, done, total)` is told the bytes read of files and tensors. Torch is imported for `values` alone.
+    `progress` counts the bytes read of files and tensors. Torch is imported for `values` alone.
 
     Raises `MissingPathError` and `CheckpointError` only when `directory` is no directory that can be listed.
     """
@@ -162,15 +162,15 @@ class _Bytes:
         self._progress = progress
 
     def hashed(self, file: Path) -> None:
-        self._tell(self._sizes.get(file, 0), file.name)
+        self._add(self._sizes.get(file, 0))
 
     def checked(self, info: TensorInfo) -> None:
-        self._tell(info.end - info.begin, info.name)
+        self._add(info.end - info.begin)
 
-    def _tell(self, count: int, what: str) -> None:
+    def _add(self, count: int) -> None:
         self._done += count
         if self._progress is not None:
-            self._progress(what, self._done, self._total)
+            self._progress(self._done, self._total)
 
 
 def _value_findings(tensors: Mapping[str, TensorInfo], read: _Bytes) -> list[Finding]:

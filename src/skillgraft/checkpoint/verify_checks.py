@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from skillgraft.checkpoint.header import Header, TensorInfo
-from skillgraft.checkpoint.json_file import read_json_object
-from skillgraft.checkpoint.json_object import shown
 from skillgraft.checkpoint.layout import ADAPTER_CONFIG_FILE, CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, WEIGHTS_SUFFIX
 from skillgraft.checkpoint.provenance import PROVENANCE_FILE, read_provenance
+from skillgraft.checkpoint.safe_read import read_json_object, shown
 from skillgraft.checkpoint.tensor_io import TORCH_NAMES, same_bytes
 from skillgraft.checkpoint.tokenizer import TOKENIZER_FILE, read_token_map
 from skillgraft.errors import SkillgraftError

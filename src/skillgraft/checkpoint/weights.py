@@ -11,10 +11,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from skillgraft.checkpoint.header import TensorSpec, encode_header
-from skillgraft.checkpoint.json_file import write_json
 from skillgraft.checkpoint.layout import INDEX_FILE, Layout
 from skillgraft.checkpoint.tensor_io import dtype_code, tensor_bytes
 from skillgraft.errors import CheckpointError
+from skillgraft.support.atomic import atomic_write_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -139,4 +139,4 @@ def write_index(directory: Path, target: Layout, total_size: int) -> None:
     old = (target.index or {}).get("metadata")
     metadata = {**(old if isinstance(old, dict) else {}), "total_size": total_size}
     weight_map = {name: info.file.name for name, info in target.tensors.items()}
-    write_json(directory / INDEX_FILE, {"metadata": metadata, "weight_map": weight_map})
+    atomic_write_json(directory / INDEX_FILE, {"metadata": metadata, "weight_map": weight_map})

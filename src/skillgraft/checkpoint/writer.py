@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -11,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from skillgraft.errors import OutputExistsError, SkillgraftError, StorageError
+from skillgraft.support.atomic import synchronise
+from skillgraft.support.lock import exclusive_lock
 
 _RESUMABLE = "partial-of-"
 
@@ -45,7 +46,7 @@ def atomic_directory(out: str | os.PathLike[str], *, needed_bytes: int = 0) -> I
         check_free_space(out, needed_bytes)
         temporary.mkdir()
         yield temporary
-        _synchronise(temporary)
+        _synchronise_all(temporary)
         _rename(temporary, out)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -82,22 +83,14 @@ def _rename(temporary: Path, out: Path) -> None:
     if os.path.lexists(out):
         raise _exists_error(out)
     os.rename(temporary, out)
-    _synchronise_entry(out.parent)
+    synchronise(out.parent)
 
 
-def _synchronise(directory: Path) -> None:
+def _synchronise_all(directory: Path) -> None:
     for folder, _, names in os.walk(directory):
         for name in names:
-            _synchronise_entry(Path(folder) / name)
-        _synchronise_entry(Path(folder))
-
-
-def _synchronise_entry(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+            synchronise(Path(folder) / name)
+        synchronise(Path(folder))
 
 
 def _remove_stale(out: Path) -> None:
@@ -157,9 +150,10 @@ def resumable_directory(
     if os.path.lexists(out):
         raise _exists_error(out)
     temporary = out.parent / f".{out.name}.{_RESUMABLE}{key[:16]}"
+    busy = BusyOutputError(f"{out}: another process is writing it; wait for it, or choose another output")
     try:
         _make_parent(out)
-        with _locked(out):
+        with exclusive_lock(out.parent / f".{out.name}.lock", busy, remove=True):
             try:
                 if os.path.lexists(out):
                     raise _exists_error(out)
@@ -169,7 +163,7 @@ def resumable_directory(
                 check_free_space(out, max(0, needed_bytes - _size(temporary)))
                 yield temporary
                 if durable:
-                    _synchronise(temporary)
+                    _synchronise_all(temporary)
                 _rename(temporary, out)
             except BaseException:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -179,30 +173,6 @@ def resumable_directory(
         if wrapped is not None:
             raise wrapped from error
         raise
-
-
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Hold the lock file of `out`; the system lets go of it when the process dies."""
-    path = out.parent / f".{out.name}.lock"
-    while True:
-        with path.open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise BusyOutputError(
-                    f"{out}: another process is writing it; wait for it, or choose another output"
-                ) from error
-            try:
-                ours = os.path.samestat(os.fstat(file.fileno()), path.stat())
-            except FileNotFoundError:
-                ours = False
-            if ours:  # else its last holder has removed it: what was locked is no longer what others will open
-                try:
-                    yield
-                finally:
-                    path.unlink(missing_ok=True)
-                return
 
 
 def _size(directory: Path) -> int:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from skillgraft.errors import SkillgraftError
-from skillgraft.skills.shipped import shipped_skills
+from skillgraft.skills.names import shipped_skills
 
 
 def complete_recipes(incomplete: str) -> list[str]:
@@ -26,7 +26,7 @@ def complete_runs(incomplete: str) -> list[str]:
 
 def complete_skills(incomplete: str) -> list[str]:
     """Complete names in the library, shipped skills and directories of skills."""
-    from skillgraft.skills.library_home import library_names
+    from skillgraft.skills.names import library_names
 
     names = set(shipped_skills())
     with suppress(SkillgraftError):
@@ -36,7 +36,7 @@ def complete_skills(incomplete: str) -> list[str]:
 
 def complete_library(incomplete: str) -> list[str]:
     """Complete names in the library."""
-    from skillgraft.skills.library_home import library_names
+    from skillgraft.skills.names import library_names
 
     with suppress(SkillgraftError):
         return beginning(library_names(), incomplete)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 
 from skillgraft.support.escape import visible, visible_line
+from skillgraft.support.progress import NO_METRICS, Progress
 
 out_console = Console(width=None if sys.stdout.isatty() else 110)
 err_console = Console(stderr=True)
@@ -41,19 +42,19 @@ def print_table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
 
 
 @contextmanager
-def progress_bar(what: str, silent: bool, unit: str = "bytes") -> Iterator[Callable[[str, int, int], None] | None]:
-    """Yield a callback (name, done, total) that draws a bar with the rate on a terminal; None where nobody watches."""
+def progress_bar(what: str, silent: bool, unit: str = "bytes") -> Iterator[Progress | None]:
+    """Yield a callback that draws a bar with the rate on a terminal; None where nobody watches."""
     if silent or not err_console.is_terminal:
         yield None
         return
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich import progress as bars
 
-    rate = (DownloadColumn(), TransferSpeedColumn()) if unit == "bytes" else ()
-    columns = (TextColumn("{task.description}"), BarColumn(), *rate, TimeRemainingColumn())
-    with Progress(*columns, console=err_console, transient=True) as bar:
+    rate = (bars.DownloadColumn(), bars.TransferSpeedColumn()) if unit == "bytes" else ()
+    columns = (bars.TextColumn("{task.description}"), bars.BarColumn(), *rate, bars.TimeRemainingColumn())
+    with bars.Progress(*columns, console=err_console, transient=True) as bar:
         task = bar.add_task(what, total=None)
 
-        def advance(name: str, done: int, total: int) -> None:
+        def advance(done: int, total: int, metrics: Mapping[str, float] = NO_METRICS) -> None:
             if total:
                 bar.update(task, completed=done, total=total)
 

@@ -38,9 +38,9 @@ def run(
     """
     from skillgraft import run as run_recipe
     from skillgraft.pipeline import observers
-    from skillgraft.pipeline.executors import launcher
+    from skillgraft.support.rank import is_first
 
-    if not launcher.is_first():  # it helps the first process, which shows the progress
+    if not is_first():  # it helps the first process, which shows the progress
         if not dry_run:
             run_recipe(recipe)
         return

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from skillgraft.arithmetic.buffers import Buffers, Files, file_version
 from skillgraft.arithmetic.extraction import timestamp
-from skillgraft.arithmetic.stream import Progress
 from skillgraft.checkpoint.default_model import resolve_base
 from skillgraft.checkpoint.fingerprint import fingerprint_checkpoint, fingerprint_file
 from skillgraft.checkpoint.header import TensorSpec, encode_header
@@ -40,8 +39,9 @@ from skillgraft.skills.compatibility import check_compatibility
 from skillgraft.skills.forms import FORMS
 from skillgraft.skills.library import resolve_skill
 from skillgraft.skills.manifest import FORMAT_VERSION, Packing, TensorEntry, manifest_text
-from skillgraft.skills.module_kinds import KINDS, module_kind
+from skillgraft.skills.modules import KINDS, module_kind
 from skillgraft.skills.skill import WEIGHTS_FILE, Skill, add_scores, load_skill, write_skill_description
+from skillgraft.support.progress import Progress
 
 __all__ = ["PackSettings", "pack"]
 
@@ -179,7 +179,7 @@ def _steps(skill: Skill, passes: int, progress: Progress | None) -> Callable[[st
         nonlocal done
         done += sizes[name]
         if progress is not None:
-            progress(name, done, passes * sum(sizes.values()))
+            progress(done, passes * sum(sizes.values()))
 
     return step
 

@@ -25,7 +25,7 @@ from skillgraft.compression.settings import DEFAULT_DENSITY, PACK_DTYPES, PackSe
 from skillgraft.compression.side_by_side import side_by_side
 from skillgraft.errors import RecipeError
 from skillgraft.skills.forms import packed, sparse
-from skillgraft.skills.module_kinds import module_kind
+from skillgraft.skills.modules import module_kind
 from skillgraft.skills.skill import Skill
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ instead of a rate of 1e7; and the k largest γ are kept instead of those above o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from skillgraft.errors import CompatibilityError
 from skillgraft.models.loading import load_model, load_tokenizer
 from skillgraft.models.precision import device
 from skillgraft.models.prompts import encode
+from skillgraft.support.progress import Progress, silent
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -66,7 +67,7 @@ def optimise_mask(
     *,
     steps: int,
     seed: int = 0,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = silent,
 ) -> dict[str, Bool[Tensor, "*shape"]]:
     """Return the mask of `count` elements after `steps` steps on the loss of the questions' first answers.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import locale
 import os
 import shutil
@@ -13,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from skillgraft.checkpoint.cache import cache_home
 from skillgraft.checkpoint.default_model import DEFAULT_PARAMETERS
 from skillgraft.doctor.findings import Finding
 from skillgraft.doctor.processor import gib
+from skillgraft.support.cache import cache_home
+from skillgraft.support.lock import lock_file
 from skillgraft.support.resources import Memory
 
 if TYPE_CHECKING:
@@ -141,10 +141,11 @@ def _write(folder: Path) -> None:
 
 
 def _lock(folder: Path) -> None:
+    busy = BlockingIOError()
     with (folder / "lock").open("w") as mine, (folder / "lock").open("w") as other:
-        fcntl.flock(mine, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock_file(mine, busy)
         try:
-            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_file(other, busy)
         except BlockingIOError:
             return
     raise OSError(0, "a lock that is held does not keep others out")

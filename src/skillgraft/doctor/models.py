@@ -11,7 +11,7 @@ from skillgraft.checkpoint.default_model import DEFAULT_BASE, check_default, def
 from skillgraft.doctor.findings import Finding
 from skillgraft.errors import SkillgraftError
 from skillgraft.skills import load_skill
-from skillgraft.skills.shipped import shipped_skills
+from skillgraft.skills.names import shipped_skills
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from skillgraft.models.answering import answer, load
 from skillgraft.models.loading import count_parameters
 from skillgraft.models.prompts import Prompt
 from skillgraft.settings.evaluation import RetentionSettings
+from skillgraft.support.progress import Progress
 
 
 def closed_book(
@@ -48,7 +49,7 @@ def answer_and_score(
     *,
     max_new_tokens: int,
     batch_size: int,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     prompts: Sequence[Prompt] | None = None,
     domain: Domain = KNOWLEDGE,
 ) -> dict[str, Any]:
@@ -76,7 +77,7 @@ def evaluate_checkpoint(
     max_new_tokens: int = 32,
     batch_size: int = 64,
     retention: bool | RetentionSettings = True,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Return one model's raw result: that of `answer_and_score`, and of `retention.measure` where that is asked for."""
     measured = read_retention(retention)

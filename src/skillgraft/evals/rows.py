@@ -29,9 +29,8 @@ from skillgraft.evals.tasks import Retention, read_retention
 from skillgraft.models.answering import load
 from skillgraft.models.prompts import Prompt, as_prompt, encode_prompts
 from skillgraft.settings.evaluation import EvalRow, EvaluationSettings
-from skillgraft.support.resume import kept_in
-
-Progress = Callable[[int, int], None]
+from skillgraft.support.progress import NO_METRICS, Progress
+from skillgraft.support.resume import load_or_compute
 
 
 @dataclass(frozen=True)
@@ -101,6 +100,10 @@ def _answered(
     progress: Callable[[int], None],
 ) -> dict[str, Any]:
     """Return a row's answers, scores and cost (loading included), what its prompts took and what retrieval found."""
+
+    def count(done: int, total: int, metrics: Mapping[str, float] = NO_METRICS, /) -> None:
+        progress(done)
+
     start = time.monotonic()
     model, tokenizer = loaded()
     prompts, facts = row_prompts(task, row, tokenizer)
@@ -111,7 +114,7 @@ def _answered(
         task.questions,
         max_new_tokens=task.settings.max_new_tokens,
         batch_size=task.settings.batch_size,
-        progress=lambda done, of: progress(done),
+        progress=count,
         prompts=prompts,
         domain=task.domain,
     )
@@ -166,4 +169,4 @@ def _file(place: Path, name: str) -> Path:
 
 def kept(place: Path, name: str, compute: Callable[[], Any]) -> Any:
     """Return what `compute` returns, as JSON; what an earlier run kept under this name is not computed again."""
-    return kept_in(_file(place, name), compute)
+    return load_or_compute(_file(place, name), compute)

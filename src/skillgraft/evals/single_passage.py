@@ -8,7 +8,7 @@ paired by question.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,9 @@ from skillgraft.evals.retention import measure
 from skillgraft.evals.tasks import read_retention
 from skillgraft.models.loading import count_parameters
 from skillgraft.settings.evaluation import LEARNT, START, RowSkill, SinglePassageSettings
-from skillgraft.support.resume import kept_in
+from skillgraft.support.progress import NO_METRICS, Progress
+from skillgraft.support.resume import load_or_compute
 from skillgraft.train.single_passage import Answerer, Learner
-
-Progress = Callable[[int, int, Mapping[str, float]], None]
 
 
 def score_passages(
@@ -64,7 +63,7 @@ def score_passages(
     unread = [START, *(name for name, row in settings.rows.items() if row[0].unread)]
     reading = {row: vectors.get(row, []) for row in (LEARNT, *vectors) if row not in unread}
     common = {
-        row: kept_in(
+        row: load_or_compute(
             work / f"row-{place}.json",
             partial(_ask, answerer, vectors.get(row, []), questions, settings, settings.retention_passages > 0),
         )
@@ -73,13 +72,13 @@ def score_passages(
     results: list[dict[str, Any]] = []
     for number, passage in enumerate(chosen):
 
-        def moved(step: int, steps: int, metrics: Mapping[str, float], done: int = number) -> None:
+        def moved(step: int, steps: int, metrics: Mapping[str, float] = NO_METRICS, /, done: int = number) -> None:
             progress(done, len(chosen), metrics)
 
         mine = [questions[place] for place in asked[passage.document.id]]
         retention = number < settings.retention_passages
         make = partial(_read, learner, answerer, number, passage, reading, mine, settings, retention, moved)
-        results.append(kept_in(work / f"passage-{number:05d}.json", make))
+        results.append(load_or_compute(work / f"passage-{number:05d}.json", make))
         learner.forget()
         progress(number + 1, len(chosen), _so_far(results))
     raws = {row: common[row] if row in common else _joined(row, results, asked, len(questions)) for row in vectors}

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from skillgraft.arithmetic.stream import Progress
 from skillgraft.arithmetic.tiles import default_threads
 from skillgraft.errors import CompatibilityError, RecipeError
 from skillgraft.geometry import nulls
@@ -23,6 +22,7 @@ from skillgraft.geometry.pair_wording import say_pair
 from skillgraft.geometry.plan import ComparePlan, plan_comparison
 from skillgraft.geometry.spectra import ENERGY_RANKS, Spectra, spectra
 from skillgraft.geometry.sums import Sums, add, exact_sum, sum_tensors
+from skillgraft.support.progress import Progress
 
 METHOD = {
     "exact": "dot products, norms, cosines, counts and the variances of the nulls: fp64 sums over every element",

@@ -1,4 +1,4 @@
-"""Layer and projection of a tensor, read off its name: finer than `skills.module_kinds`.
+"""Layer and projection of a tensor, read off its name: finer than `skills.modules`.
 
 What this does not know more closely has the kind that it has there.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from skillgraft.skills.module_kinds import module_kind
+from skillgraft.skills.modules import module_kind
 
 KINDS = (
     "q", "k", "v", "o", "qkv", "attention", "gate", "up", "down", "gate_up", "router", "mlp", "norm", "bias",

@@ -16,11 +16,11 @@ import numpy as np
 from skillgraft.arithmetic.buffers import Buffers, Files
 from skillgraft.arithmetic.kernels import native
 from skillgraft.arithmetic.plan_types import Operand
-from skillgraft.arithmetic.stream import Progress
 from skillgraft.arithmetic.tiles import Tile
 from skillgraft.geometry.nulls import subspace_overlap
 from skillgraft.geometry.plan import ComparedTensor, ComparePlan
 from skillgraft.geometry.sums import arrange, read_sources
+from skillgraft.support.progress import Progress
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -67,7 +67,7 @@ def spectra(plan: ComparePlan, rank: int, progress: Progress | None = None) -> d
                 spectrums[operand.number] = spectrum(tensor, operand, rank, files)
                 done += tensor.elements
                 if progress is not None:
-                    progress(tensor.name, done, total)
+                    progress(done, total)
             by_matrix[tensor.name] = _measure(tensor, spectrums)
     return by_matrix
 

@@ -17,12 +17,12 @@ import numpy as np
 from skillgraft.arithmetic.buffers import Buffers, Files
 from skillgraft.arithmetic.kernels import native
 from skillgraft.arithmetic.kernels.codes import CODES
-from skillgraft.arithmetic.stream import Progress
 from skillgraft.arithmetic.tiles import Tile, cut, each_tile
 from skillgraft.checkpoint.header import DTYPE_BYTES
 from skillgraft.errors import CompatibilityError
 from skillgraft.geometry.native import DOT, FOURTH, OPPOSITE, SAME, compare_tile
 from skillgraft.geometry.plan import ComparedTensor, ComparePlan
+from skillgraft.support.progress import Progress
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -81,7 +81,7 @@ def sum_tensors(plan: ComparePlan, threads: int, progress: Progress | None = Non
                 done += sum(source.nbytes * (tile.stop - tile.start) for source in gathering.tensor.sources) // max(
                     1, gathering.tensor.elements
                 )
-                progress(gathering.tensor.name, done, total)
+                progress(done, total)
 
     thread_buffers = [Buffers() for _ in range(threads)]
     with Files(plan.versions) as files:

@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from skillgraft.errors import RecipeError, did_you_mean
-from skillgraft.manual.commands import commands_page
-from skillgraft.manual.fields import merge_recipe_page, recipe_page
+from skillgraft.manual.generated_pages import commands_page, merge_recipe_page, recipe_page
 
 FOLDER = Path(__file__).parent / "pages"
 

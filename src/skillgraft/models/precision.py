@@ -16,6 +16,8 @@ from pathlib import Path
 
 import torch
 
+from skillgraft.support.atomic import atomic_write_text
+
 _DECIDED: ContextVar[bool | None] = ContextVar("bf16", default=None)
 
 
@@ -32,9 +34,7 @@ def one_precision(work: Path) -> Iterator[None]:
     """
     file = work / "precision"
     if not file.exists():
-        part = file.with_suffix(".part")
-        part.write_text("bf16" if bf16_pays() else "fp32")
-        part.rename(file)
+        atomic_write_text(file, "bf16" if bf16_pays() else "fp32")
     token = _DECIDED.set(file.read_text() == "bf16")
     try:
         yield

@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from skillgraft.checkpoint.json_object import shown
+from skillgraft.checkpoint.safe_read import shown
 from skillgraft.errors import closest, did_you_mean
 from skillgraft.settings.base import Settings
 

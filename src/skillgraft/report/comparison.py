@@ -11,7 +11,8 @@ from typing import Any
 from skillgraft.errors import OutputExistsError, StorageError
 from skillgraft.geometry.pair_wording import plain, signed, z_text
 from skillgraft.report.heat import heat_maps
-from skillgraft.report.page import environment, frame_view, replace_together
+from skillgraft.report.page import environment, frame_view
+from skillgraft.support.atomic import atomic_write_text
 from skillgraft.support.escape import visible_tree
 from skillgraft.support.formatting import MISSING, one_decimal, percent, significant
 
@@ -28,7 +29,7 @@ def write_comparison(facts: Mapping[str, Any], path: Path) -> None:
         raise OutputExistsError(f"{path} exists already and nothing is overwritten; choose another file or delete it")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_together(path.parent, {path.name: text})
+        atomic_write_text(path, text, durable=True)
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error}; free space or choose another place") from error
 

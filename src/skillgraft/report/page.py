@@ -11,7 +11,6 @@ import base64
 import hashlib
 import itertools
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from skillgraft.report.scales import sweep_view
 from skillgraft.report.tables import difference_groups, retained_view, score_table_view
 from skillgraft.report.wording import headline_parts, retention_remark
 from skillgraft.support import formatting
+from skillgraft.support.atomic import replace_together
 from skillgraft.support.escape import visible_tree
 
 # of HTML for maps and all examples together, for all examples, and for one cell of a map: keeps the page under 3 MB
@@ -54,7 +54,7 @@ def write_report(facts: Mapping[str, Any], directory: Path, html: str | None = N
     }
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        replace_together(directory, texts)
+        replace_together({directory / name: text.encode() for name, text in texts.items()}, durable=True)
     except OSError as error:
         raise StorageError(f"cannot write the report to {directory}: {error}; free space or choose another") from error
     return directory / "report.html"
@@ -189,19 +189,3 @@ def _strict_json(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_strict_json(item) for item in value]
     return formatting.finite(value) if isinstance(value, float) else value
-
-
-def replace_together(directory: Path, texts: Mapping[str, str]) -> None:
-    """Write each text beside the file that it is to replace, and only then put all in place."""
-    temporary = {name: directory / f".{name}.{os.getpid()}.tmp" for name in texts}
-    try:
-        for name, text in texts.items():
-            with temporary[name].open("w", encoding="utf-8", newline="\n") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-        for name, path in temporary.items():
-            os.replace(path, directory / name)
-    finally:
-        for path in temporary.values():
-            path.unlink(missing_ok=True)

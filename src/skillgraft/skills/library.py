@@ -6,20 +6,18 @@ manifests that could disagree with them: listing reads those.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shutil
 import stat
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from skillgraft.checkpoint.fingerprint import fingerprint_checkpoint, fingerprint_file
-from skillgraft.checkpoint.json_file import read_json_object, write_json
 from skillgraft.checkpoint.provenance import base_of
+from skillgraft.checkpoint.safe_read import read_json_object
 from skillgraft.checkpoint.writer import atomic_directory, storage_error
 from skillgraft.errors import (
     CheckpointError,
@@ -30,10 +28,11 @@ from skillgraft.errors import (
     did_you_mean,
 )
 from skillgraft.skills.card import card_text
-from skillgraft.skills.library_home import library_home, library_names
 from skillgraft.skills.manifest import MANIFEST_FILE, Manifest
-from skillgraft.skills.shipped import shipped_skills
+from skillgraft.skills.names import library_home, library_names, shipped_skills
 from skillgraft.skills.skill import CARD_FILE, WEIGHTS_FILE, Skill, load_skill
+from skillgraft.support.atomic import atomic_write_json
+from skillgraft.support.lock import exclusive_lock
 
 CHECKED_FILES = (MANIFEST_FILE, WEIGHTS_FILE)
 """What is copied, sent and fetched of a skill; its card is written anew from the manifest."""
@@ -108,7 +107,8 @@ def add_skill(skill: str | os.PathLike[str], name: str | None = None, origin: Ma
     source = load_own_skill(skill)
     name = checked_name(name if name is not None else source.path.resolve().name)
     home = library_home()
-    with _locked(home):
+    _make_home(home)
+    with exclusive_lock(home / ".lock"):
         if os.path.lexists(home / name):
             raise OutputExistsError(
                 f"the library {home} has a skill {name!r} already; give another name, or remove it first: "
@@ -121,7 +121,7 @@ def add_skill(skill: str | os.PathLike[str], name: str | None = None, origin: Ma
             (partial / CARD_FILE).write_text(card_text(copy.manifest), encoding="utf-8")
             _refuse_duplicate(fingerprint_file(copy.weights_file))
             if origin is not None:
-                write_json(partial / ORIGIN_FILE, dict(origin))
+                atomic_write_json(partial / ORIGIN_FILE, dict(origin))
     return read_entry(name)
 
 
@@ -253,16 +253,11 @@ def _refuse_duplicate(fingerprint: str) -> None:
             )
 
 
-@contextmanager
-def _locked(home: Path) -> Iterator[None]:
-    """Hold the library's lock, waiting for it; the system lets go of it when the process dies."""
+def _make_home(home: Path) -> None:
     try:
         home.mkdir(parents=True, exist_ok=True)
-        file = (home / ".lock").open("w")
+        (home / ".lock").touch()
     except OSError as error:
         raise storage_error(error, home) or StorageError(
             f"{home}: the library can't be written ({error.strerror}); set SKILLGRAFT_LIBRARY to another folder"
         ) from error
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from skillgraft.checkpoint.header import TensorSpec
-from skillgraft.checkpoint.json_file import read_json_object
+from skillgraft.checkpoint.safe_read import read_json_object
 from skillgraft.errors import CheckpointError
 from skillgraft.skills.forms import DENSE, LOWRANK, PACKED, SPARSE, Storage, stored_specs
 

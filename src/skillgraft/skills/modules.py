@@ -1,12 +1,21 @@
-"""What a skill holds by the kind of its modules: rows of a table from norms by parameter."""
+"""Kinds of modules, read off a parameter's name, and what a skill holds by kind."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple, TypeVar
 
-from skillgraft.skills.module_kinds import KINDS, module_kind
+KINDS = ("attention", "mlp", "embedding", "head", "norm", "other")
+
+_PATTERNS = (
+    ("norm", re.compile(r"norm|(^|\.)ln_")),
+    ("head", re.compile(r"(^|\.)(lm_head|embed_out|output)\.")),
+    ("embedding", re.compile(r"embed|(^|\.)wte\.|(^|\.)wpe\.")),
+    ("attention", re.compile(r"attn|attention")),
+    ("mlp", re.compile(r"mlp|ffn|feed_forward|expert|moe")),
+)
 
 
 class KindRow(NamedTuple):
@@ -20,6 +29,11 @@ class KindRow(NamedTuple):
 
 
 Value = TypeVar("Value")
+
+
+def module_kind(name: str) -> str:
+    """Return one of `KINDS` for a parameter: `norm` before others, since norms stand inside attention too."""
+    return next((kind for kind, pattern in _PATTERNS if pattern.search(name.lower())), "other")
 
 
 def by_kind(values: Mapping[str, Value]) -> dict[str, list[Value]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from skillgraft.skills.forms import (
     stored_names,
 )
 from skillgraft.skills.manifest import MANIFEST_FILE, Manifest, TensorEntry, manifest_text, read_manifest
+from skillgraft.support.atomic import atomic_write_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -148,8 +148,9 @@ def load_skill(path: str | os.PathLike[str]) -> Skill:
 
 def write_skill_description(directory: Path, manifest: Manifest) -> None:
     """Write `skill.json` and the card beside the tensors in `directory`."""
-    (directory / MANIFEST_FILE).write_text(manifest_text(manifest), encoding="utf-8")
-    (directory / CARD_FILE).write_text(card_text(manifest), encoding="utf-8")
+    manifest_lines, card = manifest_text(manifest), card_text(manifest)
+    atomic_write_text(directory / MANIFEST_FILE, manifest_lines)
+    atomic_write_text(directory / CARD_FILE, card)
 
 
 def add_scores(directory: str | os.PathLike[str], scores: Sequence[Mapping[str, Any]]) -> Skill:
@@ -159,10 +160,7 @@ def add_scores(directory: str | os.PathLike[str], scores: Sequence[Mapping[str, 
     """
     skill = load_skill(directory)
     manifest = skill.manifest.model_copy(update={"scores": [*skill.manifest.scores, *map(dict, scores)]})
-    with tempfile.TemporaryDirectory(dir=skill.path, prefix=".scores-") as scratch:
-        write_skill_description(Path(scratch), manifest)
-        for name in (MANIFEST_FILE, CARD_FILE):
-            os.replace(Path(scratch) / name, skill.path / name)
+    write_skill_description(skill.path, manifest)
     return load_skill(directory)
 
 

@@ -10,7 +10,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -19,7 +19,6 @@ from torch import Tensor
 from skillgraft.adapters.peft_file import ADAPTER_FILE
 from skillgraft.checkpoint.fingerprint import fingerprint_file
 from skillgraft.checkpoint.header import TensorSpec
-from skillgraft.checkpoint.json_file import write_json
 from skillgraft.checkpoint.layout import ADAPTER_CONFIG_FILE
 from skillgraft.checkpoint.tensor_io import torch_dtype
 from skillgraft.checkpoint.weights import SafetensorsAppender
@@ -28,9 +27,10 @@ from skillgraft.errors import CheckpointError, CompatibilityError, RecipeError
 from skillgraft.skills.card import adapter_card_text
 from skillgraft.skills.forms import LOWRANK
 from skillgraft.skills.library import resolve_skill
-from skillgraft.skills.module_kinds import module_kind
-from skillgraft.skills.modules import by_kind, root_of_squares
+from skillgraft.skills.modules import by_kind, module_kind, root_of_squares
 from skillgraft.skills.skill import CARD_FILE, Skill, load_skill
+from skillgraft.support.atomic import atomic_write_json
+from skillgraft.support.progress import Progress
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -64,7 +64,7 @@ def convert_to_peft(
     drop: bool = False,
     pad: bool = False,
     base_model: str | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Write λ·v as the new PEFT LoRA adapter directory `out` and return a report.
 
@@ -113,8 +113,8 @@ def convert_to_peft(
                         )
                     file.add(spec.name, _padded(stored, spec.shape))
                 if progress is not None:
-                    progress(module.name, done, len(modules))
-        write_json(partial / ADAPTER_CONFIG_FILE, _config(source, modules, largest, pad, base_model))
+                    progress(done, len(modules))
+        atomic_write_json(partial / ADAPTER_CONFIG_FILE, _config(source, modules, largest, pad, base_model))
         report = _report(source, modules, largest, lost, unfit, scale, pad)
         (partial / CARD_FILE).write_text(adapter_card_text(source.manifest, report), encoding="utf-8")
     return report

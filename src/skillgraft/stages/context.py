@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from skillgraft.settings.base import stage_named
+from skillgraft.support.progress import Progress, silent
 
-Progress = Callable[[int, int, Mapping[str, float]], None]
 
-
-def _nothing(*_: Any) -> None:
+def _say_nothing(message: str) -> None:
     """Show nothing; a function of the module, so that it can be pickled."""
 
 
@@ -20,8 +19,8 @@ def _nothing(*_: Any) -> None:
 class Reporter:
     """Who is told how a stage goes: `progress(step, steps, metrics)` and `say(message)`. Stays in its own process."""
 
-    progress: Progress = _nothing
-    say: Callable[[str], None] = _nothing
+    progress: Progress = silent
+    say: Callable[[str], None] = _say_nothing
 
 
 SILENT = Reporter()
@@ -56,10 +55,6 @@ class Context:
     def progress(self) -> Progress:
         """Show progress: (step, steps, metrics)."""
         return self.reporter.progress
-
-    def counted(self, done: int, total: int) -> None:
-        """Show progress without metrics."""
-        self.reporter.progress(done, total, {})
 
 
 @dataclass(frozen=True)

@@ -138,7 +138,7 @@ def run(settings: EvalStage, context: Context) -> StageResult:
     domain = get_domain(settings.domain)
     questions = domain.read_tasks(context.data(settings.questions), documents or None)
     task = EvaluationTask(settings, questions, every, context.seed, domain)
-    raw_results = evaluate_rows(task, context.inputs, context.work, context.counted)
+    raw_results = evaluate_rows(task, context.inputs, context.work, context.progress)
     about = {name: {"model": name, **context.about[name]} for name in raw_results}
     labels = {name: about[name]["label"] for name in raw_results}
     roles = {name: about[name]["role"] for name in raw_results}

@@ -39,7 +39,7 @@ def run(settings: ExtractStage, context: Context) -> StageResult:
         recipe=context.recipe,
         seed=context.seed,
         licence=settings.license,
-        progress=lambda name, done, total: context.counted(done, total),
+        progress=context.progress,
     )
     return skill_result(skill, context.out)
 

@@ -89,7 +89,7 @@ def run(settings: InjectStage, context: Context) -> StageResult:
         scales=settings.scales,
         method=settings.method,
         parameters=settings.parameters,
-        progress=lambda name, done, total: context.counted(done, total),
+        progress=context.progress,
     )
     return StageResult({"scale": settings.scale, **{key: value for key, value in report.items() if key != "tensors"}})
 

@@ -73,7 +73,7 @@ def run(settings: MixStage, context: Context) -> StageResult:
         max_new_tokens=settings.max_new_tokens,
         batch_size=settings.batch_size,
         seed=context.seed,
-        progress=context.counted,
+        progress=context.progress,
     )
     facts = write_mixed(questions, answers, context.out)
     return StageResult(facts, flops=2.0 * count_parameters(model) * facts["tokens"], precision=describe())

@@ -96,7 +96,7 @@ def run(settings: SynthesizeStage, context: Context) -> StageResult:
         out=context.out,
         work=context.work,
         seed=context.seed,
-        progress=context.counted,
+        progress=context.progress,
     )
     return StageResult(facts)
 

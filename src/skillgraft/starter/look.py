@@ -13,7 +13,7 @@ from skillgraft.checkpoint.tokenizer import TOKENIZER_FILE, tokenizer_identity
 from skillgraft.data.documents import Document, read_documents
 from skillgraft.data.tasks import check_questions, read_questions
 from skillgraft.errors import CheckpointError, CompatibilityError, DataError, MissingPathError
-from skillgraft.skills.shipped import RECALL, shipped_skills
+from skillgraft.skills.names import RECALL, shipped_skills
 from skillgraft.stages.costs import BYTES_PER_TOKEN, training_needs
 from skillgraft.support.resources import Memory
 

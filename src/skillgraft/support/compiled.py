@@ -12,7 +12,6 @@ import hashlib
 import importlib
 import os
 import re
-import tempfile
 from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.util import find_spec
@@ -22,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from skillgraft.checkpoint.cache import cache_home
+from skillgraft.support.atomic import atomic_write_bytes
+from skillgraft.support.cache import cache_home
 
 _SCALARS: dict[str, Any] = {"i8": ctypes.c_int64, "f8": ctypes.c_double, "b1": ctypes.c_int64}
 _NUMBA = {"u1": "uint8", "b1": "boolean", "i4": "int32", "i8": "int64", "f4": "float32", "f8": "float64"}
@@ -166,7 +166,7 @@ def _way(argument: str) -> Callable[[Any, list[Any]], Any]:
             value = np.ascontiguousarray(value, dtype=dtype)
         if value.ndim != dimensions:
             raise TypeError(f"expected {dimensions} dimensions, got {value.ndim}")
-        if writeable and value.size:  # a buffer's address is had in a fifth of the time
+        if writeable and value.size:  # 5× faster than `__array_interface__`
             words.append(ctypes.addressof(ctypes.c_char.from_buffer(value)))
         else:
             words.append(value.__array_interface__["data"][0])
@@ -259,12 +259,11 @@ def _write(name: str, key: str, code: bytes) -> None:
     for folder in folders():
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            handle, part = tempfile.mkstemp(dir=folder, prefix=".partial-")
-            with os.fdopen(handle, "wb") as file:
-                file.write(hashlib.sha256(code).digest() + code)
+            new = folder / f"{name}-{key}.o"
+            atomic_write_bytes(new, hashlib.sha256(code).digest() + code)
             for old in folder.glob(f"{name}-*.o"):
-                old.unlink(missing_ok=True)
-            os.replace(part, folder / f"{name}-{key}.o")
+                if old != new:
+                    old.unlink(missing_ok=True)
             return
         except OSError:
             continue

@@ -1,4 +1,4 @@
-"""What took long to compute, kept as JSON so that a run that goes on after a kill does not compute it again."""
+"""Results kept on disk, so that a run that resumes after a kill does not compute them again."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from skillgraft.support.atomic import atomic_write_text
 
-def kept_in(file: Path, compute: Callable[[], Any]) -> Any:
-    """Return what the file holds; where there is none, what `compute` returns, written whole before that."""
+
+def load_or_compute(file: Path, compute: Callable[[], Any]) -> Any:
+    """Return the JSON value in `file`; where there is no such file, write what `compute` returns first."""
     if not file.exists():
-        part = file.with_suffix(".part")
-        part.write_text(json.dumps(compute()))
-        part.rename(file)
-    return json.loads(file.read_text())
+        atomic_write_text(file, json.dumps(compute()))
+    return json.loads(file.read_text(encoding="utf-8"))

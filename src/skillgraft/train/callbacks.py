@@ -13,17 +13,16 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from skillgraft.train.data_parallel import agree, is_first, processes
-
-Progress = Callable[[int, int, dict[str, float]], None]
-"""Called with (step, all steps, latest metrics) after each logged step."""
+from skillgraft.support.progress import Progress
+from skillgraft.support.rank import is_first, processes
+from skillgraft.train.data_parallel import agree
 
 _WHOLE = "skillgraft-whole"
 """Written into a trainer checkpoint after the trainer has finished it: one without was cut off by a kill."""

@@ -20,16 +20,7 @@ from transformers import Trainer, TrainingArguments
 
 from skillgraft.errors import RecipeError, TrainingError
 from skillgraft.models.precision import device
-
-
-def processes() -> int:
-    """Return how many processes train this stage."""
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
-
-
-def is_first() -> bool:
-    """Return whether this process is the one that writes, logs and reports."""
-    return processes() == 1 or distributed.get_rank() == 0
+from skillgraft.support.rank import is_first, processes, rank
 
 
 def agree(*flags: bool) -> list[bool]:
@@ -53,7 +44,7 @@ def first_before_others() -> Iterator[None]:
 
 def own_folder(work: Path) -> Path:
     """Return where in a stage's folder this process may keep files of its own."""
-    folder = work if is_first() else work / f"process-{distributed.get_rank()}"
+    folder = work if is_first() else work / f"process-{rank()}"
     folder.mkdir(exist_ok=True)
     return folder
 
@@ -63,7 +54,7 @@ class Share:
 
     def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
         self.collate = collate
-        self.rank, self.count = distributed.get_rank(), processes()
+        self.rank, self.count = rank(), processes()
 
     def __call__(self, rows: list[Any]) -> Any:
         """Return the batch of one of `count` equal parts; of a rest that does not go round, of a row without loss."""

@@ -47,7 +47,8 @@ from skillgraft.errors import DataError, RecipeError, TrainingError
 from skillgraft.models.loading import count_parameters, load_model, load_tokenizer
 from skillgraft.models.prompts import INSTRUCTION, Prompt, as_prompt
 from skillgraft.settings.synthesis import LONGEST_ANSWER
-from skillgraft.train.callbacks import KeepAlive, Progress, newest_checkpoint, read_log, stop_on_interrupt
+from skillgraft.support.progress import Progress
+from skillgraft.train.callbacks import KeepAlive, newest_checkpoint, read_log, stop_on_interrupt
 from skillgraft.train.epochs import EpochSampler
 from skillgraft.train.sft import Trained
 from skillgraft.train.trainer_arguments import check_at_least, trainer_arguments

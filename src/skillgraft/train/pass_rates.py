@@ -20,7 +20,8 @@ from skillgraft.domains.kind import Domain
 from skillgraft.errors import TrainingError
 from skillgraft.models.precision import device
 from skillgraft.models.prompts import encode_prompts
-from skillgraft.train.callbacks import Progress
+from skillgraft.support.progress import Progress
+from skillgraft.support.resume import load_or_compute
 
 RATES = "pass_rates.json"
 """In a round's folder: each question's pass rate, in the order of the questions."""
@@ -47,13 +48,9 @@ def answered_sometimes(
     Raises:
         TrainingError: no question is left.
     """
-    file = workdir / RATES
-    if not file.exists():
-        rates = pass_rates(load(), tokenizer, tasks, domain, samples, args, progress)
-        part = file.with_suffix(".part")
-        part.write_text(json.dumps(rates))
-        part.rename(file)
-    rates = json.loads(file.read_text())
+    rates = load_or_compute(
+        workdir / RATES, lambda: pass_rates(load(), tokenizer, tasks, domain, samples, args, progress)
+    )
     chosen = [task for task, rate in zip(tasks, rates, strict=True) if 0 < rate < 1]
     if not chosen:
         raise TrainingError(

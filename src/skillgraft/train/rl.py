@@ -35,10 +35,12 @@ from skillgraft.errors import RecipeError, TrainingError
 from skillgraft.models.loading import count_parameters, load_model, load_tokenizer
 from skillgraft.models.precision import bf16_pays
 from skillgraft.settings.synthesis import JUDGE
+from skillgraft.support.progress import NO_METRICS, Progress
+from skillgraft.support.rank import is_first
 from skillgraft.train.algorithms import ALGORITHMS, check_remax
-from skillgraft.train.callbacks import KeepAlive, Progress, newest_checkpoint, read_log, stop_on_interrupt
+from skillgraft.train.callbacks import KeepAlive, newest_checkpoint, read_log, stop_on_interrupt
 from skillgraft.train.cpu.fused_logprobs import fast_head
-from skillgraft.train.data_parallel import agree, first_before_others, is_first, shared_batches
+from skillgraft.train.data_parallel import agree, first_before_others, shared_batches
 from skillgraft.train.pass_rates import answered_sometimes, in_order
 from skillgraft.train.sft import Trained
 from skillgraft.train.trainer_arguments import check_at_least, trainer_arguments
@@ -219,7 +221,13 @@ def _for_round(args: GRPOConfig, steps: int, folder: Path) -> GRPOConfig:
 
 def _from_step(progress: Progress | None, before: int, steps: int) -> Progress | None:
     """Return `progress` counting the steps of earlier rounds in."""
-    return progress and (lambda step, _, metrics: progress(step + before, steps, metrics))
+    if progress is None:
+        return None
+
+    def counted(step: int, _: int, metrics: Mapping[str, float] = NO_METRICS, /) -> None:
+        progress(step + before, steps, metrics)
+
+    return counted
 
 
 def rl_arguments(

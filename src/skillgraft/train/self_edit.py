@@ -41,11 +41,11 @@ from skillgraft.models.answering import answer
 from skillgraft.models.loading import load_model, load_tokenizer
 from skillgraft.settings.self_edit import SelfEditSettings
 from skillgraft.settings.text import WHOLE
+from skillgraft.support.progress import NO_METRICS, Progress
 from skillgraft.train.examples import UNLEARNT, Row
 from skillgraft.train.sft import fit, sft_arguments
 from skillgraft.train.single_passage import Answerer, Learner
 
-Progress = Callable[[int, int, Mapping[str, float]], None]
 Moved = Callable[[int, Mapping[str, float]], None]
 
 
@@ -178,7 +178,11 @@ def _sample(this: Round, documents: Sequence[Document], moved: Moved) -> tuple[l
             max_new_tokens=stage.max_new_tokens,
         )
         local.check_length([request.prompt for request in requests])
-        write_locally(requests, local, stage.batch_size, kept, lambda done, of: moved(done, {}))
+
+        def count(done: int, total: int, metrics: Mapping[str, float] = NO_METRICS, /) -> None:
+            moved(done, metrics)
+
+        write_locally(requests, local, stage.batch_size, kept, count)
     written = [kept.by_id[request.id] for request in requests]
     texts = [each["text"] if each["complete"] else without_cut_end(each["text"]) for each in written]
     return requests, texts, sum(each["tokens"] for each in written)
@@ -251,6 +255,10 @@ def _teach(
         learning.mkdir(exist_ok=True)
         tokenizer = load_tokenizer(this.writer)
         args = sft_arguments(trainer, learning, this.seed)
+
+        def show(step: int, steps: int, metrics: Mapping[str, float] = NO_METRICS, /) -> None:
+            said(metrics)
+
         model, trained = fit(
             load_model(this.writer),
             tokenizer,
@@ -258,7 +266,7 @@ def _teach(
             args,
             adapter=adapter,
             checkpoint_seconds=this.checkpoint_seconds,
-            progress=lambda step, steps, metrics: said(metrics),
+            progress=show,
         )
         part = taught.with_suffix(".part")
         shutil.rmtree(part, ignore_errors=True)

@@ -24,10 +24,12 @@ from skillgraft.data.tasks import Question
 from skillgraft.errors import TrainingError
 from skillgraft.models.loading import count_parameters, load_model, load_tokenizer
 from skillgraft.settings.text import WHOLE, TextSettings
-from skillgraft.train.callbacks import KeepAlive, Progress, newest_checkpoint, read_log, stop_on_interrupt
+from skillgraft.support.progress import Progress
+from skillgraft.support.rank import is_first
+from skillgraft.train.callbacks import KeepAlive, newest_checkpoint, read_log, stop_on_interrupt
 from skillgraft.train.cpu.fused_logprobs import fast_head
 from skillgraft.train.cpu.varlen_attention import ragged_batches
-from skillgraft.train.data_parallel import first_before_others, is_first, shared_batches
+from skillgraft.train.data_parallel import first_before_others, shared_batches
 from skillgraft.train.examples import Row, document_rows, learnt_tokens, question_rows, replay_rows
 from skillgraft.train.trainer_arguments import check_at_least, trainer_arguments
 

@@ -24,7 +24,7 @@ from skillgraft.errors import TrainingError
 from skillgraft.models.loading import load_model, load_tokenizer
 from skillgraft.models.precision import bf16_pays, device
 from skillgraft.settings.text import TextSettings
-from skillgraft.train.callbacks import Progress
+from skillgraft.support.progress import Progress
 from skillgraft.train.examples import document_rows
 from skillgraft.train.sft import Trained, fit, sft_arguments
 

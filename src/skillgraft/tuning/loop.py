@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import shutil
@@ -19,18 +18,19 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from blake3 import blake3
 
 from skillgraft.arithmetic.merge_schema import MergeRecipe
 from skillgraft.arithmetic.merging import as_recipe, merge
 from skillgraft.arithmetic.plan import plan_merge
-from skillgraft.checkpoint.json_file import read_json_object, write_json
+from skillgraft.checkpoint.safe_read import read_json_object
 from skillgraft.data.metrics import METRICS
 from skillgraft.data.tasks import Question, read_questions
 from skillgraft.errors import CheckpointError, DataError, RecipeError, did_you_mean
 from skillgraft.evals.intervals import bootstrap
 from skillgraft.evals.overlap import shared_questions
 from skillgraft.skills.library import resolve_skill
+from skillgraft.support.atomic import atomic_write_json, atomic_write_text
+from skillgraft.support.digest import digest
 from skillgraft.tuning.algorithms import ALGORITHMS, Points
 from skillgraft.tuning.space import WEIGHTS, Range, Space, space_of
 from skillgraft.tuning.trials import LIKELIHOOD, Log, Look, open_log
@@ -92,7 +92,12 @@ def search(
         )
     plan = plan_merge(parsed)
     settings: dict[str, Any] = {
-        **{"recipe": plan.settings, "inputs": dict(plan.inputs), "questions": _digest(asked), "metric": metric},
+        **{
+            "recipe": plan.settings,
+            "inputs": dict(plan.inputs),
+            "questions": _questions_digest(asked),
+            "metric": metric,
+        },
         **{"vary": [[d.name, d.low, d.high] for d in space.dimensions], "by": by, "seed": seed},
         **{"max_new_tokens": max_new_tokens, "batch_size": batch_size},
         **({"looks": looks} if by == "grid" else {}),  # they decide how fine the grid is
@@ -144,8 +149,8 @@ def check_disjoint(questions: Sequence[Question], others: Sequence[Question]) ->
         )
 
 
-def _digest(questions: Sequence[Question]) -> str:
-    return blake3(json.dumps([[q.document, q.question, *q.answers] for q in questions]).encode()).hexdigest()
+def _questions_digest(questions: Sequence[Question]) -> str:
+    return digest([[q.document, q.question, *q.answers] for q in questions])
 
 
 def _look(
@@ -244,7 +249,7 @@ def _finish(
     if not same or not (out / CHECKPOINT).is_dir():
         (out / RESULT_FILE).unlink(missing_ok=True)
         shutil.rmtree(out / CHECKPOINT, ignore_errors=True)
-        _write_text(out / RECIPE_FILE, recipe_yaml(recipe, out))
+        atomic_write_text(out / RECIPE_FILE, recipe_yaml(recipe, out))
         merge(recipe, out / CHECKPOINT, threads=threads)
     result = {
         "metric": dict(metric),
@@ -261,13 +266,11 @@ def _finish(
     }
     if others:
         kept = before.get("report") if same else None
-        digest_of_others = _digest(others)
+        digest_of_others = _questions_digest(others)
         if kept is None or kept["digest"] != digest_of_others:
             kept = {"digest": digest_of_others, **_report(space, recipe, others, metric, score)}
         result["report"] = kept
-    part = (out / RESULT_FILE).with_suffix(".part")
-    write_json(part, result)
-    os.replace(part, out / RESULT_FILE)
+    atomic_write_json(out / RESULT_FILE, result)
     return result
 
 
@@ -309,9 +312,3 @@ def recipe_yaml(recipe: MergeRecipe, folder: Path) -> str:
     data["parameters"] = recipe.parameters.model_dump()
     data |= {key: value for key, value in (("dtype", recipe.dtype), ("allow", list(recipe.allow))) if value}
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=1000)
-
-
-def _write_text(file: Path, text: str) -> None:
-    part = file.with_suffix(".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, file)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -11,9 +10,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from skillgraft.checkpoint.json_file import read_json_object, write_json
+from skillgraft.checkpoint.safe_read import read_json_object
 from skillgraft.checkpoint.writer import BusyOutputError, storage_error
 from skillgraft.errors import CheckpointError, OutputExistsError, StorageError
+from skillgraft.support.atomic import atomic_write_json
+from skillgraft.support.lock import lock_file
 
 LIKELIHOOD = "answer_likelihood"
 """The smooth metric: see `evals.likelihood`."""
@@ -68,16 +69,11 @@ def open_log(directory: Path, settings: Mapping[str, Any]) -> Iterator[Log]:
     except OSError as error:
         raise StorageError(f"{directory} cannot be written: {error.strerror}; choose another output") from error
     with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BusyOutputError(f"{directory}: another process is searching there; wait for it or stop it") from error
+        lock_file(handle, BusyOutputError(f"{directory}: another process is searching there; wait for it or stop it"))
         if file.is_file():
             _check_settings(directory, read_json_object(file), json.loads(json.dumps(settings)))
         else:
-            part = file.with_suffix(".part")
-            write_json(part, settings)
-            os.replace(part, file)
+            atomic_write_json(file, settings)
         try:
             yield Log(handle, _read(directory / LOG_FILE, handle))
         except OSError as error:

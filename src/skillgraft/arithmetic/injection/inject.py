@@ -30,14 +30,15 @@ from skillgraft.arithmetic.merge_recipe import check_vector_method, parse_merge_
 from skillgraft.arithmetic.merge_schema import MergeRecipe
 from skillgraft.arithmetic.merging import Recorder, engine_for, write
 from skillgraft.arithmetic.plan import OUTPUT_DTYPES, Plan, plan_merge
-from skillgraft.arithmetic.stream import Engine, Progress, Sums
+from skillgraft.arithmetic.stream import Engine, Sums
 from skillgraft.checkpoint.layout import Layout
-from skillgraft.checkpoint.places import note_place
 from skillgraft.checkpoint.provenance import base_of
 from skillgraft.errors import CheckpointError, RecipeError, did_you_mean
 from skillgraft.skills.compatibility import adapter_findings, match_base
 from skillgraft.skills.library import resolve_skill
 from skillgraft.skills.skill import Skill, load_skill
+from skillgraft.support.cache import note_place
+from skillgraft.support.progress import Progress
 
 NORM_TOLERANCE = 1e-3
 

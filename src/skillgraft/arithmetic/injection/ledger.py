@@ -25,8 +25,8 @@ from skillgraft.arithmetic.plan_types import TensorPlan
 from skillgraft.arithmetic.stream import Sums
 from skillgraft.checkpoint.fingerprint import fingerprint_checkpoint
 from skillgraft.checkpoint.header import DTYPE_BYTES
-from skillgraft.checkpoint.json_file import write_json
 from skillgraft.checkpoint.provenance import PROVENANCE_FILE, read_provenance, write_provenance
+from skillgraft.support.atomic import atomic_write_json
 
 _SAME = 1e-12
 """Two products of scales count as equal up to this share: 0.1 · 3 and 0.3."""
@@ -239,7 +239,7 @@ def write_own_provenance(directory: Path, original: Path, fingerprint: str, cast
         shutil.copyfile(source, directory / PROVENANCE_FILE)
         return
     provenance["made_by"]["balance"]["weights"] = fingerprint_checkpoint(directory)
-    write_json(directory / PROVENANCE_FILE, provenance)
+    atomic_write_json(directory / PROVENANCE_FILE, provenance)
 
 
 def _loss(plan: Plan, scale: float, losses: Sums) -> float | None:

@@ -1,7 +1,7 @@
 """Remove an injected skill: exactly where the original is at hand, else within the roundings.
 
 A grafted checkpoint's provenance names the skills by fingerprint with their scales, and the original by fingerprint
-alone (`ledger`): its path is noted in this machine's cache (`checkpoint.places`), so that no path is published
+alone (`ledger`): its path is noted in this machine's cache (`support.cache`), so that no path is published
 with a model. Nothing of this is believed: the checkpoint from before the last injection is used only after it + skills
 has given the grafted checkpoint again, bit for bit; the original below several injections only where original +
 skills lies within the recorded roundings of a grafted checkpoint whose weights are the recorded ones.
@@ -26,12 +26,12 @@ from skillgraft.arithmetic.stream import Engine
 from skillgraft.arithmetic.tensor_sources import Stored
 from skillgraft.checkpoint.fingerprint import fingerprint_checkpoint, fingerprint_file
 from skillgraft.checkpoint.layout import Layout, read_layout
-from skillgraft.checkpoint.places import noted_place
 from skillgraft.checkpoint.provenance import read_provenance
 from skillgraft.checkpoint.tensor_io import TORCH_NAMES
 from skillgraft.checkpoint.tokenizer import TOKENIZER_FILE
 from skillgraft.checkpoint.weights import planned_dtypes
 from skillgraft.errors import CompatibilityError, RecipeError, SkillgraftError
+from skillgraft.support.cache import noted_place
 
 _OWN_FILES = ("generation_config.json", TOKENIZER_FILE, "tokenizer_config.json", "chat_template.jinja")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from skillgraft.errors import EndpointError
+from skillgraft.support.atomic import atomic_write_text
+from skillgraft.support.progress import Progress
 
 if TYPE_CHECKING:
     from skillgraft.data.synthesis.endpoint import Endpoint
     from skillgraft.data.synthesis.local_writer import LocalWriter
 
-Progress = Callable[[int, int], None]
 RENDERINGS = "renderings.jsonl"
 """In a stage's working folder: one line for each rendering as it came."""
 
@@ -76,9 +77,7 @@ class Kept:
         """Forget the records of these ids for good, so that they are asked for again."""
         gone = set(ids)
         self.by_id = {name: record for name, record in self.by_id.items() if name not in gone}
-        part = self.file.with_suffix(".part")
-        part.write_text("".join(json.dumps(record) + "\n" for record in self.by_id.values()))
-        part.rename(self.file)
+        atomic_write_text(self.file, "".join(json.dumps(record) + "\n" for record in self.by_id.values()))
 
 
 def write_locally(

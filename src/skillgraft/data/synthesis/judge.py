@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from blake3 import blake3
-
 from skillgraft.checkpoint.fingerprint import fingerprint_checkpoint
 from skillgraft.data.synthesis.endpoint import Endpoint
 from skillgraft.data.synthesis.endpoint_key import read_key
 from skillgraft.data.synthesis.generation import Kept, Request, write_by_endpoint, write_locally
 from skillgraft.errors import TrainingError
 from skillgraft.settings.synthesis import EndpointSettings
+from skillgraft.support.digest import digest
+from skillgraft.support.progress import silent
 
 PROMPT = """\
 You mark a quiz. Say whether the given answer means the same as a correct one; more words around it do not matter.
@@ -97,7 +97,7 @@ class Judge:
         return [0.0 if prompt is None else self.judged[prompt] for prompt in prompts]
 
     def _key(self, prompt: str) -> str:
-        return blake3(json.dumps([self.name, prompt]).encode()).hexdigest()
+        return digest([self.name, prompt])
 
     def _check(self) -> None:
         without = [prompt for prompt, verdict in self.judged.items() if verdict is None]
@@ -135,7 +135,7 @@ def endpoint_judge(settings: EndpointSettings, kept: Kept) -> Judge:
                 endpoint,
                 settings.at_once,
                 kept,
-                lambda done, of: None,
+                silent,
                 temperature=0.0,
                 top_p=1.0,
                 max_tokens=MOST_TOKENS,
@@ -156,6 +156,6 @@ def local_judge(directory: Path, kept: Kept) -> Judge:
         missing = [request for request in requests if request.id not in kept.by_id]
         if missing:
             writer.check_length([request.prompt for request in missing])
-            write_locally(missing, writer, BATCH, kept, lambda done, of: None)
+            write_locally(missing, writer, BATCH, kept, silent)
 
     return Judge(f"{directory.name} {fingerprint_checkpoint(directory)}", ask, kept)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from skillgraft.data.synthesis.teacher_prompts import by_document, with_context
 from skillgraft.data.tasks import Question
 from skillgraft.errors import DataError
 from skillgraft.models.prompts import encode
+from skillgraft.support.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def mix_questions(
     max_new_tokens: int,
     batch_size: int,
     seed: int,
-    progress: Callable[[int, int], None],
+    progress: Progress,
 ) -> list[dict[str, Any]]:
     """Return for every question its mixed answer, whether it holds the gold one, and in which attempt it came.
 

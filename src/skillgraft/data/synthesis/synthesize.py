@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,7 @@ from skillgraft.data.synthesis.prompt_templates import Style, read_styles
 from skillgraft.data.synthesis.requests import GIVEN, Rendering, Request, plan_requests, select
 from skillgraft.data.tasks import read_questions
 from skillgraft.settings.synthesis import SynthesisSettings
-
-Progress = Callable[[int, int], None]
+from skillgraft.support.progress import Progress
 
 
 def synthesize(

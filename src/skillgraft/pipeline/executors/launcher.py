@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from skillgraft import errors
 from skillgraft.errors import SkillgraftError
+from skillgraft.support.rank import is_first
 
 if TYPE_CHECKING:
     from skillgraft.stages.context import Context, StageResult
@@ -42,11 +43,6 @@ measures pass rates before RL while the others wait."""
 
 GRACE_SECONDS = 30.0
 """How long after another's failure the first may stay in what it is doing: a GPU's collective waits for ever."""
-
-
-def is_first() -> bool:
-    """Return whether a launcher started this process as its first, or none did."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 @dataclass

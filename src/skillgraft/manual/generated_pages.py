@@ -1,12 +1,15 @@
-"""The pages of a recipe's and a merge recipe's fields, from the classes that check them."""
+"""Pages made from the code: all commands from their own help, fields of recipes from the classes that check them."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
 from pydantic import BaseModel
 
+_EXAMPLE = re.compile(r"^Example: (.+)$", re.MULTILINE)
+_STYLE = re.compile(r"\[/?(?:bold|dim)?\]")
 _LIMITS = {
     "minimum": "≥ ",
     "maximum": "≤ ",
@@ -14,6 +17,20 @@ _LIMITS = {
     "exclusiveMaximum": "< ",
     "minItems": "at least ",
 }
+
+
+def commands_page() -> str:
+    """Return the help of every verb as Markdown."""
+    import typer
+    from typer.cli import get_docs_for_click
+
+    from skillgraft.cli.app import app
+
+    group = typer.main.get_command(app)
+    group.epilog = None  # its first steps are the tutorial's
+    text = get_docs_for_click(obj=group, ctx=typer.Context(group, info_name="skillgraft"), name="skillgraft")
+    text = _STYLE.sub("", text).replace("# `skillgraft`", "# Commands", 1)
+    return _EXAMPLE.sub(lambda match: f"**Example**:\n\n```console\n$ {match[1]}\n```", text).rstrip() + "\n"
 
 
 def recipe_page() -> str:

@@ -1,4 +1,8 @@
-"""Where the local library of skills lies, and the names in it. Loads little: completion asks for it."""
+"""Names of skills: those in the local library's folder, and those that come with Skillgraft. Loads little.
+
+A recipe names a skill by its name alone, such as `skill: squad-recall`. The shipped ones lie in the repository's
+`skills/`, which `skillgraft/skills/shipped` links to; a wheel carries them there.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,10 @@ import sys
 from pathlib import Path
 
 from skillgraft.errors import StorageError
+
+FOLDER = Path(__file__).parent / "shipped"
+RECALL, ANSWER_FORMAT = "squad-recall", "squad-answer-format"
+"""The skill, and the control that learnt the form of answers alone."""
 
 
 def library_home() -> Path:
@@ -34,3 +42,8 @@ def library_names() -> list[str]:
         raise StorageError(
             f"{home}: the library can't be read ({error.strerror}); set SKILLGRAFT_LIBRARY to another folder"
         ) from error
+
+
+def shipped_skills(folder: Path = FOLDER) -> dict[str, Path]:
+    """Return the directories of the skills that are installed with this package, by name."""
+    return {path.parent.name: path.parent for path in sorted(folder.glob("*/skill.json"))}
