@@ -59,9 +59,8 @@ class Bench:
 
     def pack(self) -> Run:
         rank = self.arguments.rank
-        return self.skillgraft(
-            "pack", self.work / "skill", "--form", "lowrank", "--rank", rank, "-o", self.work / "packed"
-        )
+        options = ("--form", "lowrank", "--rank", rank, "-o", self.work / "packed")
+        return self.skillgraft("skill", "pack", self.work / "skill", *options)
 
     def mergekit(self, size: str) -> Run:
         inputs = self.work / size
@@ -86,7 +85,7 @@ def measure_subset(bench: Bench, size: str) -> dict[str, Any]:
     runs: dict[str, list[Run]] = {"extract": [], "pack": []}
     for _ in range(bench.arguments.rounds):
         runs["extract"].append(bench.measured(size, "skillgraft extract", "skill", lambda: bench.extract(size)))
-        runs["pack"].append(bench.measured(size, "skillgraft pack", "packed", bench.pack))
+        runs["pack"].append(bench.measured(size, "skillgraft skill pack", "packed", bench.pack))
     result: dict[str, Any] = {}
     if bench.arguments.mergekit:
         runs["mergekit"] = [bench.measured(size, "mergekit-extract-lora", "lora", lambda: bench.mergekit(size))]
@@ -170,7 +169,7 @@ def run(arguments: argparse.Namespace) -> None:
         if arguments.full:
             print("1.1 billion parameters, Skillgraft alone", flush=True)
             extracted = bench.measured("1.1b", "skillgraft extract", "skill", lambda: bench.extract("1.1b"))
-            packed = bench.measured("1.1b", "skillgraft pack", "packed", bench.pack)
+            packed = bench.measured("1.1b", "skillgraft skill pack", "packed", bench.pack)
             result["full"] = {
                 "parameters": checkpoints.SIZES["1.1b"].parameters,
                 "runs": {"extract": measure.as_rows([extracted]), "pack": measure.as_rows([packed])},

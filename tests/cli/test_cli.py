@@ -7,16 +7,14 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
-from importlib import import_module
 
 import pytest
 import yaml
 from rich.console import Console
 from typer.testing import CliRunner
 
-from skillgraft.cli import app as app_module
 from skillgraft.cli import run as run_command
-from skillgraft.cli.app import app
+from skillgraft.cli.app import VERBS, app
 from skillgraft.stages import KINDS
 from tests.recipes import tiny_recipe
 from tests.tiny import tiny_checkpoint
@@ -247,7 +245,7 @@ def test_ctrl_c_keeps_the_work_and_the_rerun_goes_on(tmp_path):
     *_, stage, whole = (json.loads(line) for line in stdout.splitlines())
     assert (stage["event"], stage["interrupted"]) == ("stage_failed", True)
     assert (whole["event"], whole["error"]) == ("run_failed", "stopped")
-    assert "goes on from the last checkpoint" in stderr
+    assert "resumes from the last checkpoint" in stderr
     assert "Traceback" not in stderr
     [row] = json.loads(invoke("status", tmp_path / "runs", "--json").stdout)
     assert "goes on from step" in row["state"]
@@ -256,26 +254,48 @@ def test_ctrl_c_keeps_the_work_and_the_rerun_goes_on(tmp_path):
 
 @pytest.mark.process
 def test_a_verb_loads_its_own_module_alone():
-    for module, verbs in app_module._VERBS.items():
-        assert tuple(name for name, _, _ in import_module(module).VERBS) == verbs
+    shared = {"app", "completion", "console", "options"}
     code = (
-        "import sys; from skillgraft.cli.app import application; application('compare');"
-        "print(sorted(name for name in sys.modules if name.startswith('skillgraft.cli.')))"
+        "import sys\nfrom typer.testing import CliRunner\nfrom skillgraft.cli.app import app\n"
+        "assert CliRunner().invoke(app, [*sys.argv[1:], '--help']).exit_code == 0\n"
+        "print(*(name.removeprefix('skillgraft.cli.') for name in sys.modules if name.startswith('skillgraft.cli.')))"
     )
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert "skillgraft.cli.compare" in shown
-    assert "skillgraft.cli.chat" not in shown
-    assert "skillgraft.cli.run" not in shown
+    for verb, own in ((["compare"], {"compare"}), (["skill", "ls"], {"skill", "skill.library"})):
+        shown = subprocess.run([sys.executable, "-c", code, *verb], capture_output=True, text=True, check=True).stdout
+        assert set(shown.split()) == shared | own
+
+
+def test_an_old_verb_says_its_new_name():
+    for verb in ("show", "check", "convert", "pack", "ls", "add", "remove", "push", "pull"):
+        assert f"'{verb}' is now 'skillgraft skill {verb}'" in fails(verb, "anything", "--at", "all")
+    assert "'search' is now 'skillgraft tune'" in fails("search", "merge.yaml")
+    assert "'skill inject' is 'skillgraft inject'" in fails("skill", "inject")
+
+
+def test_an_unknown_verb_names_the_closest():
+    assert fails("mrege", "a").startswith("error there is no verb 'mrege'; did you mean 'merge'? available: chat, ")
+    message = fails("skill", "shwo")
+    assert message.startswith("error there is no verb 'skill shwo'; did you mean 'show'? available: add, check, ")
+    assert message.endswith("see: skillgraft skill --help")
+
+
+def test_help_lists_every_verb():
+    top, skill = invoke("--help").stdout, invoke("skill", "--help").stdout
+    for path in VERBS:
+        group, _, verb = path.rpartition(" ")
+        assert f"│ {verb} " in (skill if group else top), path
+    assert "│ skill " in top
 
 
 @pytest.mark.process
 def test_help_has_examples_and_loads_no_torch():
     code = (
-        "import sys\nfrom typer.testing import CliRunner\nfrom skillgraft.cli.app import app\n"
+        "import sys\nfrom typer.testing import CliRunner\nfrom skillgraft.cli.app import VERBS, app\n"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules\n"
-        "for verb in ('run', 'status', 'extract', 'inject', 'eval', 'doctor', 'init', 'schema', 'chat', 'report'):\n"
-        "    result = CliRunner().invoke(app, [verb, '--help'])\n"
-        "    assert result.exit_code == 0 and 'Example: skillgraft ' + verb in result.stdout, verb\n"
+        "for path in ('', 'skill', *VERBS):\n"
+        "    result = CliRunner().invoke(app, [*path.split(), '--help'])\n"
+        "    assert result.exit_code == 0, path\n"
+        "    assert path not in VERBS or 'Example: skillgraft ' + path in result.stdout, path\n"
         "assert 'torch' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -298,7 +318,11 @@ def test_ending_walks_through_no_garbage():
         "atexit.register(lambda: print('frozen', gc.get_freeze_count() > 10_000, gc.get_threshold()[0]));"
         "sys.argv[1:] = {words}; main()"
     )
-    for words, threshold in ((["--help"], 50_000), (["show", "nothing-here"], 50_000), (["run", "nothing-here"], 700)):
+    for words, threshold in (
+        (["--help"], 50_000),
+        (["skill", "show", "nothing-here"], 50_000),
+        (["run", "nothing-here"], 700),
+    ):
         done = subprocess.run(
             [sys.executable, "-c", code.format(words=words)], capture_output=True, text=True, timeout=120, check=False
         )

@@ -40,7 +40,11 @@ def folder(tmp_path):
 
 
 def test_verbs(folder):
-    assert asked("bash", "skillgraft co", folder).split() == ["compare", "convert"]
+    assert asked("bash", "skillgraft co", folder).split() == ["compare"]
+    assert asked("bash", "skillgraft sk", folder).split() == ["skill"]
+    assert asked("bash", "skillgraft skill p", folder).split() == ["pack", "push", "pull"]
+    assert asked("fish", "skillgraft skill co", folder).split("\n")[0].split("\t")[0] == "convert"
+    assert '"check"' in asked("zsh", "skillgraft skill ch", folder)
     assert '"compare"' in asked("zsh", "skillgraft co", folder)
     assert asked("fish", "skillgraft co", folder).split("\n")[0].split("\t")[0] == "compare"
 
@@ -52,8 +56,10 @@ def test_verbs(folder):
         ("skillgraft merge recipes/t", ["recipes/two.yml"]),
         ("skillgraft report runs/", ["runs/mine"]),
         ("skillgraft inject --method ti", ["ties"]),
-        ("skillgraft show sk", ["skills/mine"]),
+        ("skillgraft skill show sk", ["skills/mine"]),
         ("skillgraft inject --target x --skill squad-r", [RECALL]),
+        ("skillgraft skill check base squad-r", [RECALL]),
+        ("skillgraft skill show --js", ["--json"]),
         ("skillgraft docs err", ["errors"]),
         ("skillgraft run --dry", ["--dry-run"]),
     ],
@@ -79,7 +85,10 @@ def test_names_that_no_path_can_have(tmp_path, monkeypatch):
     assert completion.complete_library("") == []
 
 
-@pytest.mark.parametrize("line", ["skillgraft inject --skill s", "skillgraft merge --method t", "skillgraft docs t"])
+@pytest.mark.parametrize(
+    "line",
+    ["skillgraft inject --skill s", "skillgraft merge --method t", "skillgraft docs t", "skillgraft skill show s"],
+)
 def test_a_press_of_the_key_loads_no_torch(line, folder):
     """Nor NumPy, nor Numba: what takes longest to load."""
     code = (

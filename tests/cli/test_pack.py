@@ -36,7 +36,7 @@ def folder(tmp_path_factory):
 
 
 def pack(folder, tmp_path, *options):
-    return runner.invoke(app, ["pack", str(folder / "skill"), "-o", str(tmp_path / "out"), *map(str, options)])
+    return runner.invoke(app, ["skill", "pack", str(folder / "skill"), "-o", str(tmp_path / "out"), *map(str, options)])
 
 
 def test_a_table_of_errors(folder, tmp_path):
@@ -124,7 +124,7 @@ def test_questions_that_the_mask_was_chosen_on(folder, tmp_path):
 def test_scores_of_the_original_are_said_to_be_gone(folder, tmp_path):
     skill = shutil.copytree(folder / "skill", tmp_path / "skill")
     add_scores(skill, [{"model": "SFT + skill", "token F1": 0.2}])
-    command = ["pack", str(skill), "--form", "dense", "-o", str(tmp_path / "out")]
+    command = ["skill", "pack", str(skill), "--form", "dense", "-o", str(tmp_path / "out")]
     result = " ".join(runner.invoke(app, command).output.split())
     assert "the original's 1 rows of scores are not in the manifest" in result
     assert load_skill(tmp_path / "out").manifest.scores == []
@@ -134,20 +134,20 @@ def test_what_is_larger_is_called_larger(folder, tmp_path):
     small = load_skill(folder / "skill")
     first = pack(folder, tmp_path, "--form", "mask", "--density", "0.001")
     assert re.search(r"[\d.]+x smaller than it was, [\d.]+x smaller than dense float32", first.output)
-    command = ["pack", str(tmp_path / "out"), "--form", "dense", "-o", str(tmp_path / "again")]
+    command = ["skill", "pack", str(tmp_path / "out"), "--form", "dense", "-o", str(tmp_path / "again")]
     again = " ".join(runner.invoke(app, command).output.split())
     assert re.search(r"[\d.]+x larger than it was, [\d.]+x larger than dense float32", again)
     assert re.search(r"with the 0\.9\d* that it had lost before: 0\.9\d*", again)
     assert len(load_skill(tmp_path / "again").names) < len(small.names)
-    shown = runner.invoke(app, ["show", str(tmp_path / "again")]).output
+    shown = runner.invoke(app, ["skill", "show", str(tmp_path / "again")]).output
     assert "as dense from blake3:" in shown
     assert re.search(r"lost before +0\.9", shown)
-    facts = json.loads(runner.invoke(app, ["show", str(tmp_path / "again"), "--json"]).stdout)
+    facts = json.loads(runner.invoke(app, ["skill", "show", str(tmp_path / "again"), "--json"]).stdout)
     assert facts["packing"]["form"] == "dense"
 
 
 def test_help_says_what_an_energy_is_for(folder):
-    text = " ".join(re.sub("[│|]", " ", runner.invoke(app, ["pack", "--help"]).output).split())
+    text = " ".join(re.sub("[│|]", " ", runner.invoke(app, ["skill", "pack", "--help"]).output).split())
     assert "attention gets half of the rank" in text
 
 
@@ -159,7 +159,7 @@ def test_an_adapter_is_no_skill(folder, tmp_path):
     prefix = "base_model.model.model.layers.0.mlp.up_proj"
     factors = {f"{prefix}.lora_A.weight": torch.ones(1, 32), f"{prefix}.lora_B.weight": torch.ones(64, 1)}
     save_file(factors, tmp_path / "adapter" / "adapter_model.safetensors")
-    command = ["pack", str(tmp_path / "adapter"), "-o", str(tmp_path / "out"), "--form", "sparse"]
+    command = ["skill", "pack", str(tmp_path / "adapter"), "-o", str(tmp_path / "out"), "--form", "sparse"]
     result = runner.invoke(app, command)
     assert result.exit_code == 2
     assert "is a PEFT adapter; expected a skill: skillgraft extract --rl" in " ".join(result.output.split())

@@ -11,7 +11,7 @@ from pathlib import Path
 import typer
 from accelerate.commands.launch import launch_command_parser
 
-from skillgraft.cli.app import app
+from skillgraft.cli.app import VERBS, app, command
 
 ROOT = Path(__file__).parents[2]
 LANGUAGES = {"bash", "python", "yaml", "json", "text", "toml"}
@@ -94,8 +94,17 @@ def check_command(words: list[str]) -> None:
     if words[1].startswith("-"):
         assert words[1] in {name for option in GROUP.params for name in option.opts}, f"no option {words[1]}"
         return
-    assert words[1] in GROUP.commands, f"no verb {words[1]}"
-    GROUP.commands[words[1]].make_context(words[1], words[2:])
+    path, rest = verb_of(words)
+    command(path).make_context(path, rest)
+
+
+def verb_of(words: list[str]) -> tuple[str, list[str]]:
+    """Return the verb of a command line, such as `merge` or `skill show`, and the words after it."""
+    for length in (2, 1):
+        path = " ".join(words[1 : 1 + length])
+        if path in VERBS:
+            return path, words[1 + length :]
+    raise AssertionError(f"no verb {' '.join(words[1:3])}")
 
 
 def unlaunched(words: list[str]) -> list[str]:
@@ -112,9 +121,11 @@ def check_mention(words: list[str]) -> None:
     if len(words) < 2 or words[1].startswith("-"):
         check_command(words)
         return
-    assert words[1] in GROUP.commands, f"no verb {words[1]}"
-    known = {name for option in GROUP.commands[words[1]].params for name in (*option.opts, *option.secondary_opts)}
-    unknown = {word.partition("=")[0] for word in words[2:] if word.startswith("-") and len(word) > 1}
+    if words[1:] == ["skill"]:
+        return
+    path, rest = verb_of(words)
+    known = {name for option in command(path).params for name in (*option.opts, *option.secondary_opts)}
+    unknown = {word.partition("=")[0] for word in rest if word.startswith("-") and len(word) > 1}
     assert unknown <= known | {"--help", "-1"}, f"no option {unknown - known}"
 
 

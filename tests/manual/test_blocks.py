@@ -5,8 +5,8 @@ See CONTRIBUTING.md for the comments that make a block slow or parsed only.
 
 import pytest
 
+from skillgraft.cli.app import VERBS
 from tests.manual.blocks import (
-    GROUP,
     LANGUAGES,
     PAGES,
     ROOT,
@@ -22,7 +22,7 @@ from tests.once import once
 
 pytestmark = pytest.mark.docs
 
-EXAMPLES = {name: command.epilog.removeprefix("Example: ") for name, command in GROUP.commands.items()}
+NEEDS_A_HUB = {"skill push", "skill pull"}  # tests/skills/test_hub.py
 
 
 @pytest.fixture(scope="module")
@@ -55,19 +55,17 @@ def test_what_a_sentence_calls_a_command_is_one(file):
 
 
 @pytest.mark.loopback
-@pytest.mark.parametrize(
-    "verb", [verb for verb in EXAMPLES if verb not in {"push", "pull"}]
-)  # tests/skills/test_hub.py
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in NEEDS_A_HUB])
 def test_the_example_of_every_verb_runs(verb, world, tmp_path, monkeypatch):
-    example = EXAMPLES[verb]
+    example = VERBS[verb].example
     page = Page(world, tmp_path / "page", example, monkeypatch)
     assert example.startswith(f"skillgraft {verb}")
     page.execute(Block(ROOT / "help", 0, "bash", example))
 
 
 def test_those_that_need_a_hub_parse():
-    for verb in ("push", "pull"):
-        check_command(EXAMPLES[verb].split())
+    for verb in NEEDS_A_HUB:
+        check_command(VERBS[verb].example.split())
 
 
 @pytest.mark.parametrize(
@@ -87,6 +85,8 @@ def test_how_a_block_is_taken_apart(text, expected):
     [
         "skillgraft merge merge.yaml --nothing",
         "skillgraft mrege merge.yaml",
+        "skillgraft skill shwo my-skill",
+        "skillgraft show my-skill",
         "skillgraft inject --target a -o b",
         "skillgraft eval a --questions q --max-new-tokens some",
         "skillgraft --nothing",

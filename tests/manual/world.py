@@ -53,12 +53,12 @@ USUAL = {
     "grafted": {"kind": "inject", "target": "sft", "skill": "squad-recall"},
 }
 """Stages that a fragment of a recipe may refer to."""
-WRITES = re.compile(r"(?:-o|out=|skillgraft add \S+|skillgraft extract .* -o)[ \"]?([\w./-]+)")
+WRITES = re.compile(r"(?:-o|out=|skillgraft skill add \S+|skillgraft extract .* -o)[ \"]?([\w./-]+)")
 MAY_FAIL = {"doctor": {0, 1, 2}}
 """Exit codes that say something of this machine and not of the command."""
 LESS = {
     "eval": ["--no-retention", "--max-new-tokens", "2"],
-    "search": ["--looks", "5", "--max-new-tokens", "2"],
+    "tune": ["--trials", "5", "--max-new-tokens", "2"],
     "chat": ["--tokens", "2"],
 }
 """Added to a verb, so that it does the same in less time."""

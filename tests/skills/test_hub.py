@@ -147,7 +147,7 @@ def test_a_taken_name_downloads_nothing(hub, made):
     published(hub, made)
     pull_skill("me/recall")
     hub.requests.clear()
-    with pytest.raises(OutputExistsError, match="has a skill 'recall' already; give another name: skillgraft pull"):
+    with pytest.raises(OutputExistsError, match="has a skill 'recall' already; give another name: skillgraft skill"):
         pull_skill("me/recall")
     assert hub.requests == []
 
@@ -155,7 +155,7 @@ def test_a_taken_name_downloads_nothing(hub, made):
 @pytest.mark.parametrize("missing", ["skill.json", "skill.safetensors"])
 def test_a_repository_without_a_skill(hub, made, missing):
     published(hub, made, **{missing: None})
-    with pytest.raises(HubError, match=f"me/recall holds no {missing}; expected a repository that `skillgraft push`"):
+    with pytest.raises(HubError, match=f"holds no {missing}; expected a repository that `skillgraft skill push` made"):
         pull_skill("me/recall")
     assert hub.downloads() == []
     assert nothing_was_kept()
@@ -261,12 +261,12 @@ def test_the_command_line_takes_endpoint_and_token_from_the_environment(hub, mad
         command = [sys.executable, "-m", "skillgraft", *arguments]
         return subprocess.run(command, capture_output=True, text=True, env={**environment, **more}, timeout=120)
 
-    pushed = run("push", str(made), "me/recall", "--json")
+    pushed = run("skill", "push", str(made), "me/recall", "--json")
     assert pushed.returncode == 0, pushed.stderr
-    pulled = run("pull", "me/recall", "--json")
+    pulled = run("skill", "pull", "me/recall", "--json")
     assert pulled.returncode == 0, pulled.stderr
     assert json.loads(pulled.stdout)["origin"]["revision"] == json.loads(pushed.stdout)["revision"]
-    refused = run("pull", "me/recall", "again", HF_HUB_OFFLINE="1")
+    refused = run("skill", "pull", "me/recall", "again", HF_HUB_OFFLINE="1")
     assert refused.returncode == 2
     assert "HF_HUB_OFFLINE is set" in refused.stderr
     assert "Traceback" not in refused.stderr

@@ -280,7 +280,7 @@ def test_mergekit_takes_the_adapter(lora, target, tmp_path):
     skill, _ = lora
     recipe = tmp_path / "merge.yaml"
     recipe.write_text(f"method: task_arithmetic\nbase: {target}\noperands: [{{skill: {skill.path}}}]\n")
-    with pytest.raises(RecipeError, match="make one of it with skillgraft convert --to peft"):
+    with pytest.raises(RecipeError, match="make one of it with skillgraft skill convert --to peft"):
         mergekit_yaml(load_merge_recipe(recipe))
     convert_to_peft(skill, tmp_path / "adapter")
     recipe.write_text(f"method: task_arithmetic\nbase: {target}\noperands: [{{adapter: {tmp_path / 'adapter'}}}]\n")

@@ -1,4 +1,4 @@
-"""`skillgraft search` on the command line: what it says, Ctrl-C, and a kill that is gone on from."""
+"""`skillgraft tune` on the command line: what it says, Ctrl-C, and a kill that is gone on from."""
 
 import json
 import os
@@ -16,16 +16,16 @@ from tests.cli.test_cli import fails, invoke
 
 def command(folder, out, *more):
     fixed = ("--questions", folder / "dev.jsonl", "--max-new-tokens", 2, "--threads", 1, "-o", out)
-    return ("search", folder / "merge.yaml", *fixed, *more)
+    return ("tune", folder / "merge.yaml", *fixed, *more)
 
 
 def test_what_it_says(folder, tmp_path):
-    options = ("--metric", "answer_likelihood", "--metric", "f1=0.5", "--vary", "weights=0,2", "--looks", 4)
+    options = ("--metric", "answer_likelihood", "--metric", "f1=0.5", "--vary", "weights=0,2", "--trials", 4)
     result = invoke(*command(folder, tmp_path / "out", *options))
     assert result.exit_code == 0, (result.output, result.exception)
     lines = result.stderr.splitlines()
     assert [line.split(":")[0] for line in lines] == [
-        *("look 0, target alone", "look 1, recipe as it is", "look 2, cmaes", "look 3, cmaes")
+        *("trial 0, target alone", "trial 1, recipe as it is", "trial 2, cmaes", "trial 3, cmaes")
     ]
     assert "operands.0.weight 0.5, operands.1.weight 1" in lines[1]
     assert "answer_likelihood + 0.5 f1, 8 questions" in result.stdout
@@ -45,7 +45,7 @@ def test_mistakes(folder, tmp_path):
     assert "--vary weights=a,b: expected" in fails(*given, "--vary", "weights=a,b")
     assert "--metric f1=much: 'much' is no number" in fails(*given, "--metric", "f1=much")
     assert "metric 'F1' is unknown; available: answer_likelihood, cont" in fails(*given, "--metric", "F1")
-    assert "merge recipe: nowhere.yaml does not exist" in fails("search", "nowhere.yaml", *given[2:])
+    assert "merge recipe: nowhere.yaml does not exist" in fails("tune", "nowhere.yaml", *given[2:])
     assert not (tmp_path / "out").exists()
 
 
@@ -54,9 +54,9 @@ def test_ctrl_c_keeps_the_log(folder, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(loop, "_finish", interrupted)
-    result = invoke(*command(folder, tmp_path / "out", "--looks", 3))
+    result = invoke(*command(folder, tmp_path / "out", "--trials", 3))
     assert result.exit_code == 130
-    assert result.stderr.endswith("stopped; the same command goes on from the last look\n")
+    assert result.stderr.endswith("stopped; the same command resumes from the last trial\n")
     assert len((tmp_path / "out/looks.jsonl").read_text().splitlines()) == 3
 
 
@@ -64,7 +64,7 @@ def test_ctrl_c_keeps_the_log(folder, tmp_path, monkeypatch):
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL")
 def test_a_killed_process_is_gone_on_from(folder, tmp_path):
     """A real kill of the real command; what it had looked at stays, and the rest is as without the kill."""
-    options = ("--looks", "6", "--metric", "answer_likelihood")
+    options = ("--trials", "6", "--metric", "answer_likelihood")
     arguments = [str(a) for a in command(folder, tmp_path / "cut", *options)]
     environment = {**os.environ, "SKILLGRAFT_CACHE": str(tmp_path / "cache")}
     process = subprocess.Popen(

@@ -73,7 +73,7 @@ def _name(operand: OperandSpec, number: int, base: str) -> str:
     if operand.skill is not None:
         raise RecipeError(
             f"{where}: a skill has no mergekit equivalent; mergekit takes checkpoints and LoRA adapters: make one of "
-            "it with skillgraft convert --to peft, and name that as adapter"
+            "it with skillgraft skill convert --to peft, and name that as adapter"
         )
     if operand.minus is not None and _path(operand.minus, where) != base:
         raise RecipeError(

@@ -1,4 +1,4 @@
-"""`skillgraft chat` on the command line: prompts from a terminal or a pipe, answers of several checkpoints."""
+"""The verb `chat` on the command line: prompts from a terminal or a pipe, answers of several checkpoints."""
 
 from __future__ import annotations
 
@@ -6,25 +6,20 @@ import contextlib
 import io
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from skillgraft.cli.arithmetic import weighted
 from skillgraft.cli.completion import complete_skills
-from skillgraft.cli.console import err_console, out_console
+from skillgraft.cli.console import err_console, out_console, say
+from skillgraft.cli.options import AllowOtherBaseOption, weighted
 from skillgraft.errors import SkillgraftError
 
 if TYPE_CHECKING:
     from skillgraft.chat.commands import Settings
     from skillgraft.chat.models import Guest
     from skillgraft.chat.plan import Asked, Seat
-
-EXAMPLE = (
-    "skillgraft chat HuggingFaceTB/SmolLM2-135M-Instruct "
-    "--target HuggingFaceTB/SmolLM2-135M-Instruct --skill squad-recall"
-)
 
 
 def chat(
@@ -44,20 +39,18 @@ def chat(
         ),
     ] = [],  # noqa: B006 - Typer copies it
     scale: Annotated[float, typer.Option(help="λ in target + λ·v; /scale changes it.")] = 1.0,
-    tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64,
-    temperature: Annotated[float, typer.Option(min=0, help="0: always the likeliest token.")] = 0.0,
+    tokens: Annotated[int, typer.Option(min=1, help="Maximum tokens of an answer.")] = 64,
+    temperature: Annotated[float, typer.Option(min=0, help="0: always the most likely token.")] = 0.0,
     system: Annotated[
-        str, typer.Option(help="What the models are told before each prompt; 'default' is that of training, or 'none'.")
+        str, typer.Option(help="System prompt; 'default' is the one used in training, or 'none'.")
     ] = "default",
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of sampling, where the temperature is not 0.")] = 0,
-    allow_other_base: Annotated[
-        bool, typer.Option("--allow-other-base", help="Inject although the target comes from another base.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object for each prompt.")] = False,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of sampling, for temperatures above 0.")] = 0,
+    allow_other_base: AllowOtherBaseOption = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per prompt.")] = False,
 ) -> None:
-    """Ask several checkpoints the same, side by side; /scale changes a skill's λ in memory, /help says the rest.
+    """Chat with several checkpoints side by side; /scale changes a skill's λ in memory, /help lists the rest.
 
-    Every prompt is asked alone. From a pipe each line is a prompt or a command:
+    Each prompt is asked on its own, without the ones before. From a pipe, each line is a prompt or a command:
     printf 'Who wrote it?\\n/scale 0.5\\nWho wrote it?\\n' | skillgraft chat --target SFT --skill SKILL --json
     """
     from skillgraft.chat.commands import Settings, obey
@@ -77,7 +70,7 @@ def chat(
     elif sys.stdin.isatty():
         _say("one prompt a line; Ctrl-D ends")
     for line in _typed() if talking else _piped():
-        with _told() if talking else contextlib.nullcontext():
+        with _continuing() if talking else contextlib.nullcontext():
             if line.startswith("/") and not line.startswith("//"):
                 _say(obey(line, settings))
                 _inject(guests, settings)
@@ -89,7 +82,7 @@ def chat(
 
 
 def _load(seats: Sequence[Seat], settings: Settings) -> list[Guest]:
-    """Say what the models take, load each, and inject."""
+    """Print how much memory the models take, load each, and inject."""
     with _busy("starting …"):
         from skillgraft.chat.models import Guest, bytes_per_parameter
         from skillgraft.chat.plan import size, weights_bytes
@@ -114,7 +107,7 @@ def _inject(guests: Sequence[Guest], settings: Settings) -> None:
 
 
 def _answers(guests: Sequence[Guest], prompt: str, settings: Settings, seed: int) -> list[Asked]:
-    """Ask everyone and keep what was said; the seed moves on with every prompt."""
+    """Ask every model and add the answers to the record; each prompt has a seed of its own."""
     from skillgraft.chat.models import record
 
     _inject(guests, settings)
@@ -161,15 +154,12 @@ def _piped() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _told() -> Iterator[None]:
-    """Say a mistake, or that an answer was stopped, and go on with the conversation."""
-    from skillgraft.support.escape import visible
-
+def _continuing() -> Iterator[None]:
+    """Print a mistake, or that an answer was stopped, and continue the conversation."""
     try:
         yield
     except SkillgraftError as error:
-        err_console.print("[bold red]error[/] ", end="")
-        _say(visible(str(error), 20_000))
+        say(str(error), err_console, "[bold red]error[/] ")
     except KeyboardInterrupt:
         _say("stopped")
 
@@ -183,10 +173,5 @@ def _busy(what: str) -> contextlib.AbstractContextManager[object]:
 
 
 def _say(text: str) -> None:
-    from skillgraft.support.escape import visible
-
     if text:
-        err_console.print(visible(text, 20_000), soft_wrap=True, highlight=False, markup=False)
-
-
-VERBS: list[tuple[str, Callable[..., None], str]] = [("chat", chat, EXAMPLE)]
+        say(text, err_console)

@@ -11,8 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-from skillgraft.cli.arithmetic import JsonOption, ThreadsOption, _progress, _remarks, _say
-from skillgraft.cli.console import out_console
+from skillgraft.cli.console import out_console, progress_bar, say, say_remarks
+from skillgraft.cli.options import AllowOption, JsonOption, ThreadsOption
 from skillgraft.errors import OutputExistsError
 
 
@@ -27,7 +27,7 @@ def compare(
         ),
     ],
     base: Annotated[
-        Path | None, typer.Option(help="What checkpoints are compared to: each counts as its difference to it.")
+        Path | None, typer.Option(help="What checkpoints are compared to: each counts as its difference from it.")
     ] = None,
     spectra: Annotated[
         bool, typer.Option("--spectra", help="Singular values, ranks and principal angles too: minutes, not seconds.")
@@ -36,9 +36,7 @@ def compare(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="HTML page with heat maps to write; must not exist.")
     ] = None,
-    allow: Annotated[
-        list[str], typer.Option(help="Go on although: base, missing, tokenizer or architecture differ.")
-    ] = [],  # noqa: B006 - Typer copies it
+    allow: AllowOption = [],  # noqa: B006 - Typer copies it
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -60,31 +58,23 @@ def compare(
         return
     from skillgraft.report.terminal_comparison import comparison_tables
 
-    _remarks(facts)
+    say_remarks(facts.get("remarks", []))
     for table in comparison_tables(facts):
         out_console.print(table)
     for pair in facts["pairs"]:
-        _say(f"{pair['one']}, {pair['other']}: {pair['sentence']}")
+        say(f"{pair['one']}, {pair['other']}: {pair['sentence']}")
     if out is not None:
-        _say(f"heat maps: {out}")
-
-
-VERBS: list[tuple[str, Callable[..., None], str]] = [
-    (
-        "compare",
-        compare,
-        "skillgraft compare sft/one=my-sft sft/two=other rl/skill=my-skill --base base -o page.html",
-    ),
-]
+        say(f"heat maps: {out}")
 
 
 @contextmanager
 def phases(silent: bool) -> Iterator[Callable[[str], Any]]:
-    """Yield what starts a progress bar for a phase, in place of the one before."""
+    """Yield a function that starts the progress bar of a phase and ends the one before."""
     with ExitStack() as stack:
 
         def start(phase: str) -> Any:
             stack.close()
-            return stack.enter_context(_progress(phase, silent, unit="bytes" if phase == "comparing" else "elements"))
+            unit = "bytes" if phase == "comparing" else "elements"
+            return stack.enter_context(progress_bar(phase, silent, unit=unit))
 
         yield start

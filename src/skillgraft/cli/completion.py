@@ -1,7 +1,7 @@
-"""What a shell completes beyond verbs, options and files: recipes, skills, methods, runs, pages.
+"""Shell completion of values: recipes, skills, methods and runs, beyond verbs, options and files.
 
-Called at every press of the key, so that nothing here loads more than it must. What is not found is left to the shell,
-which then completes files.
+Called at every press of the Tab key, so nothing here loads more than it must. Where nothing matches, the shell
+completes files.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from skillgraft.skills.names import shipped_skills
 
 
 def complete_recipes(incomplete: str) -> list[str]:
-    """Return the YAML files that begin so, here or one folder down."""
+    """Complete YAML files, here or one folder down."""
     return _paths(incomplete, ("*.yaml", "*.yml", "*/*.yaml", "*/*.yml"))
 
 
 def complete_runs(incomplete: str) -> list[str]:
-    """Return the folders of finished runs that begin so."""
+    """Complete folders of finished runs."""
     return _folders(incomplete, "run.json")
 
 
 def complete_skills(incomplete: str) -> list[str]:
-    """Return names in the library, shipped skills and directories of skills that begin so."""
+    """Complete names in the library, shipped skills and directories of skills."""
     from skillgraft.skills.names import library_names
 
     names = set(shipped_skills())
@@ -35,7 +35,7 @@ def complete_skills(incomplete: str) -> list[str]:
 
 
 def complete_library(incomplete: str) -> list[str]:
-    """Return the names in the library that begin so."""
+    """Complete names in the library."""
     from skillgraft.skills.names import library_names
 
     with suppress(SkillgraftError):
@@ -44,26 +44,26 @@ def complete_library(incomplete: str) -> list[str]:
 
 
 def complete_methods(incomplete: str) -> list[str]:
-    """Return the merging methods that begin so."""
+    """Complete merging methods."""
     from skillgraft.arithmetic.methods import all_methods
 
     return beginning(all_methods(), incomplete)
 
 
 def beginning(names: Iterable[str], incomplete: str) -> list[str]:
-    """Return the names that begin so, each once, in their order."""
+    """Return the names that begin with `incomplete`, each once, in their order."""
     return [name for name in dict.fromkeys(names) if name.startswith(incomplete)]
 
 
 def _folders(incomplete: str, mark: str) -> list[str]:
-    """Return the folders that hold the file `mark` and begin so, here or one folder down."""
+    """Return folders that hold the file `mark` and begin with `incomplete`, here or one folder down."""
     return [path.removesuffix(f"/{mark}") for path in _paths(incomplete, (f"*/{mark}", f"*/*/{mark}"))]
 
 
 def _paths(incomplete: str, patterns: Iterable[str]) -> list[str]:
-    """Return the paths that `patterns` find below the folder of what was typed, and that begin with it."""
+    """Return paths that match `patterns` below the folder typed so far and begin with `incomplete`."""
     folder = incomplete[: incomplete.rfind("/") + 1]
     with suppress(OSError, ValueError):
-        found = {path for pattern in patterns for path in Path(folder or ".").glob(pattern)}
-        return beginning(sorted(folder + path.relative_to(folder or ".").as_posix() for path in found), incomplete)
+        paths = {path for pattern in patterns for path in Path(folder or ".").glob(pattern)}
+        return beginning(sorted(folder + path.relative_to(folder or ".").as_posix() for path in paths), incomplete)
     return []

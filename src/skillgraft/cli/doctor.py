@@ -7,7 +7,6 @@ import io
 import json
 import sys
 import textwrap
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,6 +15,7 @@ import typer
 from rich.text import Text
 
 from skillgraft.cli.console import err_console, out_console
+from skillgraft.cli.options import JsonOption
 
 if TYPE_CHECKING:
     from skillgraft.doctor import Finding
@@ -24,30 +24,30 @@ STYLES = {"ok": "green", "note": "cyan", "warning": "yellow", "error": "red"}
 
 
 def doctor(
-    runs: Annotated[Path, typer.Option("--runs", help="Where runs would be kept.")] = Path("runs"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
+    runs: Annotated[Path, typer.Option("--runs", help="Directory in which runs will be kept.")] = Path("runs"),
+    as_json: JsonOption = False,
 ) -> None:
-    """Look at Python, Torch, devices, memory, disk and the rest: what was found, what it means, what to do.
+    """Diagnose Python, Torch, devices, memory, disk and the rest: what was found, what it means, what to do.
 
-    Changes nothing and reaches no network. Exit code: 0 for nothing worse than a note, 1 for a warning (it works, but
-    slower or not everything), 2 for an error (something will stop).
+    Changes nothing and needs no network. Exit code: 0 for nothing worse than a note, 1 for a warning (it works, but
+    slower or not everything), 2 for an error (something will fail).
     """
     from skillgraft.doctor import EXIT_CODES, examine, worst
 
-    watching = err_console.status("looking at this machine …") if err_console.is_terminal else contextlib.nullcontext()
-    with watching:
+    spinner = err_console.status("looking at this machine …") if err_console.is_terminal else contextlib.nullcontext()
+    with spinner:
         findings = examine(runs)
     severity = worst(findings)
     if as_json:
         print(json.dumps({"severity": severity, "findings": [asdict(finding) for finding in findings]}))
     else:
         if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="replace")  # a terminal without UTF-8 is one of the things to be told about
+            sys.stdout.reconfigure(errors="replace")  # a terminal without UTF-8 is itself a finding
         _show(findings)
         counts = {each: sum(finding.severity == each for finding in findings) for each in ("error", "warning")}
-        found = ", ".join(f"{number} {each}{'s' * (number > 1)}" for each, number in counts.items() if number)
+        problems = ", ".join(f"{number} {each}{'s' * (number > 1)}" for each, number in counts.items() if number)
         done = "Nothing to worry about. Next: skillgraft init FOLDER-OF-DOCUMENTS"
-        out_console.print(f"\n{found + '.' if found else done}", highlight=False)
+        out_console.print(f"\n{problems + '.' if problems else done}", highlight=False)
     raise typer.Exit(EXIT_CODES[severity])
 
 
@@ -63,6 +63,3 @@ def _show(findings: list[Finding]) -> None:
         for text, dim in ((finding.meaning, "dim"), (f"→ {finding.remedy}" if finding.remedy else "", "")):
             for part in textwrap.wrap(text, max(out_console.width - width - 10, 30), break_on_hyphens=False):
                 out_console.print(Text(" " * (width + 10) + part, dim), soft_wrap=True)
-
-
-VERBS: list[tuple[str, Callable[..., None], str]] = [("doctor", doctor, "skillgraft doctor --json")]

@@ -1,15 +1,15 @@
-"""`skillgraft eval`."""
+"""The verb `eval` on the command line."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from skillgraft.cli.console import err_console, out_console
+from skillgraft.cli.console import err_console, out_console, say
+from skillgraft.cli.options import JsonOption
 
 
 def evaluate(
@@ -17,9 +17,9 @@ def evaluate(
     questions: Annotated[Path, typer.Option(help="JSONL with document, question, answers.")],
     retention: Annotated[bool, typer.Option(help="Score the general-knowledge questions too.")] = True,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 32,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """Score checkpoints closed-book on the same questions; differences are taken against the first."""
+    """Evaluate checkpoints closed-book on the same questions; differences are taken against the first."""
     from skillgraft.evals.standalone import evaluate_models
 
     evaluation = evaluate_models(
@@ -33,9 +33,4 @@ def evaluate(
     out_console.print(score_table(evaluation))  # type: ignore[arg-type]
     for row in evaluation["comparisons"]:
         text = f"{row['row']} - {row['against']}, {row['metric']}: {row['difference']:+.3f}"
-        out_console.print(f"{text} [{row['low']:+.3f}, {row['high']:+.3f}]", highlight=False, markup=False)
-
-
-VERBS: list[tuple[str, Callable[..., None], str]] = [
-    ("eval", evaluate, "skillgraft eval base-dir sft-dir grafted-dir --questions q.jsonl"),
-]
+        say(f"{text} [{row['low']:+.3f}, {row['high']:+.3f}]")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from skillgraft.checkpoint.default_model import DEFAULT_BASE
-from skillgraft.cli.console import err_console, out_console
+from skillgraft.cli.console import err_console, say
+from skillgraft.cli.options import JsonOption
 
 if TYPE_CHECKING:
     from skillgraft.starter import Started
@@ -30,9 +30,9 @@ def init(
         typer.Option(help="Folder of other documents with questions.jsonl: learn a skill there, take no shipped one."),
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Recipe to write; must not exist.")] = Path("recipe.yaml"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """Write a commented recipe for your documents that runs as it is, after looking at them and at this machine."""
+    """Initialise a recipe for your documents: commented, fitted to this machine, and running as it is."""
     from skillgraft.starter import write_recipe
 
     started = write_recipe(documents, base=base, out=out, questions=questions, source=source)
@@ -103,18 +103,13 @@ def _show(started: Started) -> None:
         if cost.memory > free:
             err_console.print("[yellow]warning[/] the recipe takes more memory than is free now")
     for name, text in rows.items():
-        out_console.print(f"{name:<11}{text}", soft_wrap=True, highlight=False, markup=False)
-    out_console.print(f"\nWrote {shell_path(started.recipe)}. Next:", soft_wrap=True, highlight=False, markup=False)
+        say(f"{name:<11}{text}")
+    say(f"\nWrote {shell_path(started.recipe)}. Next:")
     for command in (f"{_command(started.recipe)} --dry-run", _command(started.recipe)):
-        out_console.print(f"  {command}", soft_wrap=True, highlight=False, markup=False)
+        say(f"  {command}")
 
 
 def _command(recipe: Path) -> str:
     from skillgraft.starter.write import shell_path
 
     return f"skillgraft run {shell_path(recipe)}"
-
-
-VERBS: list[tuple[str, Callable[..., None], str]] = [
-    ("init", init, "skillgraft init examples/almanac/target -o almanac.yaml")
-]

@@ -1,4 +1,4 @@
-"""A run on a terminal: the tree of its stages with bars, rewards and times, and beneath it memory and the time left."""
+"""Live progress of a run on a terminal: a tree of stages with bars, rewards and times, then memory and time left."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ GUIDES = {False: ("├─ ", "└─ ", "│  ", "   "), True: ("|- ", "`- ", "|
 
 @dataclass
 class Row:
-    """What is shown of one stage."""
+    """One line of the tree: a stage and its progress."""
 
     stage: PlannedStage
     branch: tuple[bool, ...]
-    """Of the stage and those above it: whether it is the last of its siblings."""
+    """For each ancestor and the stage itself: whether it is the last of its siblings."""
     state: str = "waits"
     pace: Pace = field(default_factory=Pace)
     began: float = 0.0
@@ -55,7 +55,7 @@ class Row:
 
 
 class LiveTree:
-    """A watcher that draws on `console` while it is entered; each stage hangs under the one that it starts from."""
+    """A run observer that draws on `console` while entered; each stage hangs under the one that it starts from."""
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self.console, self._clock = console, clock
@@ -155,7 +155,7 @@ class LiveTree:
         return seconds, measured
 
     def _cells(self, row: Row) -> list[RenderableType]:
-        """Return mark, name with its guides, kind, bar, and what is to be said of a stage."""
+        """Return a stage's cells: mark, name with its guides, kind, bar, and state with metrics."""
         quiet = "dim" if row.state in ("waits", "cached") else ""
         more, last, under_more, under_last = GUIDES[self._ascii]
         guides = [under_last if end else under_more for end in row.branch[:-1]] + [last if row.branch[-1] else more]
@@ -166,13 +166,13 @@ class LiveTree:
             when = f"{duration(left)} left" if left is not None else duration(self._clock() - row.began)
             return [self._spinner, name, kind, _bar(row), Text.assemble(when, *self._course(row))]
         symbol, plain, style = MARKS[row.state]
-        said = duration(row.seconds) if row.state == "done" else row.state
+        state = duration(row.seconds) if row.state == "done" else row.state
         return [
             Text(plain if self._ascii else symbol, style),
             name,
             kind,
             "",
-            Text.assemble((said, quiet or style), *self._course(row)),
+            Text.assemble((state, quiet or style), *self._course(row)),
         ]
 
     def _course(self, row: Row) -> list[tuple[str, str]]:
@@ -195,9 +195,9 @@ def _bar(row: Row) -> RenderableType:
 
 
 def branches(stages: Sequence[PlannedStage]) -> list[tuple[PlannedStage, tuple[bool, ...]]]:
-    """Return the stages as a tree from top to bottom, each under the first stage that it names.
+    """Return the stages in the order of the tree, each below the first stage that it refers to.
 
-    With each, for every level down to it: whether there the last of the siblings stands.
+    With each stage come its flags per level: whether it, or its ancestor there, is the last of its siblings.
     """
     by_name = {stage.name: stage for stage in stages}
     children: dict[str | None, list[PlannedStage]] = {}
@@ -205,14 +205,14 @@ def branches(stages: Sequence[PlannedStage]) -> list[tuple[PlannedStage, tuple[b
         named = [reference for _, reference in references(stage.settings)]
         parent = named[0] if named and named[0] in by_name else None
         children.setdefault(parent, []).append(stage)
-    found: list[tuple[PlannedStage, tuple[bool, ...]]] = []
+    ordered: list[tuple[PlannedStage, tuple[bool, ...]]] = []
 
     def visit(parent: str | None, above: tuple[bool, ...]) -> None:
         here = children.get(parent, [])
         for number, stage in enumerate(here):
             branch = (*above, number == len(here) - 1)
-            found.append((stage, branch))
+            ordered.append((stage, branch))
             visit(stage.name, branch)
 
     visit(None, ())
-    return found
+    return ordered

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from skillgraft.cli.completion import complete_runs
-from skillgraft.cli.console import err_console, out_console
+from skillgraft.cli.console import err_console, say
+from skillgraft.cli.options import JsonOption
 from skillgraft.errors import OutputExistsError, RecipeError, StorageError
 
 
@@ -28,14 +29,13 @@ def report(
     ranks: Annotated[
         bool, typer.Option(help="Compute ranks of what training changed, once: seconds to minutes.")
     ] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """Write report.json and report.html of a run, or of several side by side: one page that needs nothing else."""
+    """Report on a run, or on several side by side: report.json, and report.html, a page that needs nothing else."""
     from skillgraft.cli.compare import phases
     from skillgraft.report import headline, read_report, write_report
     from skillgraft.report.gather import renew
     from skillgraft.report.run_comparison import main_evaluation, render_runs
-    from skillgraft.support.escape import visible
 
     if len(runs) > 1 and out is None:
         raise RecipeError(f"{len(runs)} runs and no folder for their report; expected -o FOLDER")
@@ -44,7 +44,7 @@ def report(
         raise OutputExistsError(f"{out} is a run's folder, whose own report would be lost; choose another -o")
     if len({run.resolve() for run in runs}) < len(runs):
         raise RecipeError(f"{', '.join(map(str, runs))}: a run was given twice; expected different runs")
-    found: dict[str, Any] = {}
+    facts_by_run: dict[str, Any] = {}
     for directory in runs:
         facts = read_report(directory)
         with phases(as_json) as progress:
@@ -52,25 +52,23 @@ def report(
         if not own and new["geometry"]["cells"] and new["geometry"] != facts.get("geometry"):
             with suppress(StorageError):  # a run that may only be read is shown all the same
                 write_report(new, directory)  # so that nothing is computed twice
-        found[_name(directory, found)] = new
-    facts = next(iter(found.values()))
+        facts_by_run[_name(directory, facts_by_run)] = new
     if len(runs) == 1:
-        page = write_report(facts, out or runs[0])
+        page = write_report(next(iter(facts_by_run.values())), out or runs[0])
     else:
-        page = write_report({"runs": found}, out or runs[0], render_runs(found))
-    said = {name: headline(evaluation) if (evaluation := main_evaluation(one)) else "" for name, one in found.items()}
-    missing = {name: one["geometry"]["missing"] for name, one in found.items() if one["geometry"]["missing"]}
+        page = write_report({"runs": facts_by_run}, out or runs[0], render_runs(facts_by_run))
+    evaluations = {name: main_evaluation(facts) for name, facts in facts_by_run.items()}
+    headlines = {name: headline(evaluation) if evaluation else "" for name, evaluation in evaluations.items()}
     if as_json:
-        print(json.dumps({"report": str(page), "facts": str(page.with_suffix(".json")), "runs": said}))
+        print(json.dumps({"report": str(page), "facts": str(page.with_suffix(".json")), "runs": headlines}))
         return
-    for name, sentence in missing.items():
-        err_console.print(visible(f"{name}: {sentence}"), soft_wrap=True, highlight=False, markup=False)
-    for name, sentence in said.items():
-        if not sentence:
-            continue
-        text = f"{name}: {sentence}" if len(said) > 1 else sentence
-        out_console.print(text, soft_wrap=True, highlight=False, markup=False)
-    out_console.print(f"Report: {page}", soft_wrap=True, highlight=False, markup=False)
+    for name, facts in facts_by_run.items():
+        if reason := facts["geometry"]["missing"]:
+            say(f"{name}: {reason}", err_console)
+    for name, sentence in headlines.items():
+        if sentence:
+            say(f"{name}: {sentence}" if len(headlines) > 1 else sentence)
+    say(f"Report: {page}")
 
 
 def _name(directory: Path, taken: Collection[str]) -> str:
@@ -78,8 +76,3 @@ def _name(directory: Path, taken: Collection[str]) -> str:
     parts = directory.resolve().parts
     names = ("/".join(parts[-length:]) for length in range(1, len(parts) + 1))
     return next(name for name in names if name not in taken)
-
-
-VERBS: list[tuple[str, Callable[..., None], str]] = [
-    ("report", report, "skillgraft report runs/quickstart runs/past-squad -o both"),
-]

@@ -1,38 +1,38 @@
-"""The verb `retention`: what adapting a model cost it, outside a recipe. Importing it loads no torch."""
+"""The verb `retention` on the command line: what adapting a model cost it, outside a recipe."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from skillgraft.cli.console import err_console, out_console
+from skillgraft.cli.options import JsonOption
 
 
 def retention(
-    models: Annotated[list[str], typer.Argument(help="Checkpoints, or the default model's id; first the one before.")],
+    models: Annotated[
+        list[str], typer.Argument(help="Checkpoints, or the default model's id; the one before adapting first.")
+    ],
     task: Annotated[
         list[str],
         typer.Option(help="arc_easy, arc_challenge, openbookqa, commonsense_qa, boolq, general, or a file's."),
     ] = ["general"],  # noqa: B006 - Typer copies it
     data: Annotated[Path | None, typer.Option(help="Folder with TASK.jsonl, TASK.parquet or the public sets.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="The first so many questions of each task.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Limit to the first N questions of each task.")] = None,
     text: Annotated[Path | None, typer.Option(help="Held-out text: .txt, .md, a folder, or JSONL.")] = None,
-    window: Annotated[
-        int | None, typer.Option(min=2, help="Tokens of text that the model sees at once; default: 1024.")
-    ] = None,
+    window: Annotated[int | None, typer.Option(min=2, help="Tokens of text per forward pass; default: 1024.")] = None,
     stride: Annotated[
-        int | None, typer.Option(min=1, help="Tokens of text that are scored in each next window; default: 512.")
+        int | None, typer.Option(min=1, help="Tokens of text scored in each further window; default: 512.")
     ] = None,
     lm_eval: Annotated[
         bool, typer.Option("--lm-eval", help="Let lm-evaluation-harness score the same questions too.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """Score what adapting must not damage: multiple-choice tasks by likelihood, and held-out text.
+    """Measure retention, what adapting must not damage: multiple-choice tasks by likelihood, and held-out text.
 
     Changes are taken against the first model, item by item, with 95% intervals.
     """
@@ -43,10 +43,10 @@ def retention(
     from skillgraft.recipe.validation_messages import wording
     from skillgraft.settings.evaluation import RetentionSettings
 
-    given = {"tasks": task, "data": data, "limit": limit, "text": text}
-    given |= {name: value for name, value in (("window", window), ("stride", stride)) if value is not None}
+    options = {"tasks": task, "data": data, "limit": limit, "text": text}
+    options |= {name: value for name, value in (("window", window), ("stride", stride)) if value is not None}
     try:
-        settings = RetentionSettings.model_validate(given)
+        settings = RetentionSettings.model_validate(options)
     except ValidationError as error:
         first = error.errors()[0]
         raise RecipeError(f"--task: {wording(first)}; got {first['input']!r}") from error
@@ -64,19 +64,19 @@ def _table(row: dict[str, Any]) -> Any:
 
     from skillgraft.support.escape import visible_line
 
-    theirs = {(each["task"], each["metric"]): each for each in row.get("lm_eval", [])}
+    from_harness = {(each["task"], each["metric"]): each for each in row.get("lm_eval", [])}
     table = Table(title=Text(visible_line(row["model"], 80)), title_justify="left")
     for name in ("task", "metric", "n", "score (95% interval)", "change from the first"):
         table.add_column(name, justify="left" if name in ("task", "metric") else "right")
-    if theirs:
+    if from_harness:
         table.add_column("lm-eval", justify="right")
         table.add_column("same items", justify="right")
     for each in row["retained"]:
         cells = [each["task"], each["metric"], f"{each['score']['n']:,}", _interval(each["score"], "{:.3f}")]
         cells.append(_interval(each["change"], "{:+.3f}") if each["change"] else "")
-        if theirs:
-            their = theirs.get((each["task"], each["metric"]))
-            cells += [f"{their['mean']:.3f}", f"{their['same']:,}"] if their else ["", ""]
+        if from_harness:
+            score = from_harness.get((each["task"], each["metric"]))
+            cells += [f"{score['mean']:.3f}", f"{score['same']:,}"] if score else ["", ""]
         table.add_row(*map(Text, cells))
     return table
 
@@ -84,9 +84,3 @@ def _table(row: dict[str, Any]) -> Any:
 def _interval(interval: dict[str, float], form: str) -> str:
     mean, low, high = (form.format(interval[end]) for end in ("mean", "low", "high"))
     return f"{mean} ({low} to {high})"
-
-
-VERBS: list[tuple[str, Callable[..., Any], str]] = [
-    ("retention", retention, "skillgraft retention base-dir sft-dir --task arc_easy --data data/retention --limit 200")
-]
-"""Each verb with its command and an example."""

@@ -1,23 +1,22 @@
-"""`skillgraft run` and `skillgraft status`."""
+"""The verbs `run` and `status` on the command line."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from skillgraft.cli.completion import complete_recipes
-from skillgraft.cli.console import err_console, out_console
+from skillgraft.cli.console import err_console, out_console, say
+from skillgraft.cli.options import JsonOption
 
 RecipeArgument = Annotated[
     Path, typer.Argument(help="Recipe file (YAML).", show_default=False, autocompletion=complete_recipes)
 ]
 SetOption = Annotated[list[str], typer.Option("--set", metavar="A.B=C", help="Override a value of the recipe.")]
-RunsOption = Annotated[Path, typer.Option("--runs", help="Where runs and finished stages are kept.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+RunsOption = Annotated[Path, typer.Option("--runs", help="Directory of runs and finished stages.")]
 
 
 def run(
@@ -26,22 +25,22 @@ def run(
     runs: RunsOption = Path("runs"),
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and its cost; run nothing.")] = False,
     checkpoint_seconds: Annotated[
-        float, typer.Option(help="Seconds between trainer checkpoints: what a kill can cost.", min=0)
+        float, typer.Option(help="Seconds between trainer checkpoints: what an interruption can cost.", min=0)
     ] = 300.0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print events for scripts, one JSON object a line.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print events, one JSON object per line.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only errors, and the report's path.")] = False,
 ) -> None:
-    """Run a recipe: finished stages are reused, a killed run goes on where it stopped.
+    """Run a recipe: finished stages are reused, and an interrupted run resumes.
 
-    Ctrl-C stops after the current step with a checkpoint, a second one at once. On a terminal the stages are drawn as
-    a tree while they run; elsewhere lines go to standard error. Results go to standard output. Several processes of
-    accelerate launch train together: skillgraft docs how-to/several-gpus
+    Ctrl-C stops after the current step with a checkpoint, a second Ctrl-C at once. A terminal shows the stages as a
+    tree while they run; elsewhere lines go to standard error. Results go to standard output. To train with several
+    processes of accelerate launch: skillgraft docs how-to/several-gpus
     """
     from skillgraft import run as run_recipe
     from skillgraft.pipeline import observers
     from skillgraft.support.rank import is_first
 
-    if not is_first():  # it helps the first, which shows how the run goes
+    if not is_first():  # it helps the first process, which shows the progress
         if not dry_run:
             run_recipe(recipe)
         return
@@ -66,7 +65,7 @@ def run(
         _show_evaluations(result.evaluations)
         if result.cached:
             out_console.print("All stages were cached: nothing had to run.")
-    out_console.print(f"Report: {result.report}", soft_wrap=True, highlight=False, markup=False)
+    say(f"Report: {result.report}", out_console)
 
 
 def _show_evaluations(evaluations: list[Any]) -> None:
@@ -100,14 +99,14 @@ def _show_plan(recipe_file: Path, overrides: list[str], runs: Path, as_json: boo
         table.add_row(row["name"], row["kind"], row["state"], *cells, Path(row["directory"]).name)
     out_console.print(table)
     for remark in remarks:
-        err_console.print(f"remark: {remark}", soft_wrap=True, highlight=False, markup=False)
+        say(f"remark: {remark}", err_console)
     out_console.print(f"Base: {base}. The costs are rough estimates; nothing was run.", soft_wrap=True)
 
 
 def status(
-    runs: Annotated[Path, typer.Argument(help="Where runs are kept.")] = Path("runs"), as_json: JsonOption = False
+    runs: Annotated[Path, typer.Argument(help="Directory of runs.")] = Path("runs"), as_json: JsonOption = False
 ) -> None:
-    """Show finished and interrupted stages, with how far training came."""
+    """Show the status of stages: finished, or interrupted and at which step."""
     from skillgraft.pipeline.status import list_stages
 
     rows = list_stages(runs)
@@ -120,9 +119,3 @@ def status(
     for row in rows:
         table.add_row(row["name"], row["kind"], row["state"], row["time"], row["directory"])
     out_console.print(table if rows else f"{runs} holds no stages yet; start one: skillgraft run RECIPE.yaml")
-
-
-VERBS: list[tuple[str, Callable[..., None], str]] = [
-    ("run", run, "skillgraft run recipes/quickstart.yaml --set stages.grafted.scale=0.5"),
-    ("status", status, "skillgraft status runs"),
-]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -25,13 +24,10 @@ def schema(
         Path | None, typer.Option("--out", "-o", help="File to write; must not exist. Default: print it.")
     ] = None,
 ) -> None:
-    """Print the JSON Schema of a recipe, with which editors complete and check it.
+    """Print the JSON Schema of a recipe, for editors to complete and check it.
 
-    An editor finds it by a line in the recipe: # yaml-language-server: $schema=recipe.schema.json
+    Name it in the recipe's first line: # yaml-language-server: $schema=recipe.schema.json
     """
     from skillgraft.recipe.json_schema import SCHEMAS, schema_text
 
     print_or_write(schema_text(SCHEMAS[form.value]()), out)
-
-
-VERBS: list[tuple[str, Callable[..., None], str]] = [("schema", schema, "skillgraft schema -o recipe.schema.json")]

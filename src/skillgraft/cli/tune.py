@@ -1,29 +1,28 @@
-"""`skillgraft search` on the command line."""
+"""The verb `tune` on the command line: weights and numbers of a merge, tuned on questions."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
-from skillgraft.cli.arithmetic import JsonOption, ThreadsOption, weighted
 from skillgraft.cli.completion import complete_recipes
-from skillgraft.cli.console import err_console, out_console
+from skillgraft.cli.console import err_console, out_console, say
+from skillgraft.cli.options import JsonOption, ThreadsOption, weighted
 from skillgraft.errors import RecipeError
 
 if TYPE_CHECKING:
     from skillgraft.tuning.trials import Look
 
 
-def search(
+def tune(
     recipe: Annotated[
         Path,
         typer.Argument(
-            help="Merge recipe (YAML); the search starts there.", show_default=False, autocompletion=complete_recipes
+            help="Merge recipe (YAML); tuning starts there.", show_default=False, autocompletion=complete_recipes
         ),
     ],
     questions: Annotated[Path, typer.Option(help="Development questions: JSONL with document, question, answers.")],
@@ -35,7 +34,7 @@ def search(
         ),
     ] = [],  # noqa: B006 - Typer copies it
     per_layer: Annotated[
-        int | None, typer.Option(min=1, metavar="GROUPS", help="A weight for each of so many groups of layers.")
+        int | None, typer.Option(min=1, metavar="GROUPS", help="A weight for each of GROUPS groups of layers.")
     ] = None,
     metric: Annotated[
         list[str],
@@ -45,8 +44,8 @@ def search(
         ),
     ] = [],  # noqa: B006
     by: Annotated[str | None, typer.Option(help="cmaes (default), grid (default for one number) or random.")] = None,
-    looks: Annotated[
-        int, typer.Option(help="Candidates to score, the target and the recipe as it is among them.")
+    trials: Annotated[
+        int, typer.Option(help="Candidates to score, including the target alone and the recipe as it is.")
     ] = 30,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     report_questions: Annotated[
@@ -57,16 +56,16 @@ def search(
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Search weights and densities of a merge recipe on development questions; killed, it goes on where it stopped."""
+    """Tune weights and densities of a merge recipe on development questions; resumes after interruption."""
     ranges = dict(_range(text) for text in vary) or None
     metrics = dict(weighted("--metric", text) for text in metric) or None
-    from skillgraft.tuning.loop import search as run_search
+    from skillgraft.tuning.loop import search
 
-    def looked(look: Look) -> None:
+    def say_trial(trial: Look) -> None:
         if not as_json:
-            err_console.print(_line(look), soft_wrap=True, highlight=False, markup=False)
+            say(_line(trial), err_console)
 
-    result = run_search(
+    result = search(
         recipe,
         questions,
         out,
@@ -74,13 +73,13 @@ def search(
         per_layer=per_layer,
         metric=metrics,
         by=by,
-        looks=looks,
+        looks=trials,
         seed=seed,
         report_questions=report_questions,
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         threads=threads,
-        looked=looked,
+        looked=say_trial,
     )
     if as_json:
         print(json.dumps(result))
@@ -103,16 +102,16 @@ def _show(result: dict[str, Any], out: Path) -> None:
     values = ", ".join(f"{key} = {value:.4g}" for key, value in result["winner"]["values"].items())
     more = "" if report else "; --report-questions FILE scores it on others"
     lines = [
-        f"winner: look {result['winner']['look']}, {result['winner']['what']}{'; ' if values else ''}{values}",
+        f"winner: trial {result['winner']['look']}, {result['winner']['what']}{'; ' if values else ''}{values}",
         f"{result['note']}{more}",
         f"{out / result['recipe']}, {out / result['checkpoint']}",
     ]
     if report and "difference" in report:
         gain = report["difference"]
-        said = f"winner - target on the others: {gain['mean']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]"
-        lines.insert(2, said)
+        interval = f"[{gain['low']:+.3f}, {gain['high']:+.3f}]"
+        lines.insert(2, f"winner - target on the others: {gain['mean']:+.3f} {interval}")
     for line in lines:
-        out_console.print(line, soft_wrap=True, highlight=False, markup=False)
+        say(line)
 
 
 def _interval(row: dict[str, Any]) -> str:
@@ -121,10 +120,10 @@ def _interval(row: dict[str, Any]) -> str:
     return f"{row['score']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
 
 
-def _line(look: Look) -> str:
-    values = ", ".join(f"{key} {value:.3g}" for key, value in look.values.items())
-    score = "no number" if look.score is None else f"{look.score:.4f} ({look.low:.4f} to {look.high:.4f})"
-    return f"look {look.look}, {look.what}: {score}, {look.seconds:.1f} s{'; ' if values else ''}{values}"
+def _line(trial: Look) -> str:
+    values = ", ".join(f"{key} {value:.3g}" for key, value in trial.values.items())
+    score = "no number" if trial.score is None else f"{trial.score:.4f} ({trial.low:.4f} to {trial.high:.4f})"
+    return f"trial {trial.look}, {trial.what}: {score}, {trial.seconds:.1f} s{'; ' if values else ''}{values}"
 
 
 def _range(text: str) -> tuple[str, tuple[float, float]]:
@@ -136,8 +135,3 @@ def _range(text: str) -> tuple[str, tuple[float, float]]:
         return name, (float(low), float(high))
     except ValueError as error:
         raise RecipeError(f"--vary {text}: expected NAME=LOW,HIGH, such as density=0.05,0.9") from error
-
-
-VERBS: list[tuple[str, Callable[..., None], str]] = [
-    ("search", search, "skillgraft search merge.yaml --questions dev.jsonl --vary weights=0,1.5 -o search")
-]

@@ -17,8 +17,8 @@ if TYPE_CHECKING:  # imported where it is used: without it the other checks go o
 
 PURPOSES = {
     "dev": "the tests and checks of Skillgraft itself",
-    "search": "`skillgraft search` with CMA-ES",
     "track": "training curves in TensorBoard, Weights & Biases or trackio: `trainer: {report_to: [tensorboard]}`",
+    "tune": "`skillgraft tune` with CMA-ES",
 }
 """What an optional part is for; one that is not here is named by its packages alone."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -12,7 +11,7 @@ from skillgraft.cli.console import out_console
 
 
 def complete_pages(incomplete: str) -> list[str]:
-    """Return the pages of the documentation that begin so, by their full names or the last part of them."""
+    """Complete pages of the documentation, by their full names or the last part of them."""
     from skillgraft.manual.pages import page_names
 
     names = page_names()
@@ -50,6 +49,3 @@ def _show(text: str) -> None:
     from rich.markdown import Markdown
 
     out_console.print(Markdown(text))
-
-
-VERBS: list[tuple[str, Callable[..., None], str]] = [("docs", docs, "skillgraft docs errors#recipe")]

@@ -44,7 +44,7 @@ def card_text(manifest: Manifest) -> str:
         "## Use",
         "",
         "```sh",
-        "skillgraft check YOUR-FINE-TUNE-OF-THE-BASE THIS-DIRECTORY",
+        "skillgraft skill check YOUR-FINE-TUNE-OF-THE-BASE THIS-DIRECTORY",
         "skillgraft inject --target YOUR-FINE-TUNE-OF-THE-BASE --skill THIS-DIRECTORY --scale 1.0 -o grafted",
         "```",
         "",
@@ -54,9 +54,9 @@ def card_text(manifest: Manifest) -> str:
         *_score_lines(manifest),
         "## Limits",
         "",
-        "It fits fine-tunes of its own base only, with the same tokenizer and shapes; `skillgraft check` tells. Scores",
-        "are those of the models and data that they name and say nothing of others: what the skill does to a target",
-        "is to be measured there. A target in bfloat16 rounds a part of it away.",
+        "It fits fine-tunes of its own base only, with the same tokenizer and shapes; `skillgraft skill check` tells.",
+        "Scores are those of the models and data that they name and say nothing of others: measure on your target what",
+        "the skill does there. A target in bfloat16 rounds a part of it away.",
         "",
     ]
     return "\n".join(lines)
@@ -79,8 +79,8 @@ def adapter_card_text(manifest: Manifest, report: Mapping[str, Any]) -> str:
         _front_matter(manifest, library="peft", tags=("lora", "skillgraft", "skill-vector")),
         f"# LoRA adapter of the skill: {escaped(manifest.domain or 'unnamed domain')}",
         "",
-        "A skill vector (arXiv 2601.11258) as a LoRA adapter, converted with `skillgraft convert --to peft`. Put it on",
-        "a fine-tune of the skill's base.",
+        "A skill vector (arXiv 2601.11258) as a LoRA adapter, converted with `skillgraft skill convert --to peft`.",
+        "Use it on a fine-tune of the skill's base.",
         "",
         *_table(("", ""), facts.items()),
     ]

@@ -77,7 +77,8 @@ def pull_skill(repository: str, name: str | None = None, *, revision: str | None
     home = library_home()
     if os.path.lexists(home / name):  # at once, before anything is downloaded
         raise OutputExistsError(
-            f"the library {home} has a skill {name!r} already; give another name: skillgraft pull {repository} NAME"
+            f"the library {home} has a skill {name!r} already; give another name: "
+            f"skillgraft skill pull {repository} NAME"
         )
     with tempfile.TemporaryDirectory(prefix="skillgraft-pull-") as scratch:
         folder = Path(scratch) / name
@@ -102,7 +103,7 @@ def _listing(api: HfApi, repository: str, revision: str | None) -> tuple[str, di
     for needed in CHECKED_FILES:
         if needed not in found:
             raise HubError(
-                f"{repository} holds no {needed}; expected a repository that `skillgraft push` made, with "
+                f"{repository} holds no {needed}; expected a repository that `skillgraft skill push` made, with "
                 f"{' and '.join(CHECKED_FILES)} at its top"
             )
     if not info.sha or not _COMMIT.fullmatch(info.sha):

@@ -112,7 +112,7 @@ def add_skill(skill: str | os.PathLike[str], name: str | None = None, origin: Ma
         if os.path.lexists(home / name):
             raise OutputExistsError(
                 f"the library {home} has a skill {name!r} already; give another name, or remove it first: "
-                f"skillgraft remove {name}"
+                f"skillgraft skill remove {name}"
             )
         with atomic_directory(home / name, needed_bytes=source.weights_file.stat().st_size) as partial:
             for file in CHECKED_FILES:
@@ -169,7 +169,7 @@ def find_skill(text: str | os.PathLike[str]) -> Resolved | None:
     """
     if not str(text):
         raise MissingPathError(
-            "the name of a skill is empty; expected a directory or a name that `skillgraft ls` shows, such as "
+            "the name of a skill is empty; expected a directory or a name that `skillgraft skill ls` shows, such as "
             "skills/squad-recall (. is this directory)"
         )
     path, name = Path(text), str(text)
@@ -198,7 +198,7 @@ def resolve_skill(text: str | os.PathLike[str]) -> Resolved:
     hint = did_you_mean(name, skill_names()) if named else ""
     raise MissingPathError(
         f"{name}: no such directory{where}; expected a skill ({MANIFEST_FILE}, {WEIGHTS_FILE}), a PEFT adapter, or a "
-        f"name that `skillgraft ls` shows{hint}"
+        f"name that `skillgraft skill ls` shows{hint}"
     )
 
 
@@ -212,11 +212,11 @@ def checked_name(name: str) -> str:
     if not _NAME.fullmatch(name) or name.endswith("."):
         raise CheckpointError(
             f"{name!r} is no name for a skill; expected letters, digits, '.', '_' and '-', beginning with a letter or "
-            "digit, at most 96 of them: give one, as in skillgraft add my-skill recall"
+            "digit, at most 96 of them: give one, as in skillgraft skill add my-skill recall"
         )
     if _DEVICE.fullmatch(name):
         raise CheckpointError(
-            f"{name!r} is no name for a skill: Windows keeps it for a device; give another, as in skillgraft add "
+            f"{name!r} is no name for a skill: Windows keeps it for a device; give another, as in skillgraft skill add "
             "my-skill recall"
         )
     return name
@@ -249,7 +249,7 @@ def _refuse_duplicate(fingerprint: str) -> None:
         if other.fingerprint == fingerprint:
             raise OutputExistsError(
                 f"the library has this skill already, as {other.name!r} (the same tensors, {fingerprint}); use that "
-                f"name, or remove it first: skillgraft remove {other.name}"
+                f"name, or remove it first: skillgraft skill remove {other.name}"
             )
 
 

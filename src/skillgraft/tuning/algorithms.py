@@ -33,9 +33,7 @@ def cmaes(start: Sequence[float], seed: int, looks: int) -> Points:
     try:
         import cma
     except ImportError as error:
-        raise RecipeError(
-            "cmaes needs the package cma: pip install 'skillgraft[search]'; or take --by random"
-        ) from error
+        raise RecipeError("cmaes needs the package cma: pip install 'skillgraft[tune]'; or take --by random") from error
     generator = np.random.default_rng(seed)
     options = {
         "bounds": [0, 1],
@@ -62,7 +60,7 @@ def grid(start: Sequence[float], seed: int, looks: int) -> Points:
     if levels < 2:
         raise RecipeError(
             f"grid: {looks} looks are left for {len(start)} numbers, expected {2 ** len(start)} or more; give more "
-            "--looks, vary less, or take --by cmaes or random"
+            "--trials, vary less, or take --by cmaes or random"
         )
     for point in itertools.product(np.linspace(0, 1, levels).tolist(), repeat=len(start)):
         yield list(point)

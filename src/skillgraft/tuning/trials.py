@@ -85,7 +85,7 @@ def _check_settings(directory: Path, kept: Mapping[str, Any], settings: Mapping[
         if kept.get(key) != settings.get(key):
             raise OutputExistsError(
                 f"{directory} holds another search: {key} was {kept.get(key)!r} and is {settings.get(key)!r} now; "
-                "choose another output, or go on with the same settings (more --looks are fine)"
+                "choose another output, or go on with the same settings (more --trials are fine)"
             )
 
 

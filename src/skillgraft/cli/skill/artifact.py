@@ -1,83 +1,57 @@
-"""The verbs on one skill: look at it, check that it fits, convert it."""
+"""`skillgraft skill show`, `check` and `convert`: what one skill is, what it fits, and its LoRA form."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from skillgraft.cli.arithmetic import JsonOption, OutOption, _progress, _say
-from skillgraft.cli.completion import complete_skills
-from skillgraft.cli.console import err_console, out_console
+from skillgraft.cli.console import err_console, print_table, progress_bar, say, say_remarks
+from skillgraft.cli.options import JsonOption, OutOption, SkillArgument, SkillOrAdapterArgument
 from skillgraft.errors import RecipeError, did_you_mean
+from skillgraft.support.escape import visible_line
 
 if TYPE_CHECKING:
     from skillgraft.adapters.peft_file import PeftAdapter
     from skillgraft.skills.skill import Skill
 
-SkillArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="SKILL",
-        help="Skill directory or name in the library.",
-        show_default=False,
-        autocompletion=complete_skills,
-    ),
-]
 FORMATS = ("peft",)
 
 
 def show(
-    skill: Annotated[
-        str,
-        typer.Argument(
-            metavar="SKILL",
-            help="Skill directory, name in the library, or PEFT adapter.",
-            show_default=False,
-            autocompletion=complete_skills,
-        ),
-    ],
+    skill: SkillOrAdapterArgument,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what a skill is: where from, what it fits, its size and form, norms by kind of module, scores, licence."""
+    """Show what a skill is: where from, what it fits, its size and form, norms by kind of module, scores, license."""
     from skillgraft.skills.skill import Skill
     from skillgraft.skills.summary import adapter_facts, skill_facts
 
-    found = open_skill(skill)
-    facts = skill_facts(found) if isinstance(found, Skill) else adapter_facts(found)
+    opened = open_skill(skill)
+    facts = skill_facts(opened) if isinstance(opened, Skill) else adapter_facts(opened)
     if as_json:
         print(json.dumps(facts))
         return
-    if isinstance(found, Skill):
-        _show_skill(found, facts)
+    if isinstance(opened, Skill):
+        _show_skill(opened, facts)
     else:
         _show_adapter(facts)
 
 
 def check(
     target: Annotated[Path, typer.Argument(help="Checkpoint that is to receive the skill.", show_default=False)],
-    skill: Annotated[
-        str,
-        typer.Argument(
-            metavar="SKILL",
-            help="Skill directory, name in the library, or PEFT adapter.",
-            show_default=False,
-            autocompletion=complete_skills,
-        ),
-    ],
+    skill: SkillOrAdapterArgument,
     allow_other_base: Annotated[
         bool, typer.Option("--allow-other-base", help="A target from another base is a remark, not a refusal.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Say whether a skill fits a target, with every reason: fits, fits with remarks (exit code 0), or refused (1).
+    """Check whether a skill fits a target, with every reason: fits, fits with remarks (exit code 0), or refused (1).
 
-    It looks as inject and merge do before any arithmetic: tensors and shapes, vocabulary, ties, head counts and RoPE,
-    token map, base; and whether every number of the skill is finite. For a target in bfloat16 or float16 it estimates
-    what rounding would cost.
+    The checks are those that inject and merge make before any arithmetic: tensors and shapes, vocabulary, ties, head
+    counts and RoPE, token map, base; and whether every number of the skill is finite. For a target in bfloat16 or
+    float16 the cost of rounding is estimated.
     """
     from skillgraft.checkpoint.layout import read_layout
     from skillgraft.skills.compatibility import adapter_findings, skill_findings, verdict
@@ -86,32 +60,31 @@ def check(
     if _is_skill(target) and Path(skill).is_dir() and not _is_skill(skill):
         raise RecipeError(
             f"{target} is a skill, expected the checkpoint that is to receive it, and then the skill: "
-            f"skillgraft check {skill} {target}"
+            f"skillgraft skill check {skill} {target}"
         )
     layout = read_layout(target)
-    found = open_skill(skill)
-    if isinstance(found, Skill):
+    opened = open_skill(skill)
+    if isinstance(opened, Skill):
         from skillgraft.skills.contents import contents_finding
 
-        findings = skill_findings(layout, found, allow_other_base)
-        findings += [item for item in (contents_finding(found),) if item is not None]
+        findings = skill_findings(layout, opened, allow_other_base)
+        findings += [item for item in (contents_finding(opened),) if item is not None]
         if verdict(findings) != "refused":
             from skillgraft.skills.rounding import rounding_finding
 
-            findings += [item for item in (rounding_finding(layout, found),) if item is not None]
+            findings += [item for item in (rounding_finding(layout, opened),) if item is not None]
     else:
-        findings = adapter_findings(layout, found)
-    said = verdict(findings)
+        findings = adapter_findings(layout, opened)
+    whole = verdict(findings)
     if as_json:
         rows = [{"level": f.level, "about": f.about, "message": f.message} for f in findings]
-        print(json.dumps({"verdict": said, "target": str(target), "skill": str(found.path), "findings": rows}))
+        print(json.dumps({"verdict": whole, "target": str(target), "skill": str(opened.path), "findings": rows}))
     else:
-        _say(said)
+        say(whole)
         for finding in findings:
             colour = {"refused": "red", "remark": "yellow"}.get(finding.level, "green")
-            out_console.print(f"  [{colour}]{finding.about}[/] ", end="")
-            _say(finding.message)
-    if said == "refused":
+            say(finding.message, heading=f"  [{colour}]{finding.about}[/] ")
+    if whole == "refused":
         raise typer.Exit(1)
 
 
@@ -130,42 +103,40 @@ def convert(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a skill as a PEFT LoRA adapter: exact where it is low rank and on linear modules, else refused or bounded.
+    """Convert a skill to a PEFT LoRA adapter: exact if low rank and on linear modules, else refused or bounded.
 
-    vLLM reads one rank and one scaling from an adapter; here the scaling is 1 for every module, and it serves the
-    adapter with --max-lora-rank of at least the largest rank: one of 1, 8, 16, 32, 64, 128, 256, 320, 512.
-    The other way round, a PEFT adapter becomes a skill with: skillgraft extract --rl ADAPTER --sft SFT -o SKILL
+    vLLM reads one rank and one scaling from an adapter; here the scaling is 1 for every module. Serve the adapter with
+    --max-lora-rank of at least its largest rank: one of 1, 8, 16, 32, 64, 128, 256, 320, 512.
+    The reverse, a PEFT adapter to a skill: skillgraft extract --rl ADAPTER --sft SFT -o SKILL
     """
     if to not in FORMATS:
         if to == "skill":
             raise RecipeError("--to skill: an adapter becomes a skill with skillgraft extract --rl ADAPTER --sft SFT")
         if to == "mergekit":
             raise RecipeError(
-                "--to mergekit: mergekit takes checkpoints and LoRA adapters; convert --to peft, name the adapter in a "
-                "merge recipe, and then: skillgraft export RECIPE --mergekit"
+                "--to mergekit: mergekit takes checkpoints and LoRA adapters; skillgraft skill convert "
+                "--to peft, name the adapter in a merge recipe, and then: skillgraft export RECIPE --mergekit"
             )
         raise RecipeError(f"--to {to!r} is unknown{did_you_mean(to, FORMATS)}")
     from skillgraft.adapters.peft_file import PeftAdapter
     from skillgraft.skills.to_peft import convert_to_peft
 
-    found = open_skill(skill)
-    if isinstance(found, PeftAdapter):
-        raise RecipeError(f"{found.path} is a PEFT adapter already; expected a skill")
-    with _progress("converting", as_json, unit="tensors") as progress:
+    original = open_skill(skill)
+    if isinstance(original, PeftAdapter):
+        raise RecipeError(f"{original.path} is a PEFT adapter already; expected a skill")
+    with progress_bar("converting", as_json, unit="tensors") as progress:
         report = convert_to_peft(
-            found, out, scale=scale, rank=rank, drop=drop, pad=pad, base_model=base_model, progress=progress
+            original, out, scale=scale, rank=rank, drop=drop, pad=pad, base_model=base_model, progress=progress
         )
     if as_json:
         print(json.dumps({"adapter": str(out), **report}))
         return
     exact = "exact" if report["exact"] else f"relative error {report['error']:.3g}"
-    _say(f"{out}: {report['modules']} modules, rank {report['rank']}, λ = {report['scale']:g}, {exact}")
+    say(f"{out}: {report['modules']} modules, rank {report['rank']}, λ = {report['scale']:g}, {exact}")
     if not report["exact"]:
         parts = (f"{kind} {error:.3g}" for kind, error in report["error_by_kind"].items())
-        _say(f"error by kind of module: {', '.join(parts)}")
-    for remark in report["remarks"]:
-        out_console.print("[yellow]remark[/] ", end="")
-        _say(remark)
+        say(f"error by kind of module: {', '.join(parts)}")
+    say_remarks(report["remarks"])
 
 
 def open_skill(text: str) -> Skill | PeftAdapter:
@@ -176,7 +147,7 @@ def open_skill(text: str) -> Skill | PeftAdapter:
 
     path, remark = resolve_skill(text)
     if remark:
-        err_console.print(f"remark: {remark}", soft_wrap=True, highlight=False, markup=False)
+        say(f"remark: {remark}", err_console)
     return read_adapter(path) if is_adapter(path) else load_skill(path)
 
 
@@ -186,15 +157,8 @@ def _is_skill(text: str | Path) -> bool:
     from skillgraft.skills.library import find_skill
     from skillgraft.skills.manifest import MANIFEST_FILE
 
-    found = find_skill(text)
-    return found is not None and ((found.path / MANIFEST_FILE).is_file() or is_adapter(found.path))
-
-
-VERBS: list[tuple[str, Callable[..., None], str]] = [
-    ("show", show, "skillgraft show skills/squad-recall"),
-    ("check", check, "skillgraft check my-sft skills/squad-recall"),
-    ("convert", convert, "skillgraft convert skills/squad-recall --to peft -o my-adapter"),
-]
+    resolved = find_skill(text)
+    return resolved is not None and ((resolved.path / MANIFEST_FILE).is_file() or is_adapter(resolved.path))
 
 
 def _show_skill(skill: Skill, facts: dict[str, Any]) -> None:
@@ -217,13 +181,13 @@ def _show_skill(skill: Skill, facts: dict[str, Any]) -> None:
         "norm": f"{facts['norm']:.6g}",
         **error_rows(skill.manifest),
         "recipe, seed": f"{facts['recipe'] or 'not stated'}, {'none' if facts['seed'] is None else facts['seed']}",
-        "licence": facts["licence"],
+        "license": facts["licence"],
         "language": facts["language"],
         "made": f"{facts['created']} with Skillgraft {facts['skillgraft_version']}",
         "fingerprint": facts["fingerprint"],
     }
     _pairs(rows)
-    _table(
+    print_table(
         ("modules", "tensors", "parameters", "norm", "share"),
         (
             (row["kind"], str(row["tensors"]), f"{row['parameters']:,}", f"{row['norm']:.4g}", f"{row['share']:.1%}")
@@ -232,7 +196,7 @@ def _show_skill(skill: Skill, facts: dict[str, Any]) -> None:
     )
     if facts["scores"]:
         columns = tuple(dict.fromkeys(key for row in facts["scores"] for key in row))
-        _table(columns, (tuple(str(row.get(key, "")) for key in columns) for row in facts["scores"]))
+        print_table(columns, (tuple(str(row.get(key, "")) for key in columns) for row in facts["scores"]))
 
 
 def _show_adapter(facts: dict[str, Any]) -> None:
@@ -246,28 +210,9 @@ def _show_adapter(facts: dict[str, Any]) -> None:
             "fingerprint": facts["fingerprint"],
         }
     )
-    _table(("modules", "tensors"), ((row["kind"], str(row["tensors"])) for row in facts["modules"]))
+    print_table(("modules", "tensors"), ((row["kind"], str(row["tensors"])) for row in facts["modules"]))
 
 
 def _pairs(rows: dict[str, Any]) -> None:
     for key, value in rows.items():
-        _say(f"{key:<22}{_visible('not stated' if value is None else str(value))}")
-
-
-def _table(head: Iterable[str], rows: Iterable[tuple[str, ...]]) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table()
-    for column in head:
-        table.add_column(Text(_visible(column)))
-    for row in rows:
-        table.add_row(*(Text(_visible(cell)) for cell in row))
-    out_console.print(table)
-
-
-def _visible(text: str) -> str:
-    """Return untrusted text for the terminal: one line, without control or bidirectional characters."""
-    from skillgraft.support.escape import visible_line
-
-    return visible_line(text, 4_000)
+        say(f"{key:<22}{visible_line('not stated' if value is None else str(value), 4_000)}")

@@ -1,17 +1,17 @@
-"""The verbs of the local library and of sharing: ls, add, remove, push, pull."""
+"""`skillgraft skill ls`, `add`, `remove`, `push` and `pull`: the local library, and sharing on a hub."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from skillgraft.cli.arithmetic import JsonOption, _say
-from skillgraft.cli.artifact import SkillArgument, _table, _visible
 from skillgraft.cli.completion import complete_library
+from skillgraft.cli.console import print_table, say
+from skillgraft.cli.options import JsonOption, SkillArgument
 from skillgraft.errors import RecipeError
+from skillgraft.support.escape import visible_line
 
 if TYPE_CHECKING:
     from skillgraft.skills.library import Entry
@@ -38,19 +38,19 @@ def ls(
         return
     if not entries:
         filters = base is not None or domain is not None
-        what = "no skill that fits this" if filters else "no skills yet; add one: skillgraft add SKILL"
-        _say(f"{library_home()} holds {what}")
+        what = "no skill that fits this" if filters else "no skills yet; add one: skillgraft skill add SKILL"
+        say(f"{library_home()} holds {what}")
         return
-    good = [entry for entry in entries if entry.manifest is not None]
-    if good:
-        _table(("name", "base", "domain", "size", "form", "scores"), (_cells(entry) for entry in good))
+    usable = [entry for entry in entries if entry.manifest is not None]
+    if usable:
+        print_table(("name", "base", "domain", "size", "form", "scores"), (_cells(entry) for entry in usable))
     for entry in entries:
         if entry.problem:
-            _say(f"damaged: {_visible(entry.name)}: {_visible(entry.problem)}")
+            say(f"damaged: {visible_line(entry.name)}: {visible_line(entry.problem, 4_000)}")
 
 
 def add(skill: SkillArgument, name: NameArgument = None, as_json: JsonOption = False) -> None:
-    """Copy a skill into the local library, its card written anew; every verb that takes a skill takes its name."""
+    """Add a skill to the local library under a name that every verb takes; its card is written anew."""
     from skillgraft.skills.library import add_skill
 
     _added(add_skill(skill, name), as_json)
@@ -62,14 +62,14 @@ def remove(
     ],
     as_json: JsonOption = False,
 ) -> None:
-    """Delete a skill from the local library."""
+    """Remove a skill from the local library."""
     from skillgraft.skills.library import remove_skill
 
     path = remove_skill(name)
     if as_json:
         print(json.dumps({"removed": str(path)}))
     else:
-        _say(f"removed {path}")
+        say(f"removed {path}")
 
 
 def push(
@@ -78,22 +78,22 @@ def push(
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Upload a skill to a model hub (HF_ENDPOINT) with the token of HF_TOKEN or of `hf auth login`.
+    """Push a skill to a model hub (HF_ENDPOINT) with the token of HF_TOKEN or of `hf auth login`.
 
     Its card is written anew from the manifest.
     """
-    from skillgraft.cli.artifact import open_skill
+    from skillgraft.cli.skill.artifact import open_skill
     from skillgraft.skills.hub import push_skill
     from skillgraft.skills.skill import Skill
 
-    found = open_skill(skill)
-    if not isinstance(found, Skill):
-        raise RecipeError(f"{found.path} is a PEFT adapter; expected a skill")
-    pushed = push_skill(found.path, repository, private=private)
+    opened = open_skill(skill)
+    if not isinstance(opened, Skill):
+        raise RecipeError(f"{opened.path} is a PEFT adapter; expected a skill")
+    pushed = push_skill(opened.path, repository, private=private)
     if as_json:
         print(json.dumps(pushed))
     else:
-        _say(f"{pushed['url']}: commit {pushed['revision']}")
+        say(f"{pushed['url']}: commit {pushed['revision']}")
 
 
 def pull(
@@ -102,19 +102,10 @@ def pull(
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit; default: main.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Download a skill from a hub into the local library: manifest and tensors only, checked before they appear."""
+    """Pull a skill from a model hub into the local library: manifest and tensors only, checked before they appear."""
     from skillgraft.skills.hub import pull_skill
 
     _added(pull_skill(repository, name, revision=revision), as_json)
-
-
-VERBS: list[tuple[str, Callable[..., None], str]] = [
-    ("ls", ls, "skillgraft ls --domain recall"),
-    ("add", add, "skillgraft add skills/squad-recall recall"),
-    ("remove", remove, "skillgraft remove recall"),
-    ("push", push, "skillgraft push skills/squad-recall me/squad-recall --private"),
-    ("pull", pull, "skillgraft pull me/squad-recall"),
-]
 
 
 def _added(entry: Entry, as_json: bool) -> None:
@@ -122,7 +113,7 @@ def _added(entry: Entry, as_json: bool) -> None:
         print(json.dumps(_row(entry)))
     else:
         commit = f", commit {entry.origin['revision']}" if entry.origin else ""
-        _say(f"{entry.name}: {entry.path}{commit}")
+        say(f"{entry.name}: {entry.path}{commit}")
 
 
 def _row(entry: Entry) -> dict[str, Any]:

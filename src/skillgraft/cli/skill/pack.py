@@ -1,4 +1,4 @@
-"""The verb `pack` on the command line."""
+"""`skillgraft skill pack`: a skill in a smaller storage form."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from skillgraft.cli.arithmetic import JsonOption, OutOption, _progress, _say
-from skillgraft.cli.artifact import SkillArgument, open_skill
-from skillgraft.cli.console import err_console, out_console
+from skillgraft.cli.console import err_console, out_console, progress_bar, say, say_remarks
+from skillgraft.cli.options import JsonOption, OutOption, SkillArgument
+from skillgraft.cli.skill.artifact import open_skill
 from skillgraft.errors import RecipeError
 
 
@@ -33,7 +33,7 @@ def pack(
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="Of stored values or factors: float32, float16, bfloat16.")] = None,
     questions: Annotated[
-        Path | None, typer.Option(help="JSONL: measure what is kept of the gain on these, with --target.")
+        Path | None, typer.Option(help="JSONL: measure how much of the gain is kept on these, with --target.")
     ] = None,
     target: Annotated[
         str | None, typer.Option(help="SFT checkpoint for --questions and --localise-on.", show_default=False)
@@ -47,7 +47,7 @@ def pack(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Store a skill smaller: says size and error by kind of module, and what is kept of its gain."""
+    """Pack a skill to less disk space: reports size and error by kind of module, and how much of its gain is kept."""
     if (questions is None and localise_on is None) != (target is None):
         raise RecipeError("--target belongs to --questions or --localise-on; expected both, or neither")
     if steps is not None and localise_on is None:
@@ -68,20 +68,20 @@ def pack(
             f"{skill} is a PEFT adapter; expected a skill: skillgraft extract --rl {skill} --sft SFT -o SKILL"
         )
     directory = gain.check_gain_inputs(original, target, questions, localise_on) if target and questions else None
-    with _progress("packing", as_json, unit="elements") as progress:
+    with progress_bar("packing", as_json, unit="elements") as progress:
         settings: dict[str, Any] = {"budget": size, "rank": rank, "energy": energy, "density": density, "dtype": dtype}
         if localise_on is not None:
             settings |= {"localise_on": localise_on, "target": target, "steps": steps}
         packed = compression.pack(original, out, form, progress=progress, **settings)
-    found: dict[str, Any] = {}
+    gains: dict[str, Any] = {}
     remarks = []
     if directory is not None and questions is not None:
-        found["gain"] = gain.kept_gain(
+        gains["gain"] = gain.kept_gain(
             original, packed, directory, questions, scale=1.0 if scale is None else scale, say=err_console.print
         )
-        if not compression.record_scores(packed, gain.score_rows(found["gain"]), size):
+        if not compression.record_scores(packed, gain.score_rows(gains["gain"]), size):
             remarks.append(f"{out}: the scores are not in the manifest, for which --budget {budget} leaves no room")
-    facts = compression.describe(packed, original) | found
+    facts = compression.describe(packed, original) | gains
     facts["remarks"] += remarks
     if as_json:
         print(json.dumps(facts))
@@ -90,7 +90,7 @@ def pack(
 
 
 def _show(out: Path, facts: dict[str, Any]) -> None:
-    _say(
+    say(
         f"{out}: {facts['form']}, {facts['tensors']} tensors, {facts['size_bytes'] / 1e6:.3g} MB "
         f"({_size(facts['ratio'])} than it was, {_size(facts['dense_ratio'])} than dense float32)"
     )
@@ -99,23 +99,21 @@ def _show(out: Path, facts: dict[str, Any]) -> None:
         table.add_row(kind, f"{error:.3g}")
     out_console.print(table)
     if facts["source_reconstruction_error"]:
-        most = "at most " if facts["reconstruction_error_is_bound"] else ""
-        _say(
+        bound = "at most " if facts["reconstruction_error_is_bound"] else ""
+        say(
             f"with the {facts['source_reconstruction_error']:.3g} that it had lost before: "
-            f"{most}{facts['reconstruction_error']:.3g}"
+            f"{bound}{facts['reconstruction_error']:.3g}"
         )
-    for remark in facts["remarks"]:
-        out_console.print("[yellow]remark[/] ", end="")
-        _say(remark)
+    say_remarks(facts["remarks"])
     if "gain" not in facts:
         return
     from skillgraft.compression.gain import share_text
 
-    found = facts["gain"]
-    table = Table("metric", "target", "+ original", "+ packed", "gain kept", title=f"{found['questions']} questions")
-    for metric, kept in found["kept"].items():
-        means = [f"{found['scores'][label][metric]['mean']:.3f}" for label in ("target", "original", "packed")]
-        table.add_row(metric, *means, share_text(kept))
+    gain = facts["gain"]
+    table = Table("metric", "target", "+ original", "+ packed", "gain kept", title=f"{gain['questions']} questions")
+    for metric, share in gain["kept"].items():
+        means = [f"{gain['scores'][label][metric]['mean']:.3f}" for label in ("target", "original", "packed")]
+        table.add_row(metric, *means, share_text(share))
     out_console.print(table)
 
 

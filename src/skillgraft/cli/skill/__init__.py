@@ -1,0 +1,1 @@
+"""`skillgraft skill …`: skills as files. Show, check, convert, pack, keep in the library, share."""
