@@ -54,7 +54,7 @@ def progress_bar(what: str, silent: bool, unit: str = "bytes") -> Iterator[Progr
     with bars.Progress(*columns, console=err_console, transient=True) as bar:
         task = bar.add_task(what, total=None)
 
-        def advance(done: int, total: int, metrics: Mapping[str, float] = NO_METRICS, /) -> None:
+        def advance(done: int, total: int, metrics: Mapping[str, float] = NO_METRICS) -> None:
             if total:
                 bar.update(task, completed=done, total=total)
 
