@@ -40,7 +40,7 @@ def hub(monkeypatch):
 def made(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("hub")
     rl = tiny_finetune(tiny, folder / "rl", names=["model.norm.weight", "model.layers.0.mlp.up_proj.weight"])
-    return extract(rl, tiny, folder / "tiny-skill", domain="almanac", licence="apache-2.0").path
+    return extract(rl, tiny, folder / "tiny-skill", domain="almanac", license="apache-2.0").path
 
 
 def published(hub, made, **others):

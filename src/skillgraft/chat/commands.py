@@ -25,11 +25,11 @@ class Settings:
     system: str = INSTRUCTION
     tokens: int = 64
     temperature: float = 0.0
-    said: list[dict[str, Any]] = field(default_factory=list)
+    history: list[dict[str, Any]] = field(default_factory=list)
     done: bool = False
 
 
-def obey(line: str, settings: Settings) -> str:
+def run_command(line: str, settings: Settings) -> str:
     """Do what `line`, such as `/scale 0.5`, says and return what to tell the user.
 
     Raises:
@@ -87,8 +87,8 @@ def _save(value: str, settings: Settings) -> str:
     if not value:
         raise RecipeError("/save: expected a file, such as /save talk.jsonl")
     file = Path(value).expanduser()
-    print_or_write("".join(json.dumps(each) + "\n" for each in settings.said), file)
-    return f"{file}: {len(settings.said)} prompts with their answers"
+    print_or_write("".join(json.dumps(each) + "\n" for each in settings.history), file)
+    return f"{file}: {len(settings.history)} prompts with their answers"
 
 
 def _quit(value: str, settings: Settings) -> str:

@@ -159,9 +159,9 @@ def _check_shard(directory: Path, tensor: str, shard: Any) -> str:
 def _check_index(directory: Path, weight_map: dict[str, str], tensors: Mapping[str, TensorInfo]) -> None:
     for name, shard in weight_map.items():
         if name not in tensors or tensors[name].file.name != shard:
-            found = f"it is in {tensors[name].file.name}" if name in tensors else "no shard holds it"
+            actual_place = f"it is in {tensors[name].file.name}" if name in tensors else "no shard holds it"
             raise CheckpointError(
-                f"{directory}: the index puts tensor {shown(name)} into {shard}, but {found}; write it again"
+                f"{directory}: the index puts tensor {shown(name)} into {shard}, but {actual_place}; write it again"
             )
     for name, info in tensors.items():
         if name not in weight_map:
@@ -178,11 +178,11 @@ def _refuse_quantised(directory: Path, tensors: Mapping[str, TensorInfo]) -> Non
         module = name[: name.rfind(".") + 1]
         stem = name.removesuffix("_blocks").removesuffix("_packed")
         companions = [stem + suffix for suffix in QUANTISED_COMPANIONS] + [module + own for own in QUANTISED_SIBLINGS]
-        found = next((other for other in companions if other in tensors and other != name), None)
-        if found is not None:
+        scale_tensor = next((other for other in companions if other in tensors and other != name), None)
+        if scale_tensor is not None:
             raise CheckpointError(
-                f"{directory}: tensor {name!r} is {info.dtype} and {found!r} lies beside it: the weights are quantised "
-                "and arithmetic on them is refused; use the checkpoint's bfloat16, float16 or float32 version"
+                f"{directory}: tensor {name!r} is {info.dtype} and {scale_tensor!r} lies beside it: the weights are "
+                "quantised and arithmetic on them is refused; use the checkpoint's bfloat16, float16 or float32 version"
             )
 
 
@@ -211,8 +211,8 @@ def read_config(directory: Path) -> dict[str, Any]:
 def context_of(config: Mapping[str, Any]) -> int | None:
     """Return how many tokens a model with this `config.json` can see, None where it does not say."""
     text = config.get("text_config", config)
-    found = [text.get(name) for name in ("max_position_embeddings", "n_positions")] if isinstance(text, dict) else []
-    return next((value for value in found if isinstance(value, int)), None)
+    limits = [text.get(name) for name in ("max_position_embeddings", "n_positions")] if isinstance(text, dict) else []
+    return next((value for value in limits if isinstance(value, int)), None)
 
 
 def _no_weights_message(directory: Path) -> str:

@@ -202,5 +202,5 @@ def _after(text: str, position: int, mark: str) -> int:
 
 
 def _skip(text: str, position: int) -> int:
-    found = _SPACE.match(text, position)
-    return found.end() if found else position
+    spaces = _SPACE.match(text, position)
+    return spaces.end() if spaces else position

@@ -65,12 +65,12 @@ class Verification:
     def summary(self) -> str:
         """What the checkpoint holds and how many findings there are, in one line."""
         count = Counter(finding.severity for finding in self.findings)
-        found = ", ".join(f"{count[severity]} {severity}{'s' * (count[severity] > 1)}" for severity in sorted(count))
+        counts = ", ".join(f"{count[severity]} {severity}{'s' * (count[severity] > 1)}" for severity in sorted(count))
         dtypes = ", ".join(f"{number} {dtype}" for dtype, number in self.dtypes.items())
         return (
             f"{self.path}: {self.tensors} tensors ({dtypes or 'none readable'}) in {len(self.files)} "
             f"file{'s' * (len(self.files) != 1)}, {self.parameters:,} parameters, {self.data_bytes:,} bytes, "
-            f"{self.fingerprint or 'no fingerprint'}; {found or 'nothing to report'}"
+            f"{self.fingerprint or 'no fingerprint'}; {counts or 'nothing to report'}"
         )
 
     def as_dict(self) -> dict[str, Any]:

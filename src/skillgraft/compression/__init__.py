@@ -80,7 +80,7 @@ def pack(
     """
     settings = PackSettings(form, budget, rank, energy, density, dtype)
     source = skill if isinstance(skill, Skill) else load_skill(resolve_skill(skill).path)
-    localisation, told = _localisation(source, settings, localise_on, target, steps)
+    localisation, mask_record = _localisation(source, settings, localise_on, target, steps)
     versions = {source.weights_file: file_version(source.weights_file.stat())}
     entries: dict[str, TensorEntry] = {}
     sums: dict[str, list[tuple[float, float]]] = defaultdict(list)
@@ -89,18 +89,18 @@ def pack(
     with atomic_directory(out) as partial, Files(versions) as files:
         with SortedWriter(partial / WEIGHTS_FILE, metadata) as file:
             step = _steps(source, 2 if settings.looks_first else 1, progress)
-            overhead = _overhead(source, metadata) + (2 * len(json.dumps(told)) if told else 0)
+            overhead = _overhead(source, metadata) + (2 * len(json.dumps(mask_record)) if mask_record else 0)
             choices = choose(source, settings, overhead, files, step, localisation)
             check_memory(source, (name for name, choice in choices.items() if choice.form not in ("keep", "leave")))
 
             def encoded(name: str, scratch: Buffers) -> Encoded:
                 return encode(source, name, choices[name], files, scratch)
 
-            for name, made in side_by_side(source, choices, encoded):
-                sums[module_kind(name)].append((made.exact, made.lost))
-                if made.entry is not None:
-                    entries[name] = made.entry
-                    for spec, data in zip(made.entry.specs(name), made.data, strict=True):
+            for name, encoded_tensor in side_by_side(source, choices, encoded):
+                sums[module_kind(name)].append((encoded_tensor.exact, encoded_tensor.lost))
+                if encoded_tensor.entry is not None:
+                    entries[name] = encoded_tensor.entry
+                    for spec, data in zip(encoded_tensor.entry.specs(name), encoded_tensor.data, strict=True):
                         file.add(spec, data)
                 step(name)
         files.check_unchanged()
@@ -117,7 +117,7 @@ def pack(
                 "reconstruction_error": before + (1 + before) * lost,
                 "packing": Packing(
                     form=settings.form,  # type: ignore[arg-type]
-                    settings=settings.as_dict() | told,
+                    settings=settings.as_dict() | mask_record,
                     source=inputs["skill"],
                     source_reconstruction_error=before,
                     source_bytes=directory_bytes(source.path),
@@ -154,20 +154,20 @@ def _localisation(
             f"form {settings.form}, target {target}, steps {steps}: only a mask is optimised, on a target checkpoint, "
             "in 1 step or more; expected --form mask with --localise-on and --target"
         )
-    asked, directory = read_questions(Path(questions)), resolve_base(str(target), lambda message: None)
+    tasks, directory = read_questions(Path(questions)), resolve_base(str(target), lambda message: None)
     check_compatibility(read_layout(directory), skill)
 
     def localise(deltas: Mapping[str, Tensor], count: int) -> Mapping[str, Tensor]:
         from skillgraft.compression.mask import optimise_mask
 
-        return optimise_mask(deltas, directory, asked, count, steps=steps)
+        return optimise_mask(deltas, directory, tasks, count, steps=steps)
 
-    told = {
+    mask_record = {
         "questions": fingerprint_file(questions_path(Path(questions))),
         "target": fingerprint_checkpoint(directory),
         "steps": steps,
     }
-    return localise, told
+    return localise, mask_record
 
 
 def _steps(skill: Skill, passes: int, progress: Progress | None) -> Callable[[str], None]:

@@ -79,12 +79,12 @@ def choose(
         return _mask(skill, settings, overhead, files, localisation, code)
     if settings.budget is not None:
         return _within_budget(skill, settings, overhead, files, step)
-    found = {}
+    choices = {}
     for name, choice in side_by_side(skill, skill.names, lambda name, _: _choice(skill, name, settings, files)):
-        found[name] = choice
+        choices[name] = choice
         if settings.looks_first:
             step(name)
-    return found
+    return choices
 
 
 def _mask(
@@ -186,8 +186,8 @@ def _part(skill: Skill, name: str, settings: PackSettings, files: Files) -> Dire
     entry, directions = skill.entry(name), _directions(skill, name, settings, files)
     if settings.form == "lowrank" or module_kind(name) not in ("embedding", "head") or entry.rank is not None:
         return directions
-    found = magnitudes(read_delta(skill, name, files).numpy().reshape(-1))
-    return Either(Elements(*found, DTYPE_BYTES["F16"], entry.elements / 8), directions)
+    counts_and_energies = magnitudes(read_delta(skill, name, files).numpy().reshape(-1))
+    return Either(Elements(*counts_and_energies, DTYPE_BYTES["F16"], entry.elements / 8), directions)
 
 
 def _directions(skill: Skill, name: str, settings: PackSettings, files: Files) -> Directions:
@@ -220,8 +220,8 @@ def _tensor_threshold(skill: Skill, name: str, density: float, files: Files) -> 
     """Return the magnitude of the last of the ⌊density · n⌋ largest elements of one tensor."""
     magnitudes = np.abs(read_delta(skill, name, files).numpy().reshape(-1))
     wanted = max(1, math.floor(density * len(magnitudes)))
-    found = float(np.partition(magnitudes, len(magnitudes) - wanted)[len(magnitudes) - wanted])
-    return max(found, float(np.finfo(np.float32).tiny))
+    threshold = float(np.partition(magnitudes, len(magnitudes) - wanted)[len(magnitudes) - wanted])
+    return max(threshold, float(np.finfo(np.float32).tiny))
 
 
 def _density_for(skill: Skill, settings: PackSettings, overhead: int) -> float:

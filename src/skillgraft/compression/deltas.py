@@ -67,8 +67,8 @@ def decompose(
     """Return the leading `rank` directions of a matrix's delta, or all that it has, and, in `scratch`, the delta."""
     with _decomposing(skill, name):
         if skill.entry(name).rank is not None:
-            found = product_svd(*_finite_product(skill, name)).leading(rank)
-            return found, read_delta(skill, name, files, scratch)
+            svd = product_svd(*_finite_product(skill, name)).leading(rank)
+            return svd, read_delta(skill, name, files, scratch)
         delta = read_delta(skill, name, files, scratch)
         return truncated_svd(delta, rank, scratch), delta
 

@@ -81,8 +81,8 @@ def truncated_svd(matrix: Float[Tensor, "rows columns"], rank: int, scratch: Buf
         images = (torch.linalg.eigh(_gram(tall))[1][:, -rank:].T.to(tall.dtype) @ tall.T).T
     q = torch.linalg.qr(images)[0]
     u, s, vt = torch.linalg.svd(q.T @ tall, full_matrices=False)
-    found = Svd(q @ u, s, vt).leading(rank)
-    return found if matrix.shape[0] >= matrix.shape[1] else Svd(found.vt.T, found.s, found.u.T)
+    leading = Svd(q @ u, s, vt).leading(rank)
+    return leading if matrix.shape[0] >= matrix.shape[1] else Svd(leading.vt.T, leading.s, leading.u.T)
 
 
 def product_svd(a: Float[Tensor, "rank columns"], b: Float[Tensor, "rows rank"]) -> Svd:
@@ -90,8 +90,8 @@ def product_svd(a: Float[Tensor, "rank columns"], b: Float[Tensor, "rows rank"])
     q_b, r_b = torch.linalg.qr(b.double())
     q_a, r_a = torch.linalg.qr(a.double().T)
     u, s, vt = torch.linalg.svd(r_b @ r_a.T)
-    kept = min(len(u), len(vt))
-    return Svd(q_b @ u[:, :kept], s[:kept], vt[:kept] @ q_a.T)
+    rank = min(len(u), len(vt))
+    return Svd(q_b @ u[:, :rank], s[:rank], vt[:rank] @ q_a.T)
 
 
 def _tall(matrix: Tensor) -> Tensor:
@@ -121,16 +121,16 @@ def _images(tall: Float[Tensor, "rows side"], rank: int, scratch: Buffers) -> Fl
     if tall.dtype == torch.float32 and fast_bf16():
         rounded, wide = _rounded(tall, scratch)
         start = (wide @ noise.T.to(wide.dtype)).T.to(tall.dtype)
-        found = _krylov(rounded, wide, start, total, scratch)
-        if found is None:
+        subspace = _krylov(rounded, wide, start, total, scratch)
+        if subspace is None:
             return None
-        if total - found.held >= ROUNDED_LEAVES * total:
-            return (found.directions @ tall.T).T
-        start = found.directions
+        if total - subspace.held >= ROUNDED_LEAVES * total:
+            return (subspace.directions @ tall.T).T
+        start = subspace.directions
     else:
         start = noise @ tall
-    found = _krylov(tall, tall.T, start, total, scratch)
-    return None if found is None else found.images.T
+    subspace = _krylov(tall, tall.T, start, total, scratch)
+    return None if subspace is None else subspace.images.T
 
 
 def _rounded(

@@ -43,16 +43,16 @@ class PackSettings:
         if self.form not in PACK_FORMS:
             raise RecipeError(f"form {self.form!r} is unknown{did_you_mean(self.form, PACK_FORMS)}")
         one_of, optional, more = _ALLOWED[self.form]
-        given = {key for key, value in asdict(self).items() if value is not None and key != "form"}
-        if strange := sorted(given - one_of - optional - more):
+        present = {key for key, value in asdict(self).items() if value is not None and key != "form"}
+        if strange := sorted(present - one_of - optional - more):
             raise RecipeError(f"form {self.form} takes no {strange[0]}; it takes {_listed(one_of | optional | more)}")
-        chosen = sorted(given & one_of)
+        chosen = sorted(present & one_of)
         if one_of and len(chosen) != 1:
             raise RecipeError(
                 f"form {self.form} got {_listed(chosen) if chosen else 'nothing'} to say how much is kept; expected "
                 f"one of {_listed(one_of)}, such as {'--density 0.01' if self.form == 'mask' else '--rank 32'}"
             )
-        if self.budget is not None and optional & given:
+        if self.budget is not None and optional & present:
             raise RecipeError("density and budget were given; a budget decides the density too: leave one of them out")
         self._check_numbers()
 

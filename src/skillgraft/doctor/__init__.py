@@ -54,13 +54,13 @@ def checks(runs: Path, environ: Mapping[str, str]) -> dict[str, Check]:
 
 def run_checks(named: Mapping[str, Check]) -> list[Finding]:
     """Return all findings in order; a check that raises gives a warning that says so."""
-    found: list[Finding] = []
+    findings: list[Finding] = []
     for name, check in named.items():
         try:
-            found += check()
+            findings += check()
         except Exception as error:  # a broken installation breaks in any way it likes; the other checks go on
-            found.append(_failed(name, error))
-    return found
+            findings.append(_failed(name, error))
+    return findings
 
 
 def _failed(name: str, error: Exception) -> Finding:

@@ -127,7 +127,7 @@ class Stage(TypedDict):
 
 
 class Skill(TypedDict):
-    """One skill artefact. `norm` is ‖v‖; `survived_rounding` the share of λ·v left after the output's rounding."""
+    """One skill artifact. `norm` is ‖v‖; `survived_rounding` the share of λ·v left after the output's rounding."""
 
     stage: str
     form: str

@@ -46,9 +46,9 @@ def gain_view(evaluation: Evaluation) -> dict[str, Any] | None:
 
 def _change(evaluation: Evaluation, metric: str, row: ScoreRow, start: ScoreRow) -> dict[str, Any]:
     """Return the difference of two rows with its paired interval, of the means alone where they were not compared."""
-    found = find_comparison(evaluation, metric, row["label"], start["label"])
-    if found is not None and verdict(found) != "unknown":
-        return {"difference": found["difference"], "interval": (found["low"], found["high"])}
+    comparison = find_comparison(evaluation, metric, row["label"], start["label"])
+    if comparison is not None and verdict(comparison) != "unknown":
+        return {"difference": comparison["difference"], "interval": (comparison["low"], comparison["high"])}
     means = [finite(one["scores"][metric]["mean"]) if metric in one["scores"] else None for one in (row, start)]
     known = means[0] is not None and means[1] is not None
     return {"difference": means[0] - means[1] if known else None, "interval": None}  # type: ignore[operator]

@@ -116,9 +116,9 @@ def say_targets(evaluations: Sequence[dict[str, Any]], records: Mapping[str, Map
     for evaluation in evaluations:
         labels = {row["model"]: row["label"] for row in evaluation["rows"]}
         for row in evaluation["rows"]:
-            made = records.get(row["model"])
-            if made is not None and made["kind"] == "inject" and made["settings"]["target"] in labels:
-                row["on"] = labels[made["settings"]["target"]]
+            record = records.get(row["model"])
+            if record is not None and record["kind"] == "inject" and record["settings"]["target"] in labels:
+                row["on"] = labels[record["settings"]["target"]]
 
 
 def machine(records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -151,8 +151,8 @@ def _with_eval_seconds(evaluation: dict[str, Any]) -> dict[str, Any]:
 
 def _training(name: str, record: Mapping[str, Any]) -> dict[str, Any]:
     facts = record["facts"]
-    kept = {"stage": name, "kind": record["kind"], "seconds": record["seconds"]}
-    return {**kept, **{key: facts[key] for key in ("tokens", "curve", "headline")}}
+    common = {"stage": name, "kind": record["kind"], "seconds": record["seconds"]}
+    return {**common, **{key: facts[key] for key in ("tokens", "curve", "headline")}}
 
 
 def _skill(stage: PlannedStage, skill: str, scale: float, record: Mapping[str, Any], names: set[str]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from skillgraft.data.metrics import METRICS
 from skillgraft.report.facts import Comparison, Evaluation, Interval, ScoreRow
-from skillgraft.support.escape import visible_tree
+from skillgraft.support.escape import escape_tree
 from skillgraft.support.formatting import count, finite, score, signed
 
 METRIC_NAMES = {**{name: metric.label for name, metric in METRICS.items()}, "retention": "retention"}
@@ -64,8 +64,8 @@ def verdict(comparison: Comparison | None) -> str:
 
 def headline(evaluation: Evaluation) -> str:
     """Return what an evaluation shows: SFT + skill against SFT, with intervals, n and the strongest control."""
-    shown: Evaluation = visible_tree({**evaluation, "examples": []})
-    return " ".join(part for part in headline_parts(shown) if part)
+    escaped: Evaluation = escape_tree({**evaluation, "examples": []})
+    return " ".join(part for part in headline_parts(escaped) if part)
 
 
 def headline_parts(evaluation: Evaluation) -> Headline:

@@ -95,20 +95,20 @@ def pull_skill(repository: str, name: str | None = None, *, revision: str | None
 def _listing(api: HfApi, repository: str, revision: str | None) -> tuple[str, dict[str, str | None]]:
     """Return the commit and the skill's files there, each with the SHA-256 that the hub keeps of large ones."""
     info = api.model_info(repository, revision=revision, files_metadata=True)
-    found = {
+    sizes_by_name = {
         file.rfilename: file.lfs.sha256 if file.lfs is not None else None
         for file in info.siblings or ()
         if file.rfilename in CHECKED_FILES
     }
     for needed in CHECKED_FILES:
-        if needed not in found:
+        if needed not in sizes_by_name:
             raise HubError(
                 f"{repository} holds no {needed}; expected a repository that `skillgraft skill push` made, with "
                 f"{' and '.join(CHECKED_FILES)} at its top"
             )
     if not info.sha or not _COMMIT.fullmatch(info.sha):
         raise HubError(f"{repository}: the hub names the commit {info.sha!r}, expected 40 hexadecimal digits")
-    return info.sha, found
+    return info.sha, sizes_by_name
 
 
 def _checked_file(path: Path, repository: str, recorded: str | None) -> dict[str, str]:

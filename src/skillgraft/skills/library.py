@@ -189,9 +189,9 @@ def named_skill(name: str) -> Path | None:
 
 def resolve_skill(text: str | os.PathLike[str]) -> Resolved:
     """Return what `find_skill` finds, or raise `MissingPathError`."""
-    found = find_skill(text)
-    if found is not None:
-        return found
+    resolved = find_skill(text)
+    if resolved is not None:
+        return resolved
     name = str(text)
     named = _NAME.fullmatch(name) is not None
     where = f", and no skill of that name in the library {library_home()}" if named else ""

@@ -183,7 +183,7 @@ class Manifest(_Record):
     domain: str | None = None
     recipe: str | None = None
     seed: int | None = None
-    licence: str | None = None
+    license: str | None = None
     language: str | None = None
     reconstruction_error: Norm
     packing: Packing | None = None
@@ -220,6 +220,8 @@ def read_manifest(path: Path) -> Manifest:
     damaged or of another format version.
     """
     content = read_json_object(path, strict=True)
+    if "licence" in content and "license" not in content:  # as older versions spelled it
+        content = {"license" if key == "licence" else key: value for key, value in content.items()}
     if content.get("format_version") not in READ_VERSIONS:
         raise CheckpointError(
             f"{path}: format_version is {content.get('format_version')!r}, expected {FORMAT_VERSION} or older; "

@@ -73,9 +73,9 @@ def survey(documents: Path, base: str, questions: Path | None, source: Path | No
     known = look_at_base(base)
     if questions is None:
         questions = _own_questions(documents)
-    asked = read_questions(questions) if questions else []
+    tasks = read_questions(questions) if questions else []
     if questions:
-        check_questions(questions, asked, texts)
+        check_questions(questions, tasks, texts)
     if source is None and not known.fits_shipped and beside is not None and (beside / QUESTIONS).is_file():
         source = beside
     if source is not None:
@@ -83,7 +83,7 @@ def survey(documents: Path, base: str, questions: Path | None, source: Path | No
     return Start(
         count_documents(documents, texts, known.directory),
         questions,
-        len(asked),
+        len(tasks),
         known,
         source,
         memory,

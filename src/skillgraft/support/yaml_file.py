@@ -37,8 +37,8 @@ def read_yaml(file: Path, what: str, keys: str) -> dict[str, Any]:
     holds a key twice in one mapping, or holds no mapping.
     """
     if not file.is_file():
-        found = "is a directory" if file.is_dir() else "does not exist"
-        raise MissingPathError(f"{what}: {file} {found}; expected a YAML file")
+        state = "is a directory" if file.is_dir() else "does not exist"
+        raise MissingPathError(f"{what}: {file} {state}; expected a YAML file")
     try:
         data = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
     except OSError as error:

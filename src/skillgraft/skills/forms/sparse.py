@@ -48,13 +48,13 @@ def cheaper_coding(elements: int, count: int) -> Coding:
     return "bitmap" if 2 * count > -(-elements // 8) else "places"
 
 
-def encode_sparse(values: Shaped[np.ndarray, " elements"], kept: Bool[np.ndarray, " elements"]) -> Encoded:
+def encode_sparse(values: Shaped[np.ndarray, " elements"], mask: Bool[np.ndarray, " elements"]) -> Encoded:
     """Return the kept elements of a flat tensor; their bytes are not interpreted."""
-    positions = np.flatnonzero(kept)
+    positions = np.flatnonzero(mask)
     bounds = np.minimum(np.arange(blocks(len(values)) + 1) * BLOCK, len(values))
     offsets = np.searchsorted(positions, bounds).astype(np.int64)
     coding = cheaper_coding(len(values), len(positions))
-    index = np.packbits(kept, bitorder="little") if coding == "bitmap" else (positions & (BLOCK - 1)).astype(np.uint16)
+    index = np.packbits(mask, bitorder="little") if coding == "bitmap" else (positions & (BLOCK - 1)).astype(np.uint16)
     return Encoded(coding, offsets, index, values[positions])
 
 
@@ -86,8 +86,8 @@ def positions_of(
         return positions
     flags = np.unpackbits(index, bitorder="little")
     positions = np.flatnonzero(flags)
-    found = np.diff(np.searchsorted(positions, np.minimum(np.arange(len(counts) + 1) * BLOCK, elements)))
-    if len(positions) != counts.sum() or not np.array_equal(found, counts):
+    marked = np.diff(np.searchsorted(positions, np.minimum(np.arange(len(counts) + 1) * BLOCK, elements)))
+    if len(positions) != counts.sum() or not np.array_equal(marked, counts):
         raise ValueError("its bitmap does not mark as many elements as there are values")
     return positions
 
