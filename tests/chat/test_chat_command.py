@@ -140,6 +140,6 @@ def test_a_conversation_on_a_terminal(folder, monkeypatch):
     chat_command.chat([str(folder / "base")], str(folder / "sft"), [str(folder / "recall")], tokens=3)
     text = shown.getvalue()
     assert "/help lists the commands" in text
-    assert "error /scael is no command; did you mean '/scale'?" in text
+    assert "error /scael is not a command; did you mean '/scale'?" in text
     assert "stopped\n" in text
     assert text.index("sft + recall, λ = 1 ") < text.index("stopped") < text.index("sft + recall, λ = 0.5 ")

@@ -179,7 +179,7 @@ def test_norms_whose_squares_overflow_are_refused(folder, tmp_path):
     shown = ("skill", "show", skill)
     for arguments in (shown, (*shown, "--json"), pack, ("skill", "check", folder / "target", skill)):
         said_so = " ".join(invoke(*arguments, code=2).stderr.split())
-        assert "1e+308 is no norm of weights, expected at most 1e+150" in said_so
+        assert "1e+308 is not a norm of weights, expected at most 1e+150" in said_so
     assert "damaged: mine: " in said(of_skill("ls"))
     assert not (tmp_path / "out").exists()
 

@@ -242,7 +242,7 @@ def test_offline(hub, made, monkeypatch):
 @pytest.mark.parametrize("name", ["recall", "me/", "../x", "a/b/c", "me/..", "me/re call", "me/a--b", "-x/y"])
 def test_names_that_are_none(hub, made, name):
     for act in (lambda: pull_skill(name), lambda: push_skill(made, name)):
-        with pytest.raises(HubError, match=r"is no repository of a model hub; expected USER/REPO"):
+        with pytest.raises(HubError, match=r"is not a repository of a model hub; expected USER/REPO"):
             act()
     assert hub.requests == []
 

@@ -126,7 +126,7 @@ ENTRY = {"form": "dense", "rank": None, "shape": [32], "dtype": "F32", "norm": 1
         ({"tensors": {"w": {**ENTRY, "norm": float("inf")}}}, r"'tensors\.w\.norm' is inf, expected a finite number"),
         (
             {"tensors": {"w": {**ENTRY, "norm": 1e308}}},
-            r"tensors\.w\.norm: .*1e\+308 is no norm of weights, expected at most 1e\+150",
+            r"tensors\.w\.norm: .*1e\+308 is not a norm of weights, expected at most 1e\+150",
         ),
         (
             {"reconstruction_error": 1e308},

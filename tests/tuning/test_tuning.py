@@ -324,7 +324,7 @@ def test_what_is_refused(folder, tmp_path):
     refused(r"by is 'cma'; did you mean 'cmaes'", by="cma")
     refused(r"trials is 2, expected 3 or more", trials=2)
     refused(
-        r"report questions: 8 of 8 stand among the development questions too",
+        r"report questions: 8 of 8 are among the development questions too",
         DataError,
         report_questions=folder / "dev.jsonl",
     )
@@ -356,7 +356,7 @@ def test_overlap_is_judged_by_question_and_answer(folder, tmp_path):
     options = {"scorer": bowl([0.9, 0.2]), "trials": 3}
     given = (folder / "merge.yaml", tmp_path / "dev.jsonl")
     tune(*given, tmp_path / "out", report_questions=tmp_path / "other.jsonl", **options)
-    with pytest.raises(DataError, match=r"1 of 1 stand among .* 'When was it built\?'"):
+    with pytest.raises(DataError, match=r"1 of 1 are among .* 'When was it built\?'"):
         tune(*given, tmp_path / "no", report_questions=tmp_path / "same.jsonl", **options)
 
 

@@ -102,7 +102,7 @@ def _matches(target: str, expression: bool, model: PreTrainedModel) -> bool:
     try:
         return any(check_target_module_exists(alone, name) for name, _ in model.named_modules() if name)
     except re.error as error:
-        raise RecipeError(f"adapt: target_modules: '{target}' is no regular expression: {error}") from error
+        raise RecipeError(f"adapt: target_modules: '{target}' is not a regular expression: {error}") from error
 
 
 def _is_matrix(module: torch.nn.Module) -> bool:

@@ -1,4 +1,4 @@
-"""The loaded models: each asks its own tokenizer, answers a prompt, and can take a skill with another λ in memory."""
+"""Loaded models of a chat: each answers prompts, and can take a skill with another λ in memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from skillgraft.models.prompts import encode
 
 
 def bytes_per_parameter() -> int:
-    """Return what a weight takes in memory: 2 bytes where bf16 pays, as in evaluation, else 4."""
+    """Return the bytes of a weight in memory: 2 where bf16 pays, as in evaluation, else 4."""
     return 2 if bf16_pays() else 4
 
 

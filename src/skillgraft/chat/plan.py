@@ -1,6 +1,6 @@
-"""Who sits at the table: checkpoints found and checked, and an injection planned, before anything is loaded. No torch.
+"""Plan of a chat: checkpoints checked, and an injection planned, before anything is loaded. Loads no torch.
 
-A conversation has no memory: every prompt is asked alone, as in training and evaluation.
+A chat has no memory: every prompt is sent alone, as in training and evaluation.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class ChatModelSpec:
-    """One model to be asked: what it is called, its directory, its numbers, and what is injected into it."""
+    """One model of a chat: its label, directory, number of parameters, and the injection into it."""
 
     label: str
     directory: Path
@@ -34,7 +34,7 @@ class ChatModelSpec:
 
 @dataclass(frozen=True)
 class ChatAnswer:
-    """What one model answered; `cut` says that it was at the longest answer allowed and might have gone on."""
+    """One model's answer; `cut` if the token limit ended it."""
 
     model: str
     text: str
@@ -97,7 +97,7 @@ def _named(name: str, scale: float) -> str:
 
 
 def weights_bytes(specs: Sequence[ChatModelSpec], bytes_per_parameter: int) -> tuple[int, int | None]:
-    """Return the bytes that all weights take in memory, and those that are free now (None where nothing says).
+    """Return the bytes that all weights take in memory, and those that are free now (None if unknown).
 
     Raises `SkillgraftError` where they are more than are free.
     """

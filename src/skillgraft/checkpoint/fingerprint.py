@@ -42,7 +42,7 @@ def fingerprint_checkpoint(directory: str | os.PathLike[str]) -> str:
 
 
 def fingerprint_files(files: Iterable[Path], finished: Callable[[Path], None] | None = None) -> str:
-    """Return the fingerprint of a checkpoint that has these weight files; `finished` is told each one when hashed."""
+    """Return the fingerprint of a checkpoint with these weight files; `finished` is called with each hashed file."""
     digest = blake3()
     for file in sorted(files):
         digest.update(json.dumps([file.name, fingerprint_file(file)]).encode())

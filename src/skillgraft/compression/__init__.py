@@ -1,4 +1,4 @@
-"""Packing: a skill in another storage form, smaller, with what that lost in its manifest.
+"""Compression: a skill in another, smaller storage form, with the loss in its manifest.
 
 The path: settings are checked, every tensor gets a choice (`choices`), each is read, encoded and measured on its own
 (`encoding`), as many side by side as there are cores and memory for, and manifest and card are written. Memory is that
@@ -47,7 +47,7 @@ __all__ = ["PackSettings", "pack"]
 
 DEFAULT_STEPS = 40
 _ENTRY_BYTES = 165
-"""What packing adds to a tensor's entry in the manifest, at most."""
+"""Bytes that packing adds at most to a tensor's entry in the manifest."""
 
 
 def pack(
@@ -72,8 +72,8 @@ def pack(
     skill localisation (arXiv 2302.06600, section 3), or with `localise_on` (questions) and `target` (a checkpoint that
     fits the skill) the mask that `steps` steps (40) on the loss of their answers make of it (`mask`). How much is kept:
     `budget` (bytes of the directory), `rank`, `energy` (share of each matrix's squared norm) or `density` (share of
-    elements). What is no matrix stays exact but in `dense` and `mask`. A tensor of which nothing is left is not
-    stored. The manifest says what each tensor lost; scores are not taken over, since they are the original's.
+    elements). Tensors other than matrices stay exact except in `dense` and `mask`. A tensor of which nothing is left is
+    not stored. The manifest records the loss of each tensor; scores are not copied, since they are the original's.
 
     Raises as `load_skill` does, `RecipeError` for settings that don't fit, `CompatibilityError` for NaN, overflow, too
     little memory or when nothing is left, `OutputExistsError`, `StorageError`.
@@ -140,7 +140,7 @@ def _localisation(
     target: str | os.PathLike[str] | None,
     steps: int | None,
 ) -> tuple[Localisation | None, dict[str, Any]]:
-    """Return the function that optimises a mask, and what the manifest says of it; nothing without questions."""
+    """Return the function that optimises a mask, and its record for the manifest; nothing without questions."""
     if questions is None:
         if steps is not None or target is not None:
             raise RecipeError(
@@ -200,10 +200,10 @@ def record_scores(skill: Skill, scores: Sequence[Mapping[str, Any]], budget: int
 
 
 def describe(skill: Skill, source: Skill | None = None) -> dict[str, Any]:
-    """Return what packing made of a skill: sizes in bytes, ratios, errors whole and by module kind, remarks.
+    """Describe a packed skill: sizes in bytes, ratios, errors whole and by module kind, remarks.
 
     `packing_error` and `errors` are relative to what it was packed from, `reconstruction_error` to the exact skill.
-    With `source` the dense size counts what was dropped whole, too, and the remarks say what became of its scores.
+    With `source` the dense size counts what was dropped whole, too, and the remarks cover its scores.
     """
     packing, size = skill.manifest.packing, directory_bytes(skill.path)
     elements = sum((source or skill).entry(name).elements for name in (source or skill).names)
@@ -239,7 +239,7 @@ def _remarks(skill: Skill, source: Skill | None) -> list[str]:
     if source is not None and source.manifest.scores:
         remarks.append(
             f"the original's {len(source.manifest.scores)} rows of scores are not in the manifest: they were measured "
-            "with other weights; --questions measures anew"
+            "with other weights; --questions measures it again"
         )
     return remarks
 

@@ -1,4 +1,4 @@
-"""What becomes of each tensor: decided from settings, kinds of modules and, where energy counts, spectra.
+"""Choice of each tensor's storage, from settings, kinds of modules and, where energy counts, spectra.
 
 `packed` follows SkillPacks (GraftLLM, arXiv 2505.18502, section 3.3): embeddings and head keep their largest elements,
 MLP matrices their leading directions, attention matrices fewer of them, all in mixed precision, and the rest stays as
@@ -37,7 +37,7 @@ HALF = "half"
 
 @dataclass(frozen=True)
 class Choice:
-    """How one tensor is stored. `keep`: as it is; `leave`: not at all.
+    """Storage chosen for one tensor. `keep`: unchanged; `leave`: left out.
 
     `rank` with lowrank, `bits` (directions by width) with packed; with sparse the least magnitude that is kept, or a
     `mask` of what is. `dtype` is a safetensors code, `HALF` for the one of 2 bytes that loses least, None for the
@@ -53,7 +53,7 @@ class Choice:
 
 
 Step = Callable[[str], None]
-"""Called with a tensor's name when it has been looked at."""
+"""Called with a tensor's name when it is done."""
 
 Localisation = Callable[[Mapping[str, Tensor], int], Mapping[str, Tensor]]
 """From the deltas and how many elements may stay to masks of them."""

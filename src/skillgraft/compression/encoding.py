@@ -35,7 +35,7 @@ HALF_ERROR = 1e-3
 
 
 class Encoded(NamedTuple):
-    """What one tensor became: bytes in the order of `stored_names`, None where nothing is left; squared norms."""
+    """One encoded tensor: bytes in the order of `stored_names`, no entry if nothing is left; squared norms."""
 
     entry: TensorEntry | None
     data: Sequence[memoryview]

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 FP64_SIDE = 1024
 SMALL_RANK = 24
-"""The Krylov space is tried where the smaller side is at least so many times the rank."""
+"""The Krylov space is tried if the smaller side is at least this many times the rank."""
 
 MOST_BLOCKS = 32
 MISSING = {torch.bfloat16: 1e-6, torch.float32: 1e-6, torch.float64: 1e-9}
@@ -40,13 +40,13 @@ Half of it would be the excess error, of which the half power iteration that giv
 """
 
 NOISE = {torch.bfloat16: 2e-6, torch.float32: 5e-7, torch.float64: 1e-11}
-"""The same over the energy held, where rounding lets nothing less be told."""
+"""The same relative to the energy held: below it, rounding hides any difference."""
 
 ROUNDED_LEAVES = 0.25
 """The share of the energy that must be left out for directions of the rounded matrix to do."""
 
 FIRST_LOOK = 2
-"""After so many blocks the energy is looked at, which costs the cube of the space's size."""
+"""Blocks before the energy is first computed, which costs the cube of the space's size."""
 
 
 class Svd(NamedTuple):

@@ -1,4 +1,4 @@
-"""What a packed skill keeps of its original's gain on questions, with a paired interval."""
+"""Gain kept by a packed skill on questions, relative to its original, with a paired interval."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ _SHORT = 19
 def check_gain_inputs(skill: Skill, target: str, questions: Path, chosen_on: Path | None = None) -> Path:
     """Return the target's directory; raise before any packing for a target or questions that don't fit.
 
-    Raises `DataError` where questions stand among those that a mask is chosen on too.
+    Raises `DataError` if some of the questions are among those that a mask is chosen on.
     """
     tasks = read_questions(questions)
     same = shared_questions(read_questions(chosen_on), tasks) if chosen_on is not None else []
     if same:
         raise DataError(
-            f"{questions}: {len(same)} of {len(tasks)} questions stand in {chosen_on} too, such as "
+            f"{questions}: {len(same)} of {len(tasks)} questions are in {chosen_on} too, such as "
             f"{same[0].question!r}; expected other questions to measure on than those that the mask was chosen on"
         )
     directory = resolve_base(target, lambda message: None)
@@ -55,8 +55,8 @@ def kept_gain(
 
     By metric: `scores` with intervals over documents; `gain` = original − target; `kept` = (packed − target) /
     (original − target) with a paired percentile interval. Both are computed on the same redrawn documents; where the
-    interval of the gain includes 0 the share means nothing, and `kept` says so by None. Raises `DataError` for the very
-    questions that the mask was chosen on.
+    interval of the gain includes 0 the share is meaningless, and `kept` is None. Raises `DataError` for the questions
+    that the mask was chosen on.
     """
     from skillgraft.evals.answers import evaluate_checkpoint
 

@@ -1,4 +1,4 @@
-"""What `pack` is asked for, checked before anything is read."""
+"""Settings of `pack`, checked before anything is read."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class PackSettings:
 
     @property
     def looks_first(self) -> bool:
-        """Whether the tensors are read once to choose and once to write."""
+        """True if the tensors are read once to choose and once to write."""
         return self.form in ("lowrank", "packed") and not (self.form == "lowrank" and self.rank)
 
     def as_dict(self) -> dict[str, Any]:
@@ -82,7 +82,9 @@ def parse_size(text: str) -> int:
     """Return the bytes that a text such as `5MB`, `1.5 MiB` or `300000` means; `RecipeError` for any other."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
     if match is None or match[2].lower() not in _UNITS:
-        raise RecipeError(f"budget {text!r} is no size; expected a number with kB, MB, GB, KiB, MiB, GiB or none: 5MB")
+        raise RecipeError(
+            f"budget {text!r} is not a size; expected a number with kB, MB, GB, KiB, MiB, GiB or none: 5MB"
+        )
     return int(float(match[1]) * _UNITS[match[2].lower()])
 
 

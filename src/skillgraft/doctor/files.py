@@ -113,7 +113,7 @@ ABILITIES = {
     "rename": "rename a folder in one step",
     "link": "make symbolic links",
 }
-"""What runs do with the file system under them, in the order in which it is tried."""
+"""Operations that runs need of the file system, in the order in which they are tried."""
 
 
 def look_at_files(runs: Path) -> tuple[Path, dict[str, str]]:

@@ -16,7 +16,7 @@ from skillgraft.skills.names import shipped_skills
 
 @dataclass(frozen=True)
 class DefaultModel:
-    """Where the default model is or would be, its bytes (0: not there), what is wrong with it, and whether pip is."""
+    """The default model: its directory, bytes (0: not there), what is wrong with it, and whether pip is installed."""
 
     directory: Path
     size: int
@@ -88,7 +88,7 @@ def check_skills(skills: Sequence[tuple[str, int, str]]) -> list[Finding]:
               for _, _, problem in skills if problem]  # fmt: skip
     good = [f"{name} ({_mb(size)})" for name, size, problem in skills if not problem]
     if good:
-        meaning = "recipes name them as they stand here: `skill: squad-recall`"
+        meaning = "recipes name them by these names: `skill: squad-recall`"
         return [*broken, Finding("skills", "ok", ", ".join(good), meaning)]
     if broken:
         return broken
@@ -97,7 +97,7 @@ def check_skills(skills: Sequence[tuple[str, int, str]]) -> list[Finding]:
 
 
 def folder_bytes(folder: Path) -> int:
-    """Return the bytes of the files under a folder, 0 where there is none."""
+    """Return the bytes of the files under a folder, 0 if it does not exist."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 

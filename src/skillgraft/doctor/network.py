@@ -1,4 +1,4 @@
-"""Whether the hub would be asked, through which proxy, and whether anything is reported home. Reaches no network."""
+"""Network settings: offline mode, hub, proxies and telemetry, read from the environment; reaches no network."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from skillgraft.doctor.findings import Finding
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 PROXIES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "https_proxy", "http_proxy", "all_proxy")
 TELEMETRY = ("HF_HUB_DISABLE_TELEMETRY", "DISABLE_TELEMETRY", "DO_NOT_TRACK")
-"""The variables with which the hub's client is told to send nothing."""
+"""The variables that turn the hub client's telemetry off."""
 
 _TRUE = {"1", "ON", "YES", "TRUE"}
 

@@ -1,4 +1,4 @@
-"""What is run in a process of its own, since a broken Torch or Numba may crash or hang and take that process along."""
+"""Probes that run in a process of their own: a broken Torch or Numba may crash it or make it hang."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ _PROBE = (
 
 
 def probe(name: str, seconds: float = SECONDS) -> dict[str, Any]:
-    """Return what the probe `name` found; where it could not look, only `error`, a sentence that says why."""
+    """Return the result of the probe `name`; if it failed, only `error`, the reason."""
     command = [sys.executable, "-c", _PROBE, name, json.dumps(sys.path)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=seconds)
@@ -99,7 +99,7 @@ def check_devices(torch: Mapping[str, Any], driver: bool, features: Collection[s
 
 
 def nvidia_driver() -> bool:
-    """Return whether an NVIDIA driver is installed, whatever Torch thinks."""
+    """Return whether an NVIDIA driver is installed, whether or not Torch can use it."""
     return Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
 
 
@@ -109,7 +109,7 @@ def check_threads(cores: int, torch_threads: int | None, environ: Mapping[str, s
     settings = {name: environ[name] for name in THREAD_VARIABLES if environ.get(name)}
     for name, value in settings.items():
         if not value.isdigit() or int(value) < 1:
-            text, meaning = f"{name}={value} is no number of threads", "libraries ignore it or stop"
+            text, meaning = f"{name}={value} is not a number of threads", "libraries ignore it or stop"
         elif int(value) > cores:
             text = f"{name}={value} on {_count(cores, 'core')}"
             meaning = "threads take turns on the cores, which is slower than one thread a core"
@@ -145,7 +145,7 @@ def check_numba(numba: Mapping[str, Any]) -> list[Finding]:
             if folder is None
             else f"{folder} is read-only"
         )
-        meaning = "merging compiles anew each time: some seconds more"
+        meaning = "merging compiles it each time: some seconds more"
         return [Finding(name, "warning", state, meaning, "export NUMBA_CACHE_DIR=a folder that can be written")]
     return [Finding(name, "ok", f"Numba {numba['version']}, kept in {folder}", "compiled once, then started at once")]
 

@@ -12,7 +12,7 @@ from skillgraft.doctor.findings import Finding
 from skillgraft.errors import ExtensionError
 from skillgraft.support.extensions import list_extensions
 
-if TYPE_CHECKING:  # imported where it is used: without it the other checks go on
+if TYPE_CHECKING:  # imported where it is used: without it the other checks still run
     from packaging.requirements import Requirement
 
 PURPOSES = {
@@ -20,7 +20,7 @@ PURPOSES = {
     "track": "training curves in TensorBoard, Weights & Biases or trackio: `trainer: {report_to: [tensorboard]}`",
     "tune": "`skillgraft tune` with CMA-ES",
 }
-"""What an optional part is for; one that is not here is named by its packages alone."""
+"""Purpose of each optional part; one that is missing here is named by its packages."""
 
 INSTALL = "python -m pip install"
 
@@ -124,7 +124,7 @@ EXTENDED = {
     "adapters": ("skillgraft.adapters", ""),
     "domains": ("skillgraft.domains", ""),
 }
-"""What can be extended -> the module that takes extensions in, and what is called there to see them."""
+"""Extension point -> the module that loads its extensions, and the function there that lists them."""
 
 
 def check_extensions() -> list[Finding]:

@@ -1,6 +1,6 @@
-"""Where in the model a run's change sits: the vectors of its SFT, its RL and its skill, compared part by part.
+"""Change map: the vectors of a run's SFT, RL and skill compared by layer and kind of module.
 
-What was found is kept among the run's facts with the keys of the stages compared, so that nothing is computed twice and
+The result is kept among the run's facts with the keys of the stages compared, so that nothing is computed twice and
 a report outlives the checkpoints.
 """
 
@@ -17,7 +17,7 @@ from skillgraft.stages.planned import RECORD
 from skillgraft.stages.row_labels import ANSWER_FORMAT
 
 LABELS = ("SFT", "RL", "skill")
-GONE = "The checkpoints are not there any more, so it was not computed where in the model the change sits."
+GONE = "The checkpoints no longer exist, so it was not computed where in the model the change sits."
 TOO_FEW = "Fewer than two of an SFT, an RL and a skill vector are in this run, so there is nothing to compare."
 
 
@@ -40,7 +40,7 @@ def stage_records(facts: Mapping[str, Any], directory: Path) -> dict[str, dict[s
 
 
 def kept_geometry(directory: Path) -> dict[str, Any] | None:
-    """Return what a former report in `directory` knows of where the change sits, as far as it can be read."""
+    """Return the geometry in a former report in `directory`; None if it cannot be read."""
     try:
         former = json.loads((directory / "report.json").read_text(encoding="utf-8"))["geometry"]
         geometry_view(former)
@@ -60,7 +60,7 @@ def where_it_sits(
     """Return the geometry of the run's vectors (see `facts.Geometry`): `kept` where it still holds, else computed.
 
     `keys` are those of all stages of the run as it is now, their folders there or not: `kept` holds as long as every
-    stage that it was computed from is among them. Whatever hinders the computation becomes the sentence `missing`.
+    stage that it was computed from is among them. On failure, `missing` holds the reason.
     """
     known = (
         dict(former) if former and former["cells"] and all(key in keys for key in former.get("keys", [""])) else None
@@ -111,7 +111,7 @@ def _vectors(records: Mapping[str, Mapping[str, Any]]) -> tuple[list[dict[str, A
 
 
 def skills_of(record: Mapping[str, Any]) -> list[str]:
-    """Return the skills that a stage's record says it injected, as the recipe names them; none for other stages."""
+    """Return the skills that a stage injected, as the recipe names them; none for other stages."""
     settings = record["settings"]
     if record["kind"] != "inject":
         return []

@@ -37,7 +37,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Dot:
-    """A mean with its interval on a shared axis; `reference` is where a dashed line stands."""
+    """A mean with its interval on a shared axis; `reference` is where a dashed line is drawn."""
 
     mean: float
     low: float

@@ -1,4 +1,4 @@
-"""What of a gain the controls explain: how far each control moves the scores that the skill moved."""
+"""Share of a gain that the controls explain: how far each control moves the scores that the skill moved."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def gain_view(evaluation: Evaluation) -> dict[str, Any] | None:
     """Return the gain of SFT + skill over SFT and each control's change over what it was put on.
 
     A control is compared with the row that it was put on, with SFT where that is not known. The share is the control's
-    change in parts of the gain, said only of a gain whose interval excludes zero, and 0% for a change that is no gain.
+    change in parts of the gain, given only for a gain whose interval excludes zero, and 0% for a loss.
     None where no pair or no control is.
     """
     sft, grafted = compared_pair(evaluation)

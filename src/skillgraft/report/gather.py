@@ -33,8 +33,8 @@ def gather(
 ) -> dict[str, Any]:
     """Return the facts of a finished run (see `report.facts.Facts`); `reused` names the stages that did not run.
 
-    `kept_geometry` is what a former report knows of where the change sits; it is used where it still holds, and
-    `progress` is told when it is computed anew.
+    `kept_geometry` is the geometry of a former report; it is used if it still holds, and `progress` is called when it
+    is computed again.
     """
     records = {stage.name: {**stage.record(), "directory": str(stage.directory)} for stage in stages}
     evaluations: list[Any] = [
@@ -122,7 +122,7 @@ def say_targets(evaluations: Sequence[dict[str, Any]], records: Mapping[str, Map
 
 
 def machine(records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what this machine is; the precision is the one that a stage recorded when it ran."""
+    """Describe this machine; the precision is the one that a stage recorded when it ran."""
     precision = next((r["facts"]["precision"] for r in records.values() if "precision" in r["facts"]), "")
     device, _, arithmetic = precision.partition(", ")
     most = max((r["facts"].get("processes", 1) for r in records.values()), default=1)

@@ -17,7 +17,7 @@ RELATIVE = "Norm relative to the base"
 
 @dataclass(frozen=True)
 class Cell:
-    """One rectangle of a heat map: its place, how strong its colour is from 0 to 1, its sign, and what it says."""
+    """One rectangle of a heat map: its place, how strong its colour is from 0 to 1, its sign, and its text."""
 
     x: float
     y: float
@@ -127,7 +127,7 @@ def _effective_rank(vector: Mapping[str, Any]) -> Any:
 
 
 def geometry_view(geometry: Geometry | None) -> dict[str, Any] | None:
-    """Return where the change sits as the template needs it: maps, pairs, vectors; None without `geometry`."""
+    """Return the geometry as the template needs it: maps, pairs, vectors; None without `geometry`."""
     if geometry is None:
         return None
     labels = [vector["label"] for vector in geometry["vectors"]]

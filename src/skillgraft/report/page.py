@@ -63,7 +63,7 @@ def write_report(facts: Mapping[str, Any], directory: Path, html: str | None = N
 def read_report(directory: Path) -> dict[str, Any]:
     """Return the facts in a run's `report.json`, strings as they are there.
 
-    Raises `MissingPathError` where there is none and `DataError` for a file that is no run's report.
+    Raises `MissingPathError` where there is none and `DataError` for a file that is not a run's report.
     """
     path = directory / "report.json"
     if not path.is_file():
@@ -86,7 +86,8 @@ def read_report(directory: Path) -> dict[str, Any]:
         TemplateError,
     ) as error:
         raise DataError(
-            f"{path} is no run's report ({type(error).__name__}: {error}); expected what `skillgraft run` writes"
+            f"{path} is not the report of a run ({type(error).__name__}: {error}); expected a file that "
+            "`skillgraft run` wrote"
         ) from error
     return facts
 

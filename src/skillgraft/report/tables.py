@@ -88,7 +88,7 @@ def _note(row: ScoreRow) -> str:
     if "recall" in retrieval:
         parts.append(f"the document is among them for {_share(retrieval['recall'])}")
     if "answer_in_context" in retrieval:
-        parts.append(f"a gold answer stands in them for {_share(retrieval['answer_in_context'])} of the questions")
+        parts.append(f"a gold answer is in them for {_share(retrieval['answer_in_context'])} of the questions")
     if "prompt_tokens" in row and row["role"] in ("open_book", "few_shot"):
         parts.append(f"{count(round(row['prompt_tokens']))} prompt tokens on average")
     return "; ".join(part for part in parts if part)
@@ -114,7 +114,7 @@ def retained_view(evaluation: Evaluation) -> dict[str, Any] | None:
 
 
 def _retained_cell(each: Retained) -> dict[str, Any]:
-    """Return a measure's score and change as text; `kind` says whether the change is for the better."""
+    """Return a measure's score and change as text; `kind` is whether the change is for the better."""
     change = each["change"]
     kind = "unknown"
     if change is not None:

@@ -1,6 +1,6 @@
 """The cards of a skill and of an adapter made of one: `README.md` with front matter that model hubs read.
 
-Whatever a manifest says is untrusted text: it stands in one line, with control and bidirectional characters made
+All text of a manifest is untrusted: it is put on one line, with control and bidirectional characters made
 visible and everything escaped that Markdown or HTML would read as more than text.
 """
 

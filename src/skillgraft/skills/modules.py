@@ -1,4 +1,4 @@
-"""Kinds of modules, read off a parameter's name, and what a skill holds by kind."""
+"""Kinds of modules, read off a parameter's name, and a skill's norms by kind."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PATTERNS = (
 
 
 class KindRow(NamedTuple):
-    """What a skill holds in the modules of one kind; `share` is of the squared norm."""
+    """Tensors, parameters and norm of a skill in the modules of one kind; `share` is of the squared norm."""
 
     kind: str
     tensors: int
@@ -32,7 +32,7 @@ Value = TypeVar("Value")
 
 
 def module_kind(name: str) -> str:
-    """Return one of `KINDS` for a parameter: `norm` before others, since norms stand inside attention too."""
+    """Return one of `KINDS` for a parameter: `norm` before others, since attention contains norms too."""
     return next((kind for kind, pattern in _PATTERNS if pattern.search(name.lower())), "other")
 
 

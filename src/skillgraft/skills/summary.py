@@ -1,4 +1,4 @@
-"""What a skill is, as facts: for `show`, for people and for scripts."""
+"""Summary of a skill or adapter for `skill show`, as facts for people and scripts."""
 
 from __future__ import annotations
 

@@ -36,13 +36,13 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM (0.14) takes as `max_lora_rank`; it refuses adapters of a larger r."""
+"""Values of `max_lora_rank` in vLLM (0.14); it refuses adapters of a larger r."""
 VLLM_DEFAULT_RANK = 16
 
 NORM_TOLERANCE = 1e-3
 
 TRANSPOSED_MODELS = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
-"""Model types whose linear layers store (in, out), which the factors here do not mean."""
+"""Model types whose linear layers store (in, out), unlike the factors here."""
 
 _EXPERT = re.compile(r"\.experts\.\d+\.")
 
@@ -79,7 +79,7 @@ def convert_to_peft(
     `error_by_kind`, `dropped` (norms by name), `remarks`. Memory holds one delta.
 
     Raises `CompatibilityError` naming what does not fit, `CheckpointError` for a delta that no longer has the norm of
-    the manifest, `RecipeError` for a scale or rank that makes no sense,
+    the manifest, `RecipeError` for an invalid scale or rank,
     `OutputExistsError`, `StorageError`, and as `load_skill`.
     """
     if not math.isfinite(scale) or scale == 0:

@@ -249,7 +249,7 @@ def _read(name: str, key: str) -> bytes | None:
         except OSError:
             continue
         digest, code = content[:32], content[32:]
-        if hashlib.sha256(code).digest() == digest:  # else it is damaged, and made anew
+        if hashlib.sha256(code).digest() == digest:  # else it is damaged, and compiled again
             return code
     return None
 

@@ -1,6 +1,6 @@
 """Tuning loop: candidates scored on development questions, a winner, and its one score on others. Loads no torch.
 
-1. check the recipe, what varies, and that no question stands in both sets
+1. check the recipe, what varies, and that no question is in both sets
 2. try the target alone, the recipe as it is, and what the algorithm proposes; log every trial
 3. write the winner as a recipe and as a checkpoint
 4. score it, and the target, once on the report questions
@@ -141,11 +141,11 @@ def _check_metric(metric: Mapping[str, float]) -> None:
 
 
 def check_disjoint(questions: Sequence[Question], others: Sequence[Question]) -> None:
-    """Raise `DataError` where a question, up to case and punctuation, stands in both sets with an answer in common."""
+    """Raise `DataError` where a question, up to case and punctuation, is in both sets with an answer in common."""
     same = shared_questions(questions, others)
     if same:
         raise DataError(
-            f"report questions: {len(same)} of {len(others)} stand among the development questions too, such as "
+            f"report questions: {len(same)} of {len(others)} are among the development questions too, such as "
             f"{same[0].question!r}; a score on the selection set is not a result: remove "
             "them from one of the two"
         )
@@ -212,7 +212,7 @@ def _scored(
 def _row(
     values: Mapping[str, Sequence[float]], questions: Sequence[Question], metric: Mapping[str, float]
 ) -> dict[str, Any]:
-    """Return score and interval of the weighted metrics, and the mean of each; None for what is no number."""
+    """Return score and interval of the weighted metrics, and the mean of each; None for what is not finite."""
     each = _combined(values, metric)
     means = {name: sum(values[name]) / len(questions) for name in metric}
     metrics = {name: mean if math.isfinite(mean) else None for name, mean in means.items()}

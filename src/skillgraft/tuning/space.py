@@ -33,7 +33,7 @@ class Dimension:
 
     @property
     def place(self) -> float:
-        """Where `start` lies in [0, 1]."""
+        """The position of `start` in [0, 1]."""
         return (self.start - self.low) / (self.high - self.low)
 
     def value(self, unit: float) -> float:
@@ -79,7 +79,7 @@ class Space:
 
     @property
     def has_target_alone(self) -> bool:
-        """Whether the method can leave all of its operands out."""
+        """True if the method can leave all of its operands out."""
         try:
             check_number(self.recipe_at(None))
         except RecipeError:
@@ -88,7 +88,7 @@ class Space:
 
 
 def space_of(recipe: MergeRecipe, vary: Mapping[str, Range], per_layer: int | None = None) -> Space:
-    """Return what `vary` opens: `weights` (each operand's, or each of its patterns') and parameters by their names.
+    """Return the space that `vary` opens: `weights` (of each operand, or each of its patterns) and parameters by name.
 
     `per_layer` gives every operand that many weights, for as many groups of neighbouring layers, and one more for its
     tensors outside of layers. Tuning starts at the recipe's own numbers. Raises `RecipeError` for an unknown

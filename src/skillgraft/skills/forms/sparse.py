@@ -1,4 +1,4 @@
-"""Sparse deltas: the elements that are kept, bit for bit, and where they stand. Loads no torch.
+"""Sparse deltas: the elements that are kept, bit for bit, and their positions. Loads no torch.
 
 The flattened tensor is cut into blocks of 65,536 elements. `offsets` (I64, blocks + 1) say which values belong to which
 block, so that any part is decoded without reading the rest; the index holds, in each block, either the ascending places
@@ -61,7 +61,7 @@ def encode_sparse(values: Shaped[np.ndarray, " elements"], mask: Bool[np.ndarray
 def index_part(
     coding: Coding, offsets: Int64[np.ndarray, " bounds"], elements: int, first: int, last: int
 ) -> tuple[int, int]:
-    """Return from where to where in the index the blocks from `first` to `last` of a tensor of `elements` stand."""
+    """Return the range of the index that holds the blocks from `first` to `last` of a tensor of `elements`."""
     if coding == "places":
         return int(offsets[first]), int(offsets[last])
     return first * BLOCK // 8, -(-min(last * BLOCK, elements) // 8)
