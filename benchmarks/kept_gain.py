@@ -1,4 +1,4 @@
-"""What is kept of a skill's gain, against the size of the artefact, for every storage form.
+"""What is kept of a skill's gain, against the size of the artifact, for every storage form.
 
     python benchmarks/kept_gain.py --skill SKILL --target SFT --questions Q.jsonl --work DIR --out FILE.json
 

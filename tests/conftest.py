@@ -97,7 +97,7 @@ def finished(tmp_path_factory):
     return once(tmp_path_factory, "finished", run_once)[1]
 
 
-# Read from every package's metadata for every artefact, and made anew for every command.
+# Read from every package's metadata for every artifact, and made anew for every command.
 importlib.metadata.version = cache(importlib.metadata.version)
 typer.testing._get_command = cache(typer.testing._get_command)
 

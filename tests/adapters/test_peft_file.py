@@ -91,7 +91,7 @@ def test_neutral_initialisations_are_accepted(adapter):
         ({"rank_pattern": {"q_proj": 2.5}}, "q_proj is 2.5, expected a number"),
         ({"rank_pattern": 3}, "rank_pattern is 3, expected a mapping"),
         ({"r": 4}, r"lora_A \[2, 5\] and lora_B \[7, 2\], expected rank 4"),
-        ({"alpha_pattern": {"(": 1}}, "is no regular expression"),
+        ({"alpha_pattern": {"(": 1}}, "is not a regular expression"),
     ],
 )
 def test_damaged_configs(adapter, change, message):
@@ -110,7 +110,7 @@ def test_other_tensors_are_refused(adapter):
         f"{MODULE}.lora_A.weight",
     ):
         save_file({**tensors, name: torch.ones(2, 5)}, path)
-        with pytest.raises(CompatibilityError, match="is no LoRA factor of a linear layer") as caught:
+        with pytest.raises(CompatibilityError, match="is not a LoRA factor of a linear layer") as caught:
             read_adapter(adapter)
         assert repr(name) in str(caught.value)
 

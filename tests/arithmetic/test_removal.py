@@ -254,4 +254,4 @@ def test_the_place_is_noted_on_this_machine_alone(tmp_path, monkeypatch):
     assert noted_place(fingerprint) is None
     monkeypatch.setenv("SKILLGRAFT_CACHE", str(tmp_path / "cache/places/x.json"))
     (tmp_path / "cache/places/x.json").write_text("")
-    note_place(fingerprint, tmp_path)  # a cache that can't be written stops nothing
+    note_place(fingerprint, tmp_path)  # a cache that can't be written is not an error

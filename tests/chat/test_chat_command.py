@@ -8,8 +8,8 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from skillgraft.chat import screen
-from skillgraft.chat.models import Guest
-from skillgraft.chat.plan import Asked
+from skillgraft.chat.models import ChatModel
+from skillgraft.chat.plan import ChatAnswer
 from skillgraft.cli import chat as chat_command
 from skillgraft.cli.app import app
 from tests.cli.test_cli import fails
@@ -71,10 +71,10 @@ def test_bytes_that_are_no_text(folder):
 
 @pytest.fixture
 def hostile(monkeypatch):
-    def answer(guest, prompt, settings, seed):
-        return Asked(guest.seat.label, HOSTILE, 3, 0.1, True, guest._scale)
+    def answer(chat_model, prompt, settings, seed):
+        return ChatAnswer(chat_model.spec.label, HOSTILE, 3, 0.1, True, chat_model._scale)
 
-    monkeypatch.setattr(Guest, "answer", answer)
+    monkeypatch.setattr(ChatModel, "answer", answer)
 
 
 def test_what_a_model_says_cannot_reach_the_terminal(folder, hostile):
@@ -95,7 +95,7 @@ def drawn(answers, width):
 
 
 def test_columns_where_there_is_room():
-    answers = [Asked("base", HOSTILE, 3, 0.12), Asked("sft + [b]", "It is. " * 20, 4, 1.0, True, 0.5)]
+    answers = [ChatAnswer("base", HOSTILE, 3, 0.12), ChatAnswer("sft + [b]", "It is. " * 20, 4, 1.0, True, 0.5)]
     wide, narrow = drawn(answers, 100), drawn(answers, 60)
     assert "base" in wide.splitlines()[1]
     assert "sft + [b], λ = 0.5" in wide.splitlines()[1]
@@ -106,7 +106,7 @@ def test_columns_where_there_is_room():
         assert "[bold]x[/]" in text
         assert "4 tokens, 1.0 s, cut: /tokens" in text
         assert max(map(len, text.splitlines())) <= 100
-    assert "(nothing)" in drawn([Asked("base", "", 0, 0.0)], 100)
+    assert "(nothing)" in drawn([ChatAnswer("base", "", 0, 0.0)], 100)
 
 
 class Terminal(io.StringIO):
@@ -124,14 +124,14 @@ def test_a_conversation_on_a_terminal(folder, monkeypatch):
             return line
         raise EOFError
 
-    whole = Guest.answer
+    whole = ChatModel.answer
 
-    def answer(guest, prompt, settings, seed):
+    def answer(chat_model, prompt, settings, seed):
         if prompt == "stop here":
             raise KeyboardInterrupt
-        return whole(guest, prompt, settings, seed)
+        return whole(chat_model, prompt, settings, seed)
 
-    monkeypatch.setattr(Guest, "answer", answer)
+    monkeypatch.setattr(ChatModel, "answer", answer)
     monkeypatch.setattr(builtins, "input", typed)
     monkeypatch.setattr(sys, "stdin", Terminal())
     for name in ("out_console", "err_console"):
@@ -140,6 +140,6 @@ def test_a_conversation_on_a_terminal(folder, monkeypatch):
     chat_command.chat([str(folder / "base")], str(folder / "sft"), [str(folder / "recall")], tokens=3)
     text = shown.getvalue()
     assert "/help lists the commands" in text
-    assert "error /scael is no command; did you mean '/scale'?" in text
+    assert "error /scael is not a command; did you mean '/scale'?" in text
     assert "stopped\n" in text
     assert text.index("sft + recall, λ = 1 ") < text.index("stopped") < text.index("sft + recall, λ = 0.5 ")

@@ -3,7 +3,7 @@ import torch
 
 from skillgraft.arithmetic import inject
 from skillgraft.chat.commands import Settings
-from skillgraft.chat.models import Guest
+from skillgraft.chat.models import ChatModel
 from skillgraft.chat.plan import plan_chat
 from skillgraft.data.tasks import Question
 from skillgraft.errors import DataError
@@ -15,8 +15,8 @@ PROMPT = "who built the harbour"
 
 @pytest.fixture(scope="module")
 def grafted(folder):
-    [seat] = plan_chat([], str(folder / "sft"), [(str(folder / "recall"), 1.0)])
-    return Guest(seat)
+    [spec] = plan_chat([], str(folder / "sft"), [(str(folder / "recall"), 1.0)])
+    return ChatModel(spec)
 
 
 def test_another_lambda_in_memory_is_the_checkpoint_on_disk(folder, grafted, tmp_path):

@@ -118,7 +118,7 @@ def test_cache_home(monkeypatch, tmp_path):
 def test_missing_files_are_named(tmp_path):
     with pytest.raises(MissingPathError, match="nothing: no such file"):
         fingerprint_file(tmp_path / "nothing")
-    with pytest.raises(CheckpointError, match="no regular file"):
+    with pytest.raises(CheckpointError, match="expected a regular file"):
         fingerprint_file(tmp_path)
     with pytest.raises(MissingPathError, match="nothing: no such directory"):
         fingerprint_checkpoint(tmp_path / "nothing")

@@ -71,7 +71,7 @@ REFUSALS = {
     "too long": ({"a": entry(0, 8)}, 12, r"the header says \d+ bytes, the file has \d+; it is damaged"),
     "wrong size": ({"a": entry(0, 8, shape=[3])}, 8, r"'a': offsets \[0, 8\] span 8 bytes.*takes 12"),
     "reversed": ({"a": entry(8, 0, shape=[2])}, 8, r"'a': offsets \[8, 0\] span -8"),
-    "negative": ({"a": entry(-4, 4, shape=[2])}, 8, r"'a': shape .* is no list of sizes"),
+    "negative": ({"a": entry(-4, 4, shape=[2])}, 8, r"'a': shape .* is not a list of sizes"),
     "float shape": ({"a": entry(0, 8, shape=[2.0])}, 8, r"'a': shape \[2.0\]"),
     "boolean shape": ({"a": entry(0, 4, shape=[True])}, 4, r"'a': shape \[True\]"),
     "unknown dtype": ({"a": entry(0, 8, dtype="Q7")}, 8, r"'a': dtype 'Q7' is unknown"),

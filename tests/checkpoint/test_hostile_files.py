@@ -28,9 +28,9 @@ def sharded(tiny, tmp_path):
 
 
 PLACED = {
-    "FIFO": (os.mkfifo, "is no regular file but a FIFO"),
-    "folder": (os.mkdir, "is no regular file but a directory"),
-    "device": (lambda path: path.symlink_to("/dev/zero"), "is no regular file but a device"),
+    "FIFO": (os.mkfifo, "is a FIFO, expected a regular file"),
+    "folder": (os.mkdir, "is a directory, expected a regular file"),
+    "device": (lambda path: path.symlink_to("/dev/zero"), "is a device, expected a regular file"),
     "loop": (lambda path: path.symlink_to(path.name), "link that leads back to itself"),
     "dangling": (lambda path: path.symlink_to("../blobs/gone"), r"symbolic link to \.\./blobs/gone, which does not"),
 }
@@ -185,8 +185,8 @@ def test_hashing_takes_a_few_mebibytes(tmp_path):
 HUGE = 10**400
 REFUSED = {
     "torch cannot hold it": ({"a": entry(0, 0, shape=[2**62, 2**62, 0])}, r"'a': shape \[.*\] takes more than 2\*\*63"),
-    "huge": ({"a": entry(0, 0, shape=[HUGE])}, r"'a': shape \[1000.*000\].* is no list of sizes"),
-    "huge offset": ({"a": entry(0, HUGE, shape=[1])}, r"'a': .*is no list of sizes"),
+    "huge": ({"a": entry(0, 0, shape=[HUGE])}, r"'a': shape \[1000.*000\].* is not a list of sizes"),
+    "huge offset": ({"a": entry(0, HUGE, shape=[1])}, r"'a': .*is not a list of sizes"),
     "many dimensions": ({"a": entry(0, 4, shape=[2] * 1000)}, r"'a': shape \[2, 2, .*\.\.\.\] takes more than 2\*\*63"),
     "more digits than Python reads": (b'{"a":{"shape":[' + b"9" * 5000 + b"]}}", "header cannot be read"),
     "NaN": (b'{"a":{"dtype":"F32","shape":[NaN],"data_offsets":[0,4]}}', r"'a': shape \[nan\]"),
@@ -227,7 +227,7 @@ def test_metadata_of_null_and_padding_are_fine(tmp_path):
 @pytest.mark.parametrize("shard", ["config.json", "a\nb.safetensors", "..\\x.safetensors", "n" * 300 + ".safetensors"])
 def test_index_names_that_are_no_shard(sharded, shard):
     edit_json(sharded / INDEX_FILE, weight_map={"model.norm.weight": shard})
-    with pytest.raises(CheckpointError, match=r"is said to be in|could not be read \(File name too long\)"):
+    with pytest.raises(CheckpointError, match=r"is mapped to|could not be read \(File name too long\)"):
         read_layout(sharded)
 
 

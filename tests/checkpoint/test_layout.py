@@ -194,7 +194,7 @@ def test_a_missing_shard(indexed):
 def test_an_index_path_that_leaves_the_directory(indexed, tiny, shard):
     sharded = indexed(**{"model.norm.weight": shard})
     shutil.copytree(tiny, sharded.parent / "other")
-    with pytest.raises(CheckpointError, match=r"'model\.norm\.weight' is said to be in .* can leave the directory"):
+    with pytest.raises(CheckpointError, match=r"'model\.norm\.weight' is mapped to .* can leave the directory"):
         read_layout(sharded)
 
 

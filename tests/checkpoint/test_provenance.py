@@ -50,7 +50,7 @@ def test_damaged_files_are_named(tmp_path):
     with pytest.raises(CheckpointError, match=r"skillgraft\.json: format_version is 2, expected 1"):
         read_provenance(tmp_path)
     edit_json(path, format_version=1, base=[])
-    with pytest.raises(CheckpointError, match=r"skillgraft\.json: 'base' or 'inputs' is no object"):
+    with pytest.raises(CheckpointError, match=r"skillgraft\.json: 'base' or 'inputs' is not an object"):
         read_provenance(tmp_path)
     path.write_text("{")
     with pytest.raises(CheckpointError, match=r"skillgraft\.json: not readable as JSON"):

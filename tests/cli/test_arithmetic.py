@@ -295,7 +295,7 @@ RECIPE = "method: linear\nbase: b\noperands: [{model: a}]\n"
         ("method: linear\noperands: [{model: a}]", "'base' is missing"),
         (f"{RECIPE}dtpye: x", "unknown key 'dtpye'; did you mean 'dtype'?"),
         (f"{RECIPE}parameters: 5", "parameters is 5, expected a mapping"),
-        (f"{RECIPE}base: c", "the key 'base' stands twice, in lines 2 and 4; keep one"),
+        (f"{RECIPE}base: c", "the key 'base' is repeated, in lines 2 and 4; keep one"),
         (f"{RECIPE}allow: base", "allow is 'base': input should be a valid list"),
     ],
 )

@@ -30,7 +30,7 @@ def folder(tmp_path_factory):
         sft,
         folder / "skill",
         domain="the \x1b[31mred\u202e almanac",
-        licence="cc0-1.0",
+        license="cc0-1.0",
         language="en",
         seed=7,
     )
@@ -83,7 +83,7 @@ def test_show_as_json(folder):
     assert facts["parameters"] == 32 + 2048 + 1024
     assert facts["bytes"] == sum(file.stat().st_size for file in (folder / "skill").iterdir())
     assert facts["scores"][0]["questions"] == 40
-    assert (facts["seed"], facts["language"], facts["licence"]) == (7, "en", "cc0-1.0")
+    assert (facts["seed"], facts["language"], facts["license"]) == (7, "en", "cc0-1.0")
 
 
 def test_check_and_its_exit_codes(folder, tmp_path):
@@ -137,7 +137,7 @@ def test_check_looks_at_the_numbers(folder, tmp_path):
 def test_a_hostile_manifest_cannot_speak_to_the_terminal(folder, tmp_path):
     skill = shutil.copytree(folder / "skill", tmp_path / "skill")
     text = "\x1b]0;title\x07\x1b[2J\u202e[bold]markup[/bold]\r"
-    edit_json(skill / "skill.json", base={"id": text, "fingerprint": "blake3:0c"}, recipe=text, licence=text)
+    edit_json(skill / "skill.json", base={"id": text, "fingerprint": "blake3:0c"}, recipe=text, license=text)
     other = tiny_checkpoint(tmp_path / "other", seed=9)
     write_provenance(other, kind="sft", base=BASE)
     of_skill("add", skill, "hostile")
@@ -179,7 +179,7 @@ def test_norms_whose_squares_overflow_are_refused(folder, tmp_path):
     shown = ("skill", "show", skill)
     for arguments in (shown, (*shown, "--json"), pack, ("skill", "check", folder / "target", skill)):
         said_so = " ".join(invoke(*arguments, code=2).stderr.split())
-        assert "1e+308 is no norm of weights, expected at most 1e+150" in said_so
+        assert "1e+308 is not a norm of weights, expected at most 1e+150" in said_so
     assert "damaged: mine: " in said(of_skill("ls"))
     assert not (tmp_path / "out").exists()
 

@@ -91,7 +91,7 @@ def test_an_optimised_mask(folder, tmp_path):
     [
         (["--form", "lowrank"], "got nothing to say how much is kept"),
         (["--form", "sparce"], "did you mean 'sparse'"),
-        (["--form", "lowrank", "--budget", "big"], "budget 'big' is no size"),
+        (["--form", "lowrank", "--budget", "big"], "budget 'big' is not a size"),
         (["--form", "sparse", "--questions", "q.jsonl"], "--target belongs to --questions or --localise-on"),
         (["--form", "mask", "--density", "0.1", "--localise-on", "q.jsonl"], "--target belongs to"),
         (["--form", "mask", "--density", "0.1", "--steps", "4"], "--steps 4 are those of --localise-on"),
@@ -114,7 +114,7 @@ def test_questions_that_the_mask_was_chosen_on(folder, tmp_path):
     options = ["--form", "mask", "--density", "0.1", "--localise-on", chosen, "--target", folder / "target"]
     result = pack(folder, tmp_path, *options, "--questions", copy)
     assert result.exit_code == 2
-    assert "6 of 6 questions stand in" in " ".join(result.output.split())
+    assert "6 of 6 questions are in" in " ".join(result.output.split())
     assert not (tmp_path / "out").exists()
     assert pack(folder, tmp_path, *options, "--steps", 1, "--questions", other).exit_code == 0
     with pytest.raises(DataError, match="was chosen on these; expected other questions"):

@@ -60,8 +60,8 @@ def test_checkpoints_that_are_gone_are_said(tmp_path):
     write_report(sample.facts(), tmp_path / "bare")
     result = invoke("report", tmp_path / "bare")
     assert result.exit_code == 0
-    assert "bare: The checkpoints are not there any more" in result.stderr
-    assert "The checkpoints are not there any more" in (tmp_path / "bare" / "report.html").read_text()
+    assert "bare: The checkpoints no longer exist" in result.stderr
+    assert "The checkpoints no longer exist" in (tmp_path / "bare" / "report.html").read_text()
 
 
 def test_mistakes(runs, tmp_path):
@@ -75,4 +75,4 @@ def test_mistakes(runs, tmp_path):
     assert "a run was given twice" in fails("report", one, one, "-o", tmp_path / "both")
     assert "cannot write the report" in fails("report", one, "-o", one / "report.html")
     (one / "report.json").write_text("{")
-    assert "is no run's report" in fails("report", one)
+    assert "is not the report of a run" in fails("report", one)

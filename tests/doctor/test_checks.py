@@ -120,15 +120,17 @@ def test_threads():
     says(
         processor.check_threads(4, 4, {"MKL_NUM_THREADS": "16"}), "warning", "16 on 4 cores", "export MKL_NUM_THREADS=4"
     )
-    says(processor.check_threads(4, 4, {"OMP_NUM_THREADS": "many"}), "warning", "is no number of threads")
-    says(processor.check_threads(4, 4, {"OMP_NUM_THREADS": "0"}), "warning", "is no number of threads")
+    says(processor.check_threads(4, 4, {"OMP_NUM_THREADS": "many"}), "warning", "is not a number of threads")
+    says(processor.check_threads(4, 4, {"OMP_NUM_THREADS": "0"}), "warning", "is not a number of threads")
     says(processor.check_threads(1, 64, {}), "warning", "Torch starts 64 threads on 1 core", "export OMP_NUM_THREADS=1")
     says(processor.check_threads(4, 1, {"OMP_NUM_THREADS": "1"}), "note", "OMP_NUM_THREADS=1", "unset OMP_NUM_THREADS")
 
 
 def test_numba(tmp_path):
     says(processor.check_numba({"version": "0.68", "cache": str(tmp_path / "new")}), "ok", "0.68", "new")
-    says(processor.check_numba({"version": "0.68", "cache": None}), "warning", "compiles anew", "NUMBA_CACHE_DIR")
+    says(
+        processor.check_numba({"version": "0.68", "cache": None}), "warning", "compiles it each time", "NUMBA_CACHE_DIR"
+    )
     says(processor.check_numba({"version": "0.68", "cache": "/proc/self"}), "warning", "/proc/self is read-only")
     says(processor.check_numba({"error": "ImportError: llvmlite"}), "error", "llvmlite")
 

@@ -55,7 +55,7 @@ def plan(folder, **stages):
             {**EDIT, "learn": {"adapt": {"kind": "lora", "target_modules": ["foo"]}}},
             "target_modules: 'foo' matches no module",
         ),
-        ({**SFT, "adapt": {"kind": "lora", "target_modules": "*"}}, "'*' is no regular expression"),
+        ({**SFT, "adapt": {"kind": "lora", "target_modules": "*"}}, "'*' is not a regular expression"),
         (
             {**SFT, "adapt": {"kind": "lora", "target_modules": [3]}},
             "target_modules is [3], expected names such as [q_proj, v_proj]",

@@ -193,7 +193,7 @@ def test_bad_files(tmp_path):
         ("name: x\nbase: y\nstages: {}", "'stages': must have at least 1 entry; got {}"),
         ("name: x\nbase: y\nstages:", "'stages': must be a mapping; got nothing"),
         ("name: x\nbase: y\n", "'stages' is missing"),
-        ("name: x\nbase: y\nstages: {a: {kind: sft, kind: rl}}", "the key 'kind' stands twice, in lines 3 and 3"),
+        ("name: x\nbase: y\nstages: {a: {kind: sft, kind: rl}}", "the key 'kind' is repeated, in lines 3 and 3"),
     ]:
         file.write_text(textwrap.dedent(text))
         with pytest.raises(RecipeError, match=message):

@@ -13,7 +13,7 @@ from skillgraft.geometry import compare
 from skillgraft.report.change_map import TOO_FEW, kept_geometry, stage_records, where_it_sits
 from tests.tiny import tiny_checkpoint, tiny_finetune
 
-GONE = "The checkpoints are not there any more"
+GONE = "The checkpoints no longer exist"
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 from skillgraft.report.charts import PLOT_MARGIN, PLOT_WIDTH, axis, dot, line_chart, moving_average, thin
 from skillgraft.report.curves import training_view
 from skillgraft.support import formatting
-from skillgraft.support.escape import visible, visible_line, visible_tree
+from skillgraft.support.escape import escape, escape_line, escape_tree
 
 
 @pytest.mark.parametrize(
@@ -53,16 +53,16 @@ def test_units() -> None:
 
 
 def test_visible_keeps_text_and_names_what_it_cut() -> None:
-    assert visible("tab\tand\r\nnewline é 日本 👍🏽") == "tab\tand\nnewline é 日本 👍🏽"
-    assert visible("a\u202eb\x00") == "a⟨U+202E⟩b⟨U+0000⟩"
-    assert visible("x" * 1_000) == "x" * 600 + "… (1,000 characters)"
-    assert visible("x" * 600) == "x" * 600
-    assert visible_line(" two\n lines ") == "two lines"
+    assert escape("tab\tand\r\nnewline é 日本 👍🏽") == "tab\tand\nnewline é 日本 👍🏽"
+    assert escape("a\u202eb\x00") == "a⟨U+202E⟩b⟨U+0000⟩"
+    assert escape("x" * 1_000) == "x" * 600 + "… (1,000 characters)"
+    assert escape("x" * 600) == "x" * 600
+    assert escape_line(" two\n lines ") == "two lines"
 
 
 def test_visible_tree_reaches_every_string_and_leaves_numbers() -> None:
     tree = {"a\x00": ["\u2066", {"b": 1.5, "c": None, "d": True}], "recipe_yaml": "y" * 10_000}
-    assert visible_tree(tree) == {
+    assert escape_tree(tree) == {
         "a⟨U+0000⟩": ["⟨U+2066⟩", {"b": 1.5, "c": None, "d": True}],
         "recipe_yaml": "y" * 10_000,
     }

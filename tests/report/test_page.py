@@ -338,7 +338,9 @@ def test_a_report_is_read_back(tmp_path: Path) -> None:
         read_report(tmp_path / "elsewhere")
     for text in ("", "[]", "{}", '{"title": 1, "evaluations": [{"rows": [{}]}], "stages": []}', '{"runs": {}}'):
         (tmp_path / "report.json").write_text(text)
-        with pytest.raises(DataError, match=r"is no run's report .*expected what `skillgraft run` writes"):
+        with pytest.raises(
+            DataError, match=r"is not the report of a run .*expected a file that `skillgraft run` wrote"
+        ):
             read_report(tmp_path)
 
 

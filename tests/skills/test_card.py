@@ -30,7 +30,7 @@ HOSTILE = [
 def made(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("card")
     rl = tiny_finetune(tiny, folder / "rl", names=NAMES)
-    return extract(rl, tiny, folder / "skill", domain="almanac", licence="Apache-2.0", language="en", seed=3)
+    return extract(rl, tiny, folder / "skill", domain="almanac", license="Apache-2.0", language="en", seed=3)
 
 
 def changed(manifest, base_id="some/base", **update):
@@ -54,10 +54,10 @@ def test_the_hub_reads_the_front_matter(made):
 
 
 def test_what_is_not_known_is_left_out(made):
-    data = ModelCard(card_text(made.manifest.model_copy(update={"licence": None, "language": None}))).data.to_dict()
+    data = ModelCard(card_text(made.manifest.model_copy(update={"license": None, "language": None}))).data.to_dict()
     assert sorted(data) == ["library_name", "pipeline_tag", "tags"]  # a base known by its weights has no id
-    odd = ModelCard(card_text(changed(made.manifest, licence="Our own licence, 2026"))).data
-    assert (odd.license, odd.license_name) == ("other", "Our own licence, 2026")
+    odd = ModelCard(card_text(changed(made.manifest, license="Our own license, 2026"))).data
+    assert (odd.license, odd.license_name) == ("other", "Our own license, 2026")
 
 
 def test_modules_are_summed_by_kind(made):
@@ -82,7 +82,7 @@ def test_hostile_text_stays_text(made, text):
         made.manifest,
         base_id=text,
         domain=text,
-        licence=text,
+        license=text,
         language=text,
         formula=text,
         recipe=text,

@@ -353,7 +353,7 @@ def test_sizes():
     assert parse_size("1.5 KiB") == 1536
     assert parse_size("300000") == 300_000
     for text in ("five", "5 parsecs", "-1MB", ""):
-        with pytest.raises(RecipeError, match="is no size; expected a number with kB"):
+        with pytest.raises(RecipeError, match="is not a size; expected a number with kB"):
             parse_size(text)
 
 

@@ -40,7 +40,7 @@ def hub(monkeypatch):
 def made(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("hub")
     rl = tiny_finetune(tiny, folder / "rl", names=["model.norm.weight", "model.layers.0.mlp.up_proj.weight"])
-    return extract(rl, tiny, folder / "tiny-skill", domain="almanac", licence="apache-2.0").path
+    return extract(rl, tiny, folder / "tiny-skill", domain="almanac", license="apache-2.0").path
 
 
 def published(hub, made, **others):
@@ -242,7 +242,7 @@ def test_offline(hub, made, monkeypatch):
 @pytest.mark.parametrize("name", ["recall", "me/", "../x", "a/b/c", "me/..", "me/re call", "me/a--b", "-x/y"])
 def test_names_that_are_none(hub, made, name):
     for act in (lambda: pull_skill(name), lambda: push_skill(made, name)):
-        with pytest.raises(HubError, match=r"is no repository of a model hub; expected USER/REPO"):
+        with pytest.raises(HubError, match=r"is not a repository of a model hub; expected USER/REPO"):
             act()
     assert hub.requests == []
 

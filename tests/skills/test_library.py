@@ -153,7 +153,9 @@ def test_remove(made):
 
 @pytest.mark.parametrize("name", ["CON", "nul", "Com1", "lpt9", "aux.skill", "PRN.tar.gz"])
 def test_names_of_windows_devices(made, name):
-    with pytest.raises(CheckpointError, match="is no name for a skill: Windows keeps it for a device; give another"):
+    with pytest.raises(
+        CheckpointError, match="is not a valid name for a skill: Windows reserves it for a device; give another"
+    ):
         add_skill(made / "recall", name)
     assert list_skills() == []
     assert checked_name("console") == "console"
@@ -201,7 +203,7 @@ def test_an_empty_name_is_none(made, monkeypatch):
 
 @pytest.mark.parametrize("name", ["", ".", "..", ".hidden", "a/b", "a b", "x" * 97, "-x", "é", "a."])
 def test_names_that_are_none(made, name):
-    with pytest.raises(CheckpointError, match="is no name for a skill"):
+    with pytest.raises(CheckpointError, match="is not a valid name for a skill"):
         add_skill(made / "recall", name)
 
 

@@ -15,6 +15,7 @@ from skillgraft.skills import Skill, load_skill
 from skillgraft.skills.card import card_text
 from skillgraft.skills.forms import sparse
 from skillgraft.skills.manifest import manifest_text, read_manifest
+from skillgraft.skills.skill import add_scores
 from tests.tiny import edit_json, tiny_finetune, weights
 
 NAMES = ("model.layers.0.mlp.up_proj.weight", "model.layers.1.self_attn.q_proj.weight", "model.norm.weight")
@@ -24,7 +25,7 @@ NAMES = ("model.layers.0.mlp.up_proj.weight", "model.layers.1.self_attn.q_proj.w
 def extracted(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("skill")
     rl = tiny_finetune(tiny, folder / "rl", names=NAMES)
-    extract(rl, tiny, folder / "skill", domain="almanac", licence="apache-2.0", seed=3)
+    extract(rl, tiny, folder / "skill", domain="almanac", license="apache-2.0", seed=3)
     return folder
 
 
@@ -44,6 +45,18 @@ def test_a_skill_reads_its_deltas(skill, extracted, tiny):
         assert torch.equal(loaded.delta(name), expected)
         assert loaded.shape(name) == tuple(expected.shape)
         assert loaded.norm(name) == pytest.approx(expected.double().norm().item(), rel=1e-12)
+
+
+def test_the_older_spelling_of_license_is_read_and_not_written(skill):
+    file = skill / "skill.json"
+    file.write_text(file.read_text().replace('"license"', '"licence"'))
+    assert load_skill(skill).manifest.license == "apache-2.0"
+    add_scores(skill, [{"F1": 0.5}])
+    assert '"license": "apache-2.0"' in file.read_text()
+    assert "licence" not in file.read_text() + (skill / "README.md").read_text()
+    edit_json(file, licence="mit")
+    with pytest.raises(CheckpointError, match="licence: Extra inputs are not permitted"):
+        load_skill(skill)
 
 
 def test_a_mixed_skill(skill):
@@ -113,7 +126,7 @@ ENTRY = {"form": "dense", "rank": None, "shape": [32], "dtype": "F32", "norm": 1
         ({"tensors": {"w": {**ENTRY, "norm": float("inf")}}}, r"'tensors\.w\.norm' is inf, expected a finite number"),
         (
             {"tensors": {"w": {**ENTRY, "norm": 1e308}}},
-            r"tensors\.w\.norm: .*1e\+308 is no norm of weights, expected at most 1e\+150",
+            r"tensors\.w\.norm: .*1e\+308 is not a norm of weights, expected at most 1e\+150",
         ),
         (
             {"reconstruction_error": 1e308},
@@ -219,7 +232,6 @@ def test_a_large_index_is_checked_by_blocks(skill, every):
 
 def test_scores_are_added_to_manifest_and_card(tiny, tmp_path):
     from skillgraft.arithmetic import extract
-    from skillgraft.skills.skill import add_scores
     from tests.tiny import tiny_finetune
 
     skill = extract(tiny_finetune(tiny, tmp_path / "rl"), tiny, tmp_path / "skill")

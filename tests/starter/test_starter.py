@@ -119,7 +119,7 @@ def test_another_base_learns_its_own_skill_on_the_other_half(tmp_path, tiny):
 def test_a_source_that_is_named_is_taken_for_any_base(tmp_path):
     started = write(tmp_path, ALMANAC / "target", source=ALMANAC / "source")
     assert load_recipe(started.recipe).stages["skill"].kind == "extract"
-    with pytest.raises(MissingPathError, match="is no folder"):
+    with pytest.raises(MissingPathError, match="is not a folder"):
         write(tmp_path, ALMANAC / "target", source=ALMANAC / "target" / "documents.jsonl", out="b.yaml")
 
 

@@ -29,7 +29,7 @@ def test_what_it_says(folder, tmp_path):
     ]
     assert "operands.0.weight 0.5, operands.1.weight 1" in lines[1]
     assert "answer_likelihood + 0.5 f1, 8 questions" in result.stdout
-    assert "the best of 4 looks at the same 8 questions: its score there is optimistic; --report-q" in result.stdout
+    assert "the best of 4 trials on the same 8 questions: its score there is optimistic; --report-q" in result.stdout
     assert f"{tmp_path / 'out/best.yaml'}, {tmp_path / 'out/best'}" in result.stdout
     again = command(folder, tmp_path / "out", *options, "--report-questions", folder / "report.jsonl")
     done = invoke(*again, "--json")
@@ -57,7 +57,7 @@ def test_ctrl_c_keeps_the_log(folder, tmp_path, monkeypatch):
     result = invoke(*command(folder, tmp_path / "out", "--trials", 3))
     assert result.exit_code == 130
     assert result.stderr.endswith("stopped; the same command resumes from the last trial\n")
-    assert len((tmp_path / "out/looks.jsonl").read_text().splitlines()) == 3
+    assert len((tmp_path / "out/trials.jsonl").read_text().splitlines()) == 3
 
 
 @pytest.mark.process
@@ -70,7 +70,7 @@ def test_a_killed_process_is_gone_on_from(folder, tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-m", "skillgraft", *arguments], env=environment, stderr=subprocess.DEVNULL
     )
-    log = tmp_path / "cut/looks.jsonl"
+    log = tmp_path / "cut/trials.jsonl"
     until = time.monotonic() + 120
     while (
         process.poll() is None and time.monotonic() < until and not (log.is_file() and log.read_text().count("\n") > 2)
@@ -84,7 +84,7 @@ def test_a_killed_process_is_gone_on_from(folder, tmp_path):
     assert log.read_bytes().startswith(before[: before.rfind(b"\n") + 1])
     assert invoke(*(str(a) for a in command(folder, tmp_path / "whole", *options))).exit_code == 0
     cut, whole = (
-        [json.loads(line) for line in (tmp_path / name / "looks.jsonl").read_text().splitlines()]
+        [json.loads(line) for line in (tmp_path / name / "trials.jsonl").read_text().splitlines()]
         for name in ("cut", "whole")
     )
     assert [row["point"] for row in cut] == [row["point"] for row in whole]

@@ -18,7 +18,7 @@ from skillgraft.errors import CheckpointError, DataError, OutputExistsError, Rec
 from skillgraft.evals.answers import evaluate_checkpoint
 from skillgraft.skills.library import add_skill
 from skillgraft.tuning.live import LiveModel
-from skillgraft.tuning.loop import search
+from skillgraft.tuning.loop import tune
 from skillgraft.tuning.space import space_of
 from skillgraft.tuning.trials import open_log
 from tests.recipes import write_jsonl
@@ -38,12 +38,12 @@ def bowl(best, calls=None):
 
 
 def run(folder, out, **options):
-    options = {"scorer": bowl([0.9, 0.2]), "looks": 40, **options}
-    return search(folder / "merge.yaml", folder / "dev.jsonl", out, **options)
+    options = {"scorer": bowl([0.9, 0.2]), "trials": 40, **options}
+    return tune(folder / "merge.yaml", folder / "dev.jsonl", out, **options)
 
 
-def looks(out):
-    return [json.loads(line) for line in (out / "looks.jsonl").read_text().splitlines()]
+def trials(out):
+    return [json.loads(line) for line in (out / "trials.jsonl").read_text().splitlines()]
 
 
 def without_seconds(rows):
@@ -51,7 +51,7 @@ def without_seconds(rows):
 
 
 def test_cmaes_finds_a_known_optimum(folder, tmp_path):
-    result = run(folder, tmp_path / "out", looks=120)
+    result = run(folder, tmp_path / "out", trials=120)
     winner = result["winner"]
     assert winner["values"] == {
         "operands.0.weight": pytest.approx(0.9, abs=0.03),
@@ -60,10 +60,10 @@ def test_cmaes_finds_a_known_optimum(folder, tmp_path):
     assert winner["score"] > 0.998
     assert result["recipe_as_it_is"]["score"] == pytest.approx(1 - 0.4**2 - 0.8**2)
     assert result["target_alone"]["score"] == pytest.approx(1 - 0.9**2 - 0.2**2)
-    assert (result["looks"], result["questions"]) == (120, 8)
-    assert result["note"].startswith("the winner is the best of 120 looks at the same 8 questions")
-    rows = looks(tmp_path / "out")
-    assert [row["look"] for row in rows] == list(range(120))
+    assert (result["trials"], result["questions"]) == (120, 8)
+    assert result["note"].startswith("the winner is the best of 120 trials on the same 8 questions")
+    rows = trials(tmp_path / "out")
+    assert [row["trial"] for row in rows] == list(range(120))
     assert [row["what"] for row in rows[:3]] == ["target alone", "recipe as it is", "cmaes"]
     assert all(0 <= value <= 1.5 for row in rows for value in row["values"].values())
     assert all(row["n"] == 8 and row["low"] <= row["score"] <= row["high"] and row["seconds"] >= 0 for row in rows)
@@ -98,32 +98,32 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("by", ["cmaes", "random", "grid"])
 def test_a_killed_search_goes_on_as_if_nothing_had_been(folder, tmp_path, by):
-    whole = run(folder, tmp_path / "whole", by=by, looks=20)
+    whole = run(folder, tmp_path / "whole", by=by, trials=20)
     calls = []
 
-    def kill_at_look_nine(recipe, questions):
+    def kill_at_trial_nine(recipe, questions):
         if len(calls) == 9:
             raise Killed
         calls.append(recipe)
         return bowl([0.9, 0.2])(recipe, questions)
 
     with pytest.raises(Killed):
-        run(folder, tmp_path / "cut", by=by, looks=20, scorer=kill_at_look_nine)
-    with (tmp_path / "cut/looks.jsonl").open("a") as file:
-        file.write('{"look": 9, "what"')  # a line that the kill tore
+        run(folder, tmp_path / "cut", by=by, trials=20, scorer=kill_at_trial_nine)
+    with (tmp_path / "cut/trials.jsonl").open("a") as file:
+        file.write('{"trial": 9, "what"')  # a line that the kill tore
     calls.clear()
-    resumed = run(folder, tmp_path / "cut", by=by, looks=20, scorer=bowl([0.9, 0.2], calls))
-    assert len(calls) == len(looks(tmp_path / "whole")) - 9  # what was looked at is not looked at again
-    assert without_seconds(looks(tmp_path / "cut")) == without_seconds(looks(tmp_path / "whole"))
+    resumed = run(folder, tmp_path / "cut", by=by, trials=20, scorer=bowl([0.9, 0.2], calls))
+    assert len(calls) == len(trials(tmp_path / "whole")) - 9  # what was looked at is not looked at again
+    assert without_seconds(trials(tmp_path / "cut")) == without_seconds(trials(tmp_path / "whole"))
     assert resumed == whole
-    again = run(folder, tmp_path / "cut", by=by, looks=20, scorer=None)  # finished: no model is loaded
+    again = run(folder, tmp_path / "cut", by=by, trials=20, scorer=None)  # finished: no model is loaded
     assert again == whole
 
 
-def test_more_looks_go_on_and_replace_the_winner(folder, tmp_path):
-    few = run(folder, tmp_path / "out", looks=4)
-    many = run(folder, tmp_path / "out", looks=60)
-    assert many == run(folder, tmp_path / "once", looks=60)
+def test_more_trials_resume_and_replace_the_winner(folder, tmp_path):
+    few = run(folder, tmp_path / "out", trials=4)
+    many = run(folder, tmp_path / "out", trials=60)
+    assert many == run(folder, tmp_path / "once", trials=60)
     assert many["winner"]["score"] > few["winner"]["score"]
     made, expected = weights(tmp_path / "out/best"), weights(tmp_path / "once/best")
     assert all(torch.equal(made[name], expected[name]) for name in expected)
@@ -131,21 +131,21 @@ def test_more_looks_go_on_and_replace_the_winner(folder, tmp_path):
 
 def test_the_seed_decides(folder, tmp_path):
     one, two, three = (
-        run(folder, tmp_path / str(number), seed=seed, looks=8) and looks(tmp_path / str(number))
+        run(folder, tmp_path / str(number), seed=seed, trials=8) and trials(tmp_path / str(number))
         for number, seed in enumerate([1, 1, 2])
     )
     assert without_seconds(one) == without_seconds(two)
     assert [row["point"] for row in one[2:]] != [row["point"] for row in three[2:]]
     np.random.seed(0)
     before = np.random.get_state()[1].copy()
-    run(folder, tmp_path / "global", seed=1, looks=8)
+    run(folder, tmp_path / "global", seed=1, trials=8)
     assert (np.random.get_state()[1] == before).all()
-    assert without_seconds(looks(tmp_path / "global")) == without_seconds(one)
+    assert without_seconds(trials(tmp_path / "global")) == without_seconds(one)
 
 
 def test_a_grid_is_regular(folder, tmp_path):
-    run(folder, tmp_path / "out", by="grid", looks=12, vary={"weights": (0.0, 1.0)})
-    points = [row["point"] for row in looks(tmp_path / "out")[2:]]
+    run(folder, tmp_path / "out", by="grid", trials=12, vary={"weights": (0.0, 1.0)})
+    points = [row["point"] for row in trials(tmp_path / "out")[2:]]
     assert points == [[x, y] for x in (0.0, 0.5, 1.0) for y in (0.0, 0.5, 1.0)]
 
 
@@ -155,26 +155,26 @@ def test_looks_that_give_no_number_are_passed_over(folder, tmp_path):
         return {"f1": [value] * (len(questions) - 1) + [0.5]}
 
     result = run(folder, tmp_path / "out", scorer=sometimes)
-    rows = looks(tmp_path / "out")
+    rows = trials(tmp_path / "out")
     assert any(row["score"] is None and row["low"] is None and row["metrics"] == {"f1": None} for row in rows)
     assert result["winner"]["score"] == max(row["score"] for row in rows if row["score"] is not None)
-    assert result["winner"]["look"] == 0  # the target alone: nothing is better than that
+    assert result["winner"]["trial"] == 0  # the target alone: nothing is better than that
     target, made = weights(folder / "target"), weights(tmp_path / "out/best")
     assert all(torch.equal(made[name], target[name]) for name in target)
 
     def never(recipe, questions):
         return {"f1": [math.inf] * len(questions)}
 
-    with pytest.raises(RecipeError, match=r"none of 5 looks gave a finite score"):
-        run(folder, tmp_path / "none", scorer=never, looks=5)
+    with pytest.raises(RecipeError, match=r"none of 5 trials gave a finite score"):
+        run(folder, tmp_path / "none", scorer=never, trials=5)
     assert not (tmp_path / "none/best").exists()
 
 
 def test_the_report_is_made_once_on_other_questions(folder, tmp_path):
     calls = []
-    options = {"report_questions": folder / "report.jsonl", "looks": 10}
+    options = {"report_questions": folder / "report.jsonl", "trials": 10}
     result = run(folder, tmp_path / "out", scorer=bowl([0.9, 0.2], calls), **options)
-    assert len(calls) == 12  # ten looks, and winner and target on the others
+    assert len(calls) == 12  # ten trials, and winner and target on the others
     report = result["report"]
     assert report["questions"] == 4
     assert report["winner"]["score"] == pytest.approx(result["winner"]["score"])
@@ -188,7 +188,7 @@ def test_a_mix_of_metrics(folder, tmp_path):
         weight = recipe.operands[0].weight
         return {"f1": [weight] * len(questions), "containment": [-(weight**2)] * len(questions)}
 
-    result = run(folder, tmp_path / "out", scorer=both, metric={"f1": 1.0, "containment": 0.5}, looks=60)
+    result = run(folder, tmp_path / "out", scorer=both, metric={"f1": 1.0, "containment": 0.5}, trials=60)
     assert result["winner"]["values"]["operands.0.weight"] == pytest.approx(1.0, abs=0.02)  # w − w²/2
     assert result["winner"]["metrics"]["f1"] == pytest.approx(1.0, abs=0.02)
 
@@ -202,7 +202,7 @@ def test_parameters_and_layers_vary(folder, tmp_path):
 
     recipe = {"method": "ties", "base": str(folder / "target"), "operands": [{"skill": str(folder / "a")}]}
     vary = {"weights": (0.0, 1.5), "density": (0.1, 1.0)}
-    result = search(recipe, folder / "dev.jsonl", tmp_path, vary=vary, per_layer=2, looks=150, scorer=score)
+    result = tune(recipe, folder / "dev.jsonl", tmp_path, vary=vary, per_layer=2, trials=150, scorer=score)
     values = result["winner"]["values"]
     assert list(values) == [
         "operands.0.weights.layers 0-0",
@@ -228,7 +228,7 @@ def test_the_recipe_as_it_is_is_that_to_the_last_bit(folder):
 def test_the_target_alone_where_a_method_can_leave_all_out(folder, tmp_path, method, alone):
     operands = [{"skill": str(folder / "a")}, {"skill": str(folder / "b")}]
     recipe = {"method": method, "base": str(folder / "target"), "operands": operands}
-    result = search(recipe, folder / "dev.jsonl", tmp_path, looks=4, vary={"weights": (0.1, 2.0)}, scorer=bowl([1, 1]))
+    result = tune(recipe, folder / "dev.jsonl", tmp_path, trials=4, vary={"weights": (0.1, 2.0)}, scorer=bowl([1, 1]))
     assert (result["target_alone"] is not None) == alone
     assert result["winner"]["what"] == "recipe as it is"
 
@@ -281,13 +281,13 @@ def test_a_candidate_in_memory_is_its_checkpoint(folder, tmp_path, method, dtype
 
 
 def test_the_whole_path_with_a_model(folder, tmp_path):
-    options = {"metric": {"answer_likelihood": 1.0, "f1": 0.1}, "looks": 4, "max_new_tokens": 2, "threads": 1}
-    result = search(
+    options = {"metric": {"answer_likelihood": 1.0, "f1": 0.1}, "trials": 4, "max_new_tokens": 2, "threads": 1}
+    result = tune(
         folder / "merge.yaml", folder / "dev.jsonl", tmp_path, report_questions=folder / "report.jsonl", **options
     )
     assert result["winner"]["metrics"]["answer_likelihood"] < 0
     assert (tmp_path / "precision").read_text() == "fp32"
-    scores = [row["score"] for row in looks(tmp_path)]
+    scores = [row["score"] for row in trials(tmp_path)]
     assert len(set(scores)) == 4
     assert result["winner"]["score"] == max(scores)
     assert result["report"]["difference"]["low"] <= result["report"]["difference"]["high"]
@@ -296,7 +296,7 @@ def test_the_whole_path_with_a_model(folder, tmp_path):
 def test_what_is_refused(folder, tmp_path):
     def refused(message, error=RecipeError, questions="dev.jsonl", **options):
         with pytest.raises(error, match=message):
-            search(options.pop("recipe", folder / "merge.yaml"), folder / questions, tmp_path / "out", **options)
+            tune(options.pop("recipe", folder / "merge.yaml"), folder / questions, tmp_path / "out", **options)
         assert not (tmp_path / "out").exists()
 
     refused(r"vary densty: task_arithmetic has no such number", vary={"densty": (0.0, 1.0)})
@@ -322,9 +322,9 @@ def test_what_is_refused(folder, tmp_path):
     refused(r"metric 'contains' is unknown; did you mean 'containment'", metric={"contains": 1.0})
     refused(r"metric f1: its weight is 0\.0", metric={"f1": 0.0})
     refused(r"by is 'cma'; did you mean 'cmaes'", by="cma")
-    refused(r"looks is 2, expected 3 or more", looks=2)
+    refused(r"trials is 2, expected 3 or more", trials=2)
     refused(
-        r"report questions: 8 of 8 stand among the development questions too",
+        r"report questions: 8 of 8 are among the development questions too",
         DataError,
         report_questions=folder / "dev.jsonl",
     )
@@ -333,13 +333,13 @@ def test_what_is_refused(folder, tmp_path):
 
 
 def test_an_algorithm_says_what_it_needs(folder, tmp_path, monkeypatch):
-    with pytest.raises(RecipeError, match=r"grid: 3 looks are left for 2 numbers, expected 4 or more"):
-        run(folder, tmp_path / "grid", by="grid", looks=5)
+    with pytest.raises(RecipeError, match=r"grid: 3 trials are left for 2 numbers, expected 4 or more"):
+        run(folder, tmp_path / "grid", by="grid", trials=5)
     one = {"method": "ties", "base": folder / "target", "operands": [{"skill": folder / "a"}]}
-    options = {"looks": 6, "scorer": lambda recipe, questions: {"f1": [recipe.operands[0].weight] * len(questions)}}
+    options = {"trials": 6, "scorer": lambda recipe, questions: {"f1": [recipe.operands[0].weight] * len(questions)}}
     with pytest.raises(RecipeError, match=r"cmaes needs two numbers to vary at least, got 1; take --by grid"):
-        search(one, folder / "dev.jsonl", tmp_path / "one", by="cmaes", **options)
-    result = search(one, folder / "dev.jsonl", tmp_path / "auto", **options)  # a grid by itself
+        tune(one, folder / "dev.jsonl", tmp_path / "one", by="cmaes", **options)
+    result = tune(one, folder / "dev.jsonl", tmp_path / "auto", **options)  # a grid by itself
     assert result["winner"]["values"] == {"operands.0.weight": 1.5}
     monkeypatch.setitem(__import__("sys").modules, "cma", None)
     with pytest.raises(RecipeError, match=r"cmaes needs the package cma: pip install 'skillgraft\[tune\]'"):
@@ -353,16 +353,16 @@ def test_overlap_is_judged_by_question_and_answer(folder, tmp_path):
     write_jsonl(tmp_path / "dev.jsonl", asked)
     write_jsonl(tmp_path / "other.jsonl", [{**asked[0], "document": "y", "answers": ["1950"]}])
     write_jsonl(tmp_path / "same.jsonl", [{**asked[0], "question": "When was it built?", "answers": ["In 1900."]}])
-    options = {"scorer": bowl([0.9, 0.2]), "looks": 3}
+    options = {"scorer": bowl([0.9, 0.2]), "trials": 3}
     given = (folder / "merge.yaml", tmp_path / "dev.jsonl")
-    search(*given, tmp_path / "out", report_questions=tmp_path / "other.jsonl", **options)
-    with pytest.raises(DataError, match=r"1 of 1 stand among .* 'When was it built\?'"):
-        search(*given, tmp_path / "no", report_questions=tmp_path / "same.jsonl", **options)
+    tune(*given, tmp_path / "out", report_questions=tmp_path / "other.jsonl", **options)
+    with pytest.raises(DataError, match=r"1 of 1 are among .* 'When was it built\?'"):
+        tune(*given, tmp_path / "no", report_questions=tmp_path / "same.jsonl", **options)
 
 
 def test_an_output_that_is_something_else(folder, tmp_path):
-    run(folder, tmp_path / "out", looks=5)
-    before = (tmp_path / "out/looks.jsonl").read_bytes()
+    run(folder, tmp_path / "out", trials=5)
+    before = (tmp_path / "out/trials.jsonl").read_bytes()
     for change, name in (
         ({"seed": 3}, "seed was 0 and is 3 now"),
         ({"by": "random"}, "by was 'cmaes' and is 'random' now"),
@@ -371,18 +371,18 @@ def test_an_output_that_is_something_else(folder, tmp_path):
         ({"max_new_tokens": 5}, "max_new_tokens was 32 and is 5"),
     ):
         with pytest.raises(OutputExistsError, match=re.escape(name)):
-            run(folder, tmp_path / "out", looks=5, **change)
-    assert (tmp_path / "out/looks.jsonl").read_bytes() == before
+            run(folder, tmp_path / "out", trials=5, **change)
+    assert (tmp_path / "out/trials.jsonl").read_bytes() == before
     (tmp_path / "full").mkdir()
     (tmp_path / "full/thesis.txt").write_text("")
-    with pytest.raises(OutputExistsError, match="exists already and holds no search"):
-        run(folder, tmp_path / "full", looks=5)
+    with pytest.raises(OutputExistsError, match="exists already and holds no tuning run"):
+        run(folder, tmp_path / "full", trials=5)
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["thesis.txt"]
     with pytest.raises((OutputExistsError, StorageError)):
-        run(folder, tmp_path / "full/thesis.txt", looks=5)
+        run(folder, tmp_path / "full/thesis.txt", trials=5)
     with (
         open_log(tmp_path / "busy", {}),
-        pytest.raises(StorageError, match="another process is searching there"),
+        pytest.raises(StorageError, match="another process is tuning there"),
         open_log(tmp_path / "busy", {}),
     ):
         pass
@@ -395,22 +395,22 @@ def test_a_full_disk(folder, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", fsync)
         with pytest.raises(StorageError, match=r"out: the disk is full"):
-            run(folder, tmp_path / "out", looks=5)
-    assert run(folder, tmp_path / "out", looks=5) == run(folder, tmp_path / "other", looks=5)
+            run(folder, tmp_path / "out", trials=5)
+    assert run(folder, tmp_path / "out", trials=5) == run(folder, tmp_path / "other", trials=5)
 
 
 def test_a_damaged_log(folder, tmp_path):
-    run(folder, tmp_path / "out", looks=5)
+    run(folder, tmp_path / "out", trials=5)
     for name, change in {
-        "no look": lambda lines: [*lines[:2], "{}", *lines[3:]],
-        "look 3, expected 2": lambda lines: [*lines[:2], *lines[3:]],
+        "no trial": lambda lines: [*lines[:2], "{}", *lines[3:]],
+        "trial 3, expected 2": lambda lines: [*lines[:2], *lines[3:]],
         "the libraries' versions differ": lambda lines: [*lines[:2], lines[2].replace('"point": [0.', '"point": [1.')],
     }.items():
         copy = shutil.copytree(tmp_path / "out", tmp_path / name[:4])
-        lines = change((copy / "looks.jsonl").read_text().splitlines())
-        (copy / "looks.jsonl").write_text("".join(f"{line}\n" for line in lines))
+        lines = change((copy / "trials.jsonl").read_text().splitlines())
+        (copy / "trials.jsonl").write_text("".join(f"{line}\n" for line in lines))
         with pytest.raises(CheckpointError, match=name):
-            run(folder, copy, looks=5)
+            run(folder, copy, trials=5)
 
 
 def test_skills_of_the_library(folder, tmp_path, monkeypatch):
@@ -418,8 +418,8 @@ def test_skills_of_the_library(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     add_skill(folder / "a", "mine")
     recipe = {"method": "task_arithmetic", "base": str(folder / "target"), "operands": [{"skill": "mine"}]}
-    options = {"looks": 4, "scorer": lambda recipe, questions: {"f1": [recipe.operands[0].weight] * len(questions)}}
-    result = search(recipe, folder / "dev.jsonl", tmp_path / "out", **options)
+    options = {"trials": 4, "scorer": lambda recipe, questions: {"f1": [recipe.operands[0].weight] * len(questions)}}
+    result = tune(recipe, folder / "dev.jsonl", tmp_path / "out", **options)
     assert result["winner"]["values"] == {"operands.0.weight": 1.5}
     merge(tmp_path / "out/best.yaml", tmp_path / "again")
     inject(folder / "target", [("mine", 1.5)], tmp_path / "injected")

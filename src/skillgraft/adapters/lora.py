@@ -34,28 +34,28 @@ ADAPTER = "adapter"
 """Folder of a trained checkpoint that holds its LoRA factors, from which `extract` takes the skill exactly."""
 
 
-def lora_config(given: Mapping[str, Any]) -> LoraConfig:
+def lora_config(settings: Mapping[str, Any]) -> LoraConfig:
     """Return PEFT's `LoraConfig` from a recipe's `adapt:` arguments over our defaults (all linear layers, rank 8).
 
     Raises:
         RecipeError: a key or value that PEFT refuses.
     """
     known = {field.name for field in dataclasses.fields(LoraConfig)}
-    for key in given:
+    for key in settings:
         if key not in known:
             raise RecipeError(f"adapt: '{key}' is not an argument of LoraConfig{did_you_mean(key, known)}")
     for key in ("use_dora", "modules_to_save", "lora_bias", "target_parameters"):
-        if given.get(key):
+        if settings.get(key):
             raise RecipeError(f"adapt: {key} is not supported: the update would be no product of two factors")
-    if given.get("init_lora_weights", True) not in (True, "gaussian"):
+    if settings.get("init_lora_weights", True) not in (True, "gaussian"):
         raise RecipeError("adapt: init_lora_weights must leave the start as it is: true or gaussian")
-    if not isinstance(given.get("r", 1), int) or given.get("r", 1) < 1:
-        raise RecipeError(f"adapt: r is {given['r']!r}, expected a rank of at least 1")
-    targets = given.get("target_modules") or ALL
+    if not isinstance(settings.get("r", 1), int) or settings.get("r", 1) < 1:
+        raise RecipeError(f"adapt: r is {settings['r']!r}, expected a rank of at least 1")
+    targets = settings.get("target_modules") or ALL
     if not isinstance(targets, str) and not (isinstance(targets, list) and all(isinstance(t, str) for t in targets)):
         raise RecipeError(f"adapt: target_modules is {targets!r}, expected names such as [q_proj, v_proj]")
     try:
-        return LoraConfig(task_type="CAUSAL_LM", **{**DEFAULTS, **given})
+        return LoraConfig(task_type="CAUSAL_LM", **{**DEFAULTS, **settings})
     except (TypeError, ValueError) as error:
         raise RecipeError(f"adapt: LoraConfig refuses these arguments: {error}") from error
 
@@ -93,8 +93,8 @@ def check_fit(model: PreTrainedModel, config: LoraConfig) -> None:
         with torch.random.fork_rng(devices=[]):
             get_peft_model(model, deepcopy(config))  # which it fills in
     except (TypeError, ValueError) as error:
-        said = str(error).rstrip(".")
-        raise RecipeError(f"adapt: PEFT refuses this: {said}; the model's matrices: {', '.join(weights)}") from error
+        reason = str(error).rstrip(".")
+        raise RecipeError(f"adapt: PEFT refuses this: {reason}; the model's matrices: {', '.join(weights)}") from error
 
 
 def _matches(target: str, expression: bool, model: PreTrainedModel) -> bool:
@@ -102,7 +102,7 @@ def _matches(target: str, expression: bool, model: PreTrainedModel) -> bool:
     try:
         return any(check_target_module_exists(alone, name) for name, _ in model.named_modules() if name)
     except re.error as error:
-        raise RecipeError(f"adapt: target_modules: '{target}' is no regular expression: {error}") from error
+        raise RecipeError(f"adapt: target_modules: '{target}' is not a regular expression: {error}") from error
 
 
 def _is_matrix(module: torch.nn.Module) -> bool:

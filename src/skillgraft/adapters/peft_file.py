@@ -78,7 +78,7 @@ def is_adapter(directory: Path) -> bool:
 
 
 def adapter_base(directory: Path) -> str | None:
-    """Return the id or path of the model that an adapter says it was trained on, None when it says nothing."""
+    """Return the id or path of the base model in an adapter's config, None if it has none."""
     stated = read_json_object(directory / ADAPTER_CONFIG_FILE).get("base_model_name_or_path")
     return stated if isinstance(stated, str) else None
 
@@ -103,8 +103,8 @@ def read_adapter(directory: str | os.PathLike[str]) -> PeftAdapter:
         match = _KEY.match(info.name)
         if match is None or not info.is_float or len(info.shape) != 2:
             raise CompatibilityError(
-                f"{file}: tensor {info.name!r} ({info.dtype}, shape {list(info.shape)}) is no LoRA factor of a linear "
-                f"layer; expected {_PREFIX}<module>.lora_A.weight and lora_B.weight only: merge the adapter and "
+                f"{file}: tensor {info.name!r} ({info.dtype}, shape {list(info.shape)}) is not a LoRA factor of a "
+                f"linear layer; expected {_PREFIX}<module>.lora_A.weight and lora_B.weight only: merge the adapter and "
                 "extract from the full checkpoint"
             )
         pairs.setdefault(match["module"], {})[match["side"]] = info
@@ -160,5 +160,5 @@ def _pattern_value(patterns: dict[str, Any] | None, module: str, default: Any) -
             if re.match(rf"(.*\.)?({pattern})$", module):
                 return value
         except re.error as error:
-            raise CheckpointError(f"{ADAPTER_CONFIG_FILE}: {pattern!r} is no regular expression: {error}") from error
+            raise CheckpointError(f"{ADAPTER_CONFIG_FILE}: {pattern!r} is not a regular expression: {error}") from error
     return default

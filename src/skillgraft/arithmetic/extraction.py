@@ -1,7 +1,7 @@
-"""Extract a skill vector: v = θ_RL − θ_SFT as a skill artefact, tensor by tensor.
+"""Extract a skill vector: v = θ_RL − θ_SFT as a skill artifact, tensor by tensor.
 
 Formula: Parametric Skill Transfer, arXiv 2601.11258. Departures: tensors that did not change are left out of the
-artefact (injection leaves the target's alone, which is the same); a LoRA run is kept as its exact factors.
+artifact (injection leaves the target's alone, which is the same); a LoRA run is kept as its exact factors.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def extract(
     domain: str | None = None,
     recipe: str | None = None,
     seed: int | None = None,
-    licence: str | None = None,
+    license: str | None = None,
     language: str | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
@@ -78,7 +78,7 @@ def extract(
 
     `rl` is a full checkpoint; a checkpoint with its LoRA adapter in `adapter/`, whose factors are then kept exactly
     (checked against the full weights); or a PEFT adapter directory. `dtype` is the storage: float32, or bfloat16 at
-    half the size with its `reconstruction_error` in the manifest. `domain`, `recipe`, `seed`, `licence` and `language`
+    half the size with its `reconstruction_error` in the manifest. `domain`, `recipe`, `seed`, `license` and `language`
     (ISO 639) go into the manifest. `progress` is called after each tensor with its name, the elements done and the
     total. Memory holds a few tiles of each model.
 
@@ -116,7 +116,7 @@ def extract(
             domain=domain,
             recipe=recipe,
             seed=seed,
-            licence=licence,
+            license=license,
             language=language,
             reconstruction_error=(record.lost / record.exact) ** 0.5,
             tensors=record.entries,
@@ -137,7 +137,7 @@ def _fingerprints(inputs: ExtractionInputs) -> dict[str, str]:
 
 
 def _plan(inputs: ExtractionInputs, code: str) -> list[TensorSpec]:
-    """Return every tensor that the artefact may hold."""
+    """Return every tensor that the artifact may hold."""
     specs: list[TensorSpec] = []
     if inputs.adapter is not None:
         for name, delta in inputs.adapter.deltas.items():

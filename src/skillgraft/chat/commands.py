@@ -1,4 +1,4 @@
-"""What a line that begins with a slash does: settings of the conversation, and its record. No torch."""
+"""Slash commands of the chat: settings of the conversation, and its record. Loads no torch."""
 
 from __future__ import annotations
 
@@ -14,42 +14,42 @@ from skillgraft.models.prompts import INSTRUCTION
 from skillgraft.support.output import print_or_write
 
 COLDEST = 0.01
-"""Below it logits divided by the temperature overflow, and there is no difference to 0 any more."""
+"""Below it, logits divided by the temperature overflow, and the result is that of 0."""
 
 
 @dataclass
 class Settings:
-    """What holds for the next prompt, and what was said so far. `scale` is None where no skill is injected."""
+    """Settings for the next prompt, and the history so far. `scale` is None if no skill is injected."""
 
     scale: float | None = None
     system: str = INSTRUCTION
     tokens: int = 64
     temperature: float = 0.0
-    said: list[dict[str, Any]] = field(default_factory=list)
+    history: list[dict[str, Any]] = field(default_factory=list)
     done: bool = False
 
 
-def obey(line: str, settings: Settings) -> str:
-    """Do what `line`, such as `/scale 0.5`, says and return what to tell the user.
+def run_command(line: str, settings: Settings) -> str:
+    """Run a command such as `/scale 0.5` and return the reply for the user.
 
     Raises:
-        RecipeError: an unknown command, or a value that makes no sense; nothing is changed then.
+        RecipeError: an unknown command or an invalid value; nothing is changed.
         OutputExistsError, StorageError: `/save` to a file that exists or cannot be written.
     """
     word, _, value = line.strip().partition(" ")
     if word not in COMMANDS:
-        raise RecipeError(f"{word} is no command{did_you_mean(word, COMMANDS)}; // begins a prompt with a slash")
+        raise RecipeError(f"{word} is not a command{did_you_mean(word, COMMANDS)}; // begins a prompt with a slash")
     return COMMANDS[word](value.strip(), settings)
 
 
 def _help(value: str, settings: Settings) -> str:
     return """/scale λ        inject the skill again with this λ, in memory; 0 is the target alone
-/system TEXT    what the models are told before every prompt; /system none: nothing; /system default: as in training
+/system TEXT    system message before every prompt; /system none: no message; /system default: as in training
 /tokens N       longest answer
-/temperature T  0: always the likeliest token
+/temperature T  0: greedy decoding
 /save FILE      write all prompts and answers so far as JSON lines
 /help, /quit
-A value left out shows what holds. Every prompt is asked alone; // begins one with a slash."""
+Without a value, a command shows the current one. Prompts have no memory; // starts one with a slash."""
 
 
 def _scale(value: str, settings: Settings) -> str:
@@ -69,7 +69,7 @@ def _system(value: str, settings: Settings) -> str:
 def _tokens(value: str, settings: Settings) -> str:
     if value:
         if not value.isascii() or not value.isdigit() or int(value) < 1:
-            raise RecipeError(f"/tokens {value}: expected a whole number from 1 on, such as 64")
+            raise RecipeError(f"/tokens {value}: expected a positive whole number, such as 64")
         settings.tokens = int(value)
     return f"answers of at most {settings.tokens} tokens"
 
@@ -78,7 +78,7 @@ def _temperature(value: str, settings: Settings) -> str:
     if value:
         number = _number("/temperature", value, 0.0)
         if 0 < number < COLDEST:
-            raise RecipeError(f"/temperature {value}: expected 0, or a number from {COLDEST:g} on, such as 0.7")
+            raise RecipeError(f"/temperature {value}: expected 0, or at least {COLDEST:g}, such as 0.7")
         settings.temperature = number
     return f"temperature {settings.temperature:g}"
 
@@ -87,8 +87,8 @@ def _save(value: str, settings: Settings) -> str:
     if not value:
         raise RecipeError("/save: expected a file, such as /save talk.jsonl")
     file = Path(value).expanduser()
-    print_or_write("".join(json.dumps(each) + "\n" for each in settings.said), file)
-    return f"{file}: {len(settings.said)} prompts with their answers"
+    print_or_write("".join(json.dumps(each) + "\n" for each in settings.history), file)
+    return f"{file}: {len(settings.history)} prompts with their answers"
 
 
 def _quit(value: str, settings: Settings) -> str:
@@ -102,7 +102,7 @@ def _number(command: str, text: str, least: float) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value) or value < least:
-        wanted = "a finite number" if least == -math.inf else f"a finite number from {least:g} on"
+        wanted = "a finite number" if least == -math.inf else f"a finite number of at least {least:g}"
         raise RecipeError(f"{command} {text}: expected {wanted}, such as 0.5")
     return value
 

@@ -1,4 +1,4 @@
-"""The loaded models: each asks its own tokenizer, answers a prompt, and can take a skill with another λ in memory."""
+"""Loaded models of a chat: each answers prompts, and can take a skill with another λ in memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from skillgraft.arithmetic.injection.live_weights import LiveWeights
 from skillgraft.arithmetic.merging import engine_for
 from skillgraft.chat.commands import Settings
-from skillgraft.chat.plan import Asked, Seat
+from skillgraft.chat.plan import ChatAnswer, ChatModelSpec
 from skillgraft.errors import DataError
 from skillgraft.models.loading import load_model, load_tokenizer
 from skillgraft.models.precision import bf16_pays, device
@@ -20,30 +20,30 @@ from skillgraft.models.prompts import encode
 
 
 def bytes_per_parameter() -> int:
-    """Return what a weight takes in memory: 2 bytes where bf16 pays, as in evaluation, else 4."""
+    """Return the bytes of a weight in memory: 2 where bf16 pays, as in evaluation, else 4."""
     return 2 if bf16_pays() else 4
 
 
-class Guest:
+class ChatModel:
     """One loaded model."""
 
-    def __init__(self, seat: Seat) -> None:
-        self.seat = seat
-        self._tokenizer = load_tokenizer(seat.directory)
+    def __init__(self, spec: ChatModelSpec) -> None:
+        self.spec = spec
+        self._tokenizer = load_tokenizer(spec.directory)
         dtype = torch.bfloat16 if bytes_per_parameter() == 2 else torch.float32
-        self._model = load_model(seat.directory, dtype).to(device()).eval()
-        self._weights = LiveWeights(self._model, engine_for(None, "cpu")) if seat.injection else None
-        self._scale = 0.0 if seat.injection else None
+        self._model = load_model(spec.directory, dtype).to(device()).eval()
+        self._weights = LiveWeights(self._model, engine_for(None, "cpu")) if spec.injection else None
+        self._scale = 0.0 if spec.injection else None
 
     def inject(self, scale: float) -> None:
         """Make the weights those of target + `scale` · skill; nothing where no skill belongs to this model."""
-        if self._weights is not None and self.seat.injection is not None and scale != self._scale:
+        if self._weights is not None and self.spec.injection is not None and scale != self._scale:
             self._scale = math.nan  # until all is changed: Ctrl-C may leave a part of it
-            self._weights.become(self.seat.injection, scale)
+            self._weights.become(self.spec.injection, scale)
             self._scale = scale
 
     @torch.no_grad()
-    def answer(self, prompt: str, settings: Settings, seed: int) -> Asked:
+    def answer(self, prompt: str, settings: Settings, seed: int) -> ChatAnswer:
         """Return the answer to one prompt, greedy at temperature 0, else sampled with `seed`.
 
         Raises:
@@ -54,7 +54,7 @@ class Guest:
         room = getattr(self._model.config, "max_position_embeddings", None)
         if room is not None and length + settings.tokens > room:
             raise DataError(
-                f"{self.seat.label}: the prompt has {length} tokens and the answer may have {settings.tokens}, the "
+                f"{self.spec.label}: the prompt has {length} tokens and the answer may have {settings.tokens}, the "
                 f"model takes {room} in all; shorten the prompt, or lower /tokens"
             )
         sampling: dict[str, Any] = {"do_sample": False}
@@ -63,15 +63,15 @@ class Guest:
         began = time.monotonic()
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            made = self._model.generate(
+            token_ids = self._model.generate(
                 **batch, max_new_tokens=settings.tokens, pad_token_id=self._tokenizer.pad_token_id, **sampling
             )
-        new = made[0, length:].tolist()
+        new = token_ids[0, length:].tolist()
         ends = self._model.generation_config.eos_token_id
         ended = bool(new) and new[-1] in (ends if isinstance(ends, list) else [ends])
         text = self._tokenizer.decode(new, skip_special_tokens=True).strip()
-        return Asked(
-            self.seat.label,
+        return ChatAnswer(
+            self.spec.label,
             text,
             len(new),
             time.monotonic() - began,
@@ -80,7 +80,7 @@ class Guest:
         )
 
 
-def record(prompt: str, settings: Settings, answers: Sequence[Asked]) -> dict[str, Any]:
+def record(prompt: str, settings: Settings, answers: Sequence[ChatAnswer]) -> dict[str, Any]:
     """Return one prompt with its settings and answers for a JSON line."""
     return {
         "prompt": prompt,

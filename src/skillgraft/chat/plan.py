@@ -1,6 +1,6 @@
-"""Who sits at the table: checkpoints found and checked, and an injection planned, before anything is loaded. No torch.
+"""Plan of a chat: checkpoints checked, and an injection planned, before anything is loaded. Loads no torch.
 
-A conversation has no memory: every prompt is asked alone, as in training and evaluation.
+A chat has no memory: every prompt is sent alone, as in training and evaluation.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Seat:
-    """One model to be asked: what it is called, its directory, its numbers, and what is injected into it."""
+class ChatModelSpec:
+    """One model of a chat: its label, directory, number of parameters, and the injection into it."""
 
     label: str
     directory: Path
@@ -33,8 +33,8 @@ class Seat:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What one model answered; `cut` says that it was at the longest answer allowed and might have gone on."""
+class ChatAnswer:
+    """One model's answer; `cut` if the token limit ended it."""
 
     model: str
     text: str
@@ -51,7 +51,7 @@ def plan_chat(
     *,
     allow_other_base: bool = False,
     say: Say = lambda message: None,
-) -> list[Seat]:
+) -> list[ChatModelSpec]:
     """Return the models in their order, then the target with the skills, all checked.
 
     Raises:
@@ -67,20 +67,20 @@ def plan_chat(
             raise RecipeError(f"{model} is named twice; name each model once")
     names = [Path(model).name for model in models]
     labels = names if len(set(names)) == len(names) else list(models)
-    seats = [_seat(label, model, say) for label, model in zip(labels, models, strict=True)]
+    specs = [_spec(label, model, say) for label, model in zip(labels, models, strict=True)]
     if target is not None:
-        seat = _seat(Path(target).name, target, say)
-        plan = _injection(seat.directory, skills, allow_other_base, say)
+        spec = _spec(Path(target).name, target, say)
+        plan = _injection(spec.directory, skills, allow_other_base, say)
         named = " + ".join(_named(Path(name).name, weight) for name, weight in skills)
-        seats.append(replace(seat, label=f"{seat.label} + {named}", injection=plan))
-    return seats
+        specs.append(replace(spec, label=f"{spec.label} + {named}", injection=plan))
+    return specs
 
 
-def _seat(label: str, model: str, say: Say) -> Seat:
+def _spec(label: str, model: str, say: Say) -> ChatModelSpec:
     directory = resolve_base(model, say)
     layout = read_layout(directory)
     tokenizer_identity(directory)
-    return Seat(label, directory, parameters_of(layout))
+    return ChatModelSpec(label, directory, parameters_of(layout))
 
 
 def _injection(directory: Path, skills: Sequence[tuple[str, float]], allow_other_base: bool, say: Say) -> Plan:
@@ -96,16 +96,16 @@ def _named(name: str, scale: float) -> str:
     return name if scale == 1 else f"{scale:g} · {name}"
 
 
-def weights_bytes(seats: Sequence[Seat], bytes_per_parameter: int) -> tuple[int, int | None]:
-    """Return the bytes that all weights take in memory, and those that are free now (None where nothing says).
+def weights_bytes(specs: Sequence[ChatModelSpec], bytes_per_parameter: int) -> tuple[int, int | None]:
+    """Return the bytes that all weights take in memory, and those that are free now (None if unknown).
 
     Raises `SkillgraftError` where they are more than are free.
     """
-    needed = sum(seat.parameters for seat in seats) * bytes_per_parameter
+    needed = sum(spec.parameters for spec in specs) * bytes_per_parameter
     free = memory().available
     if free is not None and needed > free:
         raise SkillgraftError(
-            f"{len(seats)} models take {size(needed)} of memory, {size(free)} are free; "
+            f"{len(specs)} models take {size(needed)} of memory, {size(free)} are free; "
             "name fewer of them, or stop something else"
         )
     return needed, free

@@ -9,27 +9,27 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from skillgraft.chat.plan import Asked
-from skillgraft.support.escape import visible, visible_line
+from skillgraft.chat.plan import ChatAnswer
+from skillgraft.support.escape import escape, escape_line
 
 COLUMN = 30
 """The narrowest column in which an answer is still read with ease."""
 LONGEST = 100_000
 
 
-def heading(answer: Asked) -> str:
+def heading(answer: ChatAnswer) -> str:
     """Return `sft + skill, λ = 0.5`, harmless to print."""
-    name = visible_line(answer.model, 200)
+    name = escape_line(answer.model, 200)
     return name if answer.scale is None else f"{name}, λ = {answer.scale:g}"
 
 
-def pace(answer: Asked) -> str:
+def pace(answer: ChatAnswer) -> str:
     """Return `12 tokens, 0.8 s`, and whether the answer was cut."""
     cut = ", cut: /tokens" if answer.cut else ""
     return f"{answer.tokens} tokens, {answer.seconds:.1f} s{cut}"
 
 
-def side_by_side(answers: Sequence[Asked], width: int) -> RenderableType:
+def side_by_side(answers: Sequence[ChatAnswer], width: int) -> RenderableType:
     """Return the answers in columns, or stacked where a column would have fewer than `COLUMN` characters."""
     if len(answers) * (COLUMN + 3) > width:
         return Group(*(each for answer in answers for each in _stacked(answer)))
@@ -41,14 +41,14 @@ def side_by_side(answers: Sequence[Asked], width: int) -> RenderableType:
     return table
 
 
-def plain(prompt: str, answers: Sequence[Asked]) -> str:
+def plain(prompt: str, answers: Sequence[ChatAnswer]) -> str:
     """Return prompt and answers as lines for a file or a pipe."""
-    lines = [f"> {visible_line(prompt, LONGEST)}"]
-    lines += [f"{heading(answer)}: {visible(answer.text, LONGEST)}" for answer in answers]
+    lines = [f"> {escape_line(prompt, LONGEST)}"]
+    lines += [f"{heading(answer)}: {escape(answer.text, LONGEST)}" for answer in answers]
     return "\n".join(lines) + "\n"
 
 
-def _stacked(answer: Asked) -> list[RenderableType]:
+def _stacked(answer: ChatAnswer) -> list[RenderableType]:
     return [
         Rule(Text(heading(answer)), align="left"),
         _text(answer),
@@ -56,5 +56,5 @@ def _stacked(answer: Asked) -> list[RenderableType]:
     ]
 
 
-def _text(answer: Asked) -> Text:
-    return Text(visible(answer.text, LONGEST)) if answer.text else Text("(nothing)", "dim")
+def _text(answer: ChatAnswer) -> Text:
+    return Text(escape(answer.text, LONGEST)) if answer.text else Text("(nothing)", "dim")

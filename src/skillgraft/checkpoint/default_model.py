@@ -37,7 +37,7 @@ def resolve_base(base: str, say: Callable[[str], None] = lambda message: None, *
 
     Raises:
         MissingPathError: a path that is not there.
-        CheckpointError: a hub id that is neither in the local hub cache nor to be had.
+        CheckpointError: a hub id that is neither in the local hub cache nor available from the hub.
     """
     path = Path(base).expanduser()
     if path.is_dir():
@@ -52,7 +52,7 @@ def resolve_base(base: str, say: Callable[[str], None] = lambda message: None, *
     try:
         say(f"looking up {base}")
         return Path(snapshot_download(base, allow_patterns=wanted, local_files_only=offline))
-    except Exception as error:  # the hub client raises a dozen unrelated classes for "not to be had"
+    except Exception as error:  # the hub client raises a dozen unrelated classes for "not available"
         raise CheckpointError(
             f"{base} is not in the local hub cache and cannot be downloaded ({type(error).__name__}); "
             f"give a checkpoint directory, or use {DEFAULT_BASE}, which comes from the package registry"
@@ -102,7 +102,7 @@ def default_model(say: Callable[[str], None] = lambda message: None) -> Path:
 
 
 def check_default(directory: Path) -> None:
-    """Refuse a cached default model whose weights are no longer those that were written when it was converted."""
+    """Refuse a cached default model whose weights are no longer those that the conversion wrote."""
     written = base_of(directory)
     if written is None or written["fingerprint"] != fingerprint_checkpoint(directory):
         raise CheckpointError(
@@ -160,7 +160,7 @@ def _convert(gguf: Path, out: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
         read = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
     config = read.config
-    del config.quantization_config  # the weights are dequantised; save_pretrained refuses as long as this is said
+    del config.quantization_config  # the weights are dequantised; save_pretrained refuses a config that has it
     fresh = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     fresh.load_state_dict(read.state_dict())
     fresh.tie_weights()

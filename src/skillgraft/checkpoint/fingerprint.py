@@ -42,7 +42,7 @@ def fingerprint_checkpoint(directory: str | os.PathLike[str]) -> str:
 
 
 def fingerprint_files(files: Iterable[Path], finished: Callable[[Path], None] | None = None) -> str:
-    """Return the fingerprint of a checkpoint that has these weight files; `finished` is told each one when hashed."""
+    """Return the fingerprint of a checkpoint with these weight files; `finished` is called with each hashed file."""
     digest = blake3()
     for file in sorted(files):
         digest.update(json.dumps([file.name, fingerprint_file(file)]).encode())
@@ -75,13 +75,13 @@ def recorded_sha256(files: Iterable[Path]) -> dict[str, str] | None:
 
     There a large file is a link to `blobs/<SHA-256>`; nothing is hashed here.
     """
-    found = {}
+    sha256_by_name = {}
     for file in files:
         if file.is_symlink():
             blob = Path(os.readlink(file))
             if blob.parent.name == "blobs" and _SHA256.fullmatch(blob.name):
-                found[file.name] = blob.name
-    return found or None
+                sha256_by_name[file.name] = blob.name
+    return sha256_by_name or None
 
 
 def _hash(file: FileIO) -> str:

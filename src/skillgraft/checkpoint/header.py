@@ -1,4 +1,4 @@
-"""The safetensors header: where each tensor of a file lies, read and written without touching tensor data.
+"""The safetensors header: the place of each tensor in a file, read and written without touching tensor data.
 
 A file is 8 bytes (header length N, little endian), N bytes of JSON and the data; offsets in the JSON count from the
 start of the data. Everything is checked here once, so that later reads can trust a `TensorInfo`.
@@ -55,7 +55,7 @@ class TensorInfo:
 
     @property
     def is_float(self) -> bool:
-        """Whether arithmetic on it makes sense (F64, F32, F16, BF16)."""
+        """True for the dtypes that arithmetic works on (F64, F32, F16, BF16)."""
         return self.dtype in FLOAT_DTYPES
 
 
@@ -67,7 +67,7 @@ class Header(NamedTuple):
 
 
 class TensorSpec(NamedTuple):
-    """What a header says of a tensor that is to be written."""
+    """Name, dtype and shape of a tensor that is to be written."""
 
     name: str
     dtype: str
@@ -138,7 +138,7 @@ def _read_metadata(path: Path, text: str, position: int) -> tuple[dict[str, str]
             raise wrong
         return _DECODER.raw_decode(text, start)
 
-    wrong = CheckpointError(f"{path}: __metadata__ in the header is no map from strings to strings")
+    wrong = CheckpointError(f"{path}: __metadata__ in the header is not a map from strings to strings")
     if text.startswith("null", position):
         return {}, position + len("null")
     if not text.startswith("{", position):
@@ -155,7 +155,9 @@ def _read_entry(name: str, text: str, position: int) -> tuple[Any, int]:
     try:
         entry, length = _DECODER.raw_decode(part)
     except json.JSONDecodeError as error:
-        raise ValueError(f"the entry of {shown(name)} is no JSON value of {MAX_ENTRY_CHARACTERS} characters") from error
+        raise ValueError(
+            f"the entry of {shown(name)} is not a JSON value of at most {MAX_ENTRY_CHARACTERS} characters"
+        ) from error
     return entry, position + length
 
 
@@ -179,7 +181,7 @@ def _tensor_info(path: Path, name: str, entry: Any, data_begin: int) -> TensorIn
     if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
         raise CheckpointError(f"{where}: dtype {shown(dtype)} is unknown, expected one of {', '.join(DTYPE_BYTES)}")
     if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2:
-        raise CheckpointError(f"{where}: shape {shown(shape)} or data_offsets {shown(offsets)} is no list of sizes")
+        raise CheckpointError(f"{where}: shape {shown(shape)} or data_offsets {shown(offsets)} is not a list of sizes")
     # Zero dimensions don't excuse the others: torch multiplies all of them too.
     if math.prod(filter(None, shape)) > MAX_SIZE // DTYPE_BYTES[dtype]:
         raise CheckpointError(f"{where}: shape {shown(shape)} takes more than 2**63 bytes; the header is damaged")

@@ -1,4 +1,4 @@
-"""What a checkpoint directory holds, read from its config, index and safetensors headers alone."""
+"""Checkpoint layout: config, index and every tensor's place, read from the headers alone."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Layout:
         return tuple(dict.fromkeys(info.file for info in self.tensors.values()))
 
     def read(self, name: str) -> Tensor:
-        """Return the tensor `name` in its stored dtype and shape; `CheckpointError` when there is none."""
+        """Return the tensor `name` in its stored dtype and shape; `CheckpointError` if it is missing."""
         if name not in self.tensors:
             raise CheckpointError(f"{self.path} holds no tensor {name!r}{did_you_mean(name, self.tensors)}")
         return read_tensor(self.tensors[name])
@@ -116,7 +116,7 @@ def require_directory(directory: str | os.PathLike[str]) -> Path:
 def weight_files(directory: Path) -> tuple[list[Path], dict[str, Any] | None]:
     """Return the safetensors files of a checkpoint, sorted by name, and its index (None for a single file).
 
-    As in Transformers, `model.safetensors` goes before an index. Raises `CheckpointError` when there are no
+    As in Transformers, `model.safetensors` takes precedence over an index. Raises `CheckpointError` when there are no
     safetensors weights or when the index names a file that is missing or outside the directory.
     """
     # A broken link or a folder of that name gets its own error, as what follows would be misleading.
@@ -143,7 +143,7 @@ def _check_shard(directory: Path, tensor: str, shard: Any) -> str:
     plain = isinstance(shard, str) and shard.isprintable() and not set(shard) & {"/", "\\"}
     if not plain or not shard.endswith(WEIGHTS_SUFFIX):
         raise CheckpointError(
-            f"{directory / INDEX_FILE}: tensor {shown(tensor)} is said to be in {shown(shard)}, which is "
+            f"{directory / INDEX_FILE}: tensor {shown(tensor)} is mapped to {shown(shard)}, which is "
             "no safetensors file or can leave the directory; expected the plain name of a "
             f"{WEIGHTS_SUFFIX} file beside the index"
         )
@@ -159,9 +159,9 @@ def _check_shard(directory: Path, tensor: str, shard: Any) -> str:
 def _check_index(directory: Path, weight_map: dict[str, str], tensors: Mapping[str, TensorInfo]) -> None:
     for name, shard in weight_map.items():
         if name not in tensors or tensors[name].file.name != shard:
-            found = f"it is in {tensors[name].file.name}" if name in tensors else "no shard holds it"
+            actual_place = f"it is in {tensors[name].file.name}" if name in tensors else "no shard holds it"
             raise CheckpointError(
-                f"{directory}: the index puts tensor {shown(name)} into {shard}, but {found}; write it again"
+                f"{directory}: the index puts tensor {shown(name)} into {shard}, but {actual_place}; write it again"
             )
     for name, info in tensors.items():
         if name not in weight_map:
@@ -178,11 +178,11 @@ def _refuse_quantised(directory: Path, tensors: Mapping[str, TensorInfo]) -> Non
         module = name[: name.rfind(".") + 1]
         stem = name.removesuffix("_blocks").removesuffix("_packed")
         companions = [stem + suffix for suffix in QUANTISED_COMPANIONS] + [module + own for own in QUANTISED_SIBLINGS]
-        found = next((other for other in companions if other in tensors and other != name), None)
-        if found is not None:
+        scale_tensor = next((other for other in companions if other in tensors and other != name), None)
+        if scale_tensor is not None:
             raise CheckpointError(
-                f"{directory}: tensor {name!r} is {info.dtype} and {found!r} lies beside it: the weights are quantised "
-                "and arithmetic on them is refused; use the checkpoint's bfloat16, float16 or float32 version"
+                f"{directory}: tensor {name!r} is {info.dtype} and {scale_tensor!r} is beside it: the weights are "
+                "quantised and arithmetic on them is refused; use the checkpoint's bfloat16, float16 or float32 version"
             )
 
 
@@ -211,8 +211,8 @@ def read_config(directory: Path) -> dict[str, Any]:
 def context_of(config: Mapping[str, Any]) -> int | None:
     """Return how many tokens a model with this `config.json` can see, None where it does not say."""
     text = config.get("text_config", config)
-    found = [text.get(name) for name in ("max_position_embeddings", "n_positions")] if isinstance(text, dict) else []
-    return next((value for value in found if isinstance(value, int)), None)
+    limits = [text.get(name) for name in ("max_position_embeddings", "n_positions")] if isinstance(text, dict) else []
+    return next((value for value in limits if isinstance(value, int)), None)
 
 
 def _no_weights_message(directory: Path) -> str:

@@ -31,7 +31,7 @@ def write_provenance(
     """Write `skillgraft.json` into a checkpoint directory and return its path.
 
     `kind` names what made it, such as a stage kind; `base` is `{"id", "fingerprint"}` of the pre-trained checkpoint (a
-    fingerprint of None says that it is unknown); `made_by` are the stage's settings, `inputs` the fingerprints of what
+    fingerprint of None means unknown); `made_by` are the stage's settings, `inputs` the fingerprints of what
     it read by name.
     """
     path = Path(directory) / PROVENANCE_FILE
@@ -62,7 +62,7 @@ def read_provenance(directory: str | os.PathLike[str]) -> dict[str, Any] | None:
             "it was written by another version of Skillgraft: use that version, or delete the file"
         )
     if not isinstance(content.get("base"), dict) or not isinstance(content.get("inputs", {}), dict):
-        raise CheckpointError(f"{path}: 'base' or 'inputs' is no object; the file is damaged: delete it")
+        raise CheckpointError(f"{path}: 'base' or 'inputs' is not an object; the file is damaged: delete it")
     return content
 
 

@@ -106,7 +106,7 @@ def read_error(path: Path, error: OSError) -> SkillgraftError:
 def _refuse_other_kinds(path: Path, status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
         kind = next((name for is_kind, name in _KINDS if is_kind(status.st_mode)), "special file")
-        raise CheckpointError(f"{path} is no regular file but a {kind}; put the file that belongs there in its place")
+        raise CheckpointError(f"{path} is a {kind}, expected a regular file; replace it by the file that belongs there")
 
 
 def read_json_object(path: Path, max_bytes: int = MAX_JSON_BYTES, *, strict: bool = False) -> dict[str, Any]:
@@ -202,5 +202,5 @@ def _after(text: str, position: int, mark: str) -> int:
 
 
 def _skip(text: str, position: int) -> int:
-    found = _SPACE.match(text, position)
-    return found.end() if found else position
+    spaces = _SPACE.match(text, position)
+    return spaces.end() if spaces else position

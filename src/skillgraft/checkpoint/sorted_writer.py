@@ -28,7 +28,7 @@ class SortedWriter:
         return self
 
     def add(self, spec: TensorSpec, data: memoryview) -> None:
-        """Append one tensor; `CheckpointError` when the bytes are not as many as its spec says."""
+        """Append one tensor; `CheckpointError` when the number of bytes is not that of its spec."""
         if data.nbytes != spec.nbytes:
             raise CheckpointError(f"tensor {spec.name!r}: got {data.nbytes} bytes, its shape takes {spec.nbytes}")
         width = DTYPE_BYTES[spec.dtype]

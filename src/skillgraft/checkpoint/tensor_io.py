@@ -153,7 +153,7 @@ def read_elements(info: TensorInfo, positions: Sequence[int]) -> list[float]:
         for position in positions:
             buffer += os.pread(file.fileno(), width, info.begin + position * width)
     if len(buffer) != width * len(positions):
-        raise CheckpointError(f"{info.file}: ended while tensor {info.name!r} was read: it changed meanwhile")
+        raise CheckpointError(f"{info.file}: ended while tensor {info.name!r} was read: it changed")
     if info.dtype == "BF16":
         return (np.frombuffer(buffer, np.uint16).astype(np.uint32) << 16).view(np.float32).astype(float).tolist()
     return np.frombuffer(buffer, _NUMPY_FLOATS[info.dtype]).astype(float).tolist()

@@ -1,4 +1,4 @@
-"""Which tokenizer a checkpoint has, as one hash, so that vectors never cross token maps."""
+"""Tokenizer identity: one hash of a checkpoint's token map, so that vectors never cross token maps."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def _vocabulary(vocab: Any) -> set[tuple[str, int]]:
         raise TypeError(f"the vocabulary is a JSON {type(vocab).__name__}")
     # Unigram models list [token, score] pairs; the position is the id.
     if not all(isinstance(entry, list) for entry in vocab):
-        raise TypeError("the vocabulary is no list of [token, score] pairs")
+        raise TypeError("the vocabulary is not a list of [token, score] pairs")
     return {_pair(entry[0], number) for number, entry in enumerate(vocab)}
 
 
@@ -99,5 +99,5 @@ def _merge(merge: Any) -> list[str]:
     # Older files join the two parts with a space, newer ones keep a pair: the same merge.
     left, right = merge.split(" ") if isinstance(merge, str) else merge
     if type(left) is not str or type(right) is not str:
-        raise TypeError(f"{shown(merge)} is no merge of two tokens")
+        raise TypeError(f"{shown(merge)} is not a merge of two tokens")
     return [left, right]

@@ -1,4 +1,4 @@
-"""Everything that can be checked of one checkpoint directory, as a list of findings instead of the first error."""
+"""Verification of one checkpoint directory: a list of all findings instead of the first error."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Verification:
-    """What a checkpoint holds and what was found wrong or odd with it; of damaged weights only the readable part.
+    """Contents of a checkpoint and the findings on it; of damaged weights, only the readable part is counted.
 
     `dtypes` counts tensors by safetensors dtype; `data_bytes` and `parameters` (float elements) count stored tensors;
-    `fingerprint` is None where the weights could not be read; `values_checked` says whether NaN was looked for.
+    `fingerprint` is None where the weights could not be read; `values_checked` is whether values were read to find NaN.
     """
 
     path: Path
@@ -58,19 +58,19 @@ class Verification:
 
     @property
     def ok(self) -> bool:
-        """Whether there is no error; warnings and notes don't count."""
+        """True without errors; warnings and notes don't count."""
         return all(finding.severity != "error" for finding in self.findings)
 
     @property
     def summary(self) -> str:
-        """What the checkpoint holds and how many findings there are, in one line."""
+        """One line: the contents, and the number of findings by severity."""
         count = Counter(finding.severity for finding in self.findings)
-        found = ", ".join(f"{count[severity]} {severity}{'s' * (count[severity] > 1)}" for severity in sorted(count))
+        counts = ", ".join(f"{count[severity]} {severity}{'s' * (count[severity] > 1)}" for severity in sorted(count))
         dtypes = ", ".join(f"{number} {dtype}" for dtype, number in self.dtypes.items())
         return (
             f"{self.path}: {self.tensors} tensors ({dtypes or 'none readable'}) in {len(self.files)} "
             f"file{'s' * (len(self.files) != 1)}, {self.parameters:,} parameters, {self.data_bytes:,} bytes, "
-            f"{self.fingerprint or 'no fingerprint'}; {found or 'nothing to report'}"
+            f"{self.fingerprint or 'no fingerprint'}; {counts or 'nothing to report'}"
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -90,13 +90,13 @@ class Verification:
 def verify_checkpoint(
     directory: str | os.PathLike[str], values: bool = False, progress: Progress | None = None
 ) -> Verification:
-    """Return what can be said of the checkpoint in `directory`, the gravest findings first.
+    """Check the checkpoint in `directory` and return the findings, the most severe first.
 
     Looked at are the config, index, headers, leftovers of other saves, dtypes, ties, tokenizer, provenance and the
     fingerprint; with `values` every float tensor is read, a few MiB at a time, and NaN and infinity are counted.
     `progress` counts the bytes read of files and tensors. Torch is imported for `values` alone.
 
-    Raises `MissingPathError` and `CheckpointError` only when `directory` is no directory that can be listed.
+    Raises `MissingPathError` and `CheckpointError` only when `directory` cannot be listed.
     """
     directory = require_directory(directory)
     findings: list[Finding] = []
@@ -153,7 +153,7 @@ def _attempt_all(subject: str, check: Iterator[Finding]) -> list[Finding]:
 
 
 class _Bytes:
-    """Counts what is read of files (for the fingerprint) and tensors (for the values) and tells it on."""
+    """Counts the bytes read of files (for the fingerprint) and tensors (for the values) and reports progress."""
 
     def __init__(self, files: list[Path], tensors: Mapping[str, TensorInfo], progress: Progress | None) -> None:
         self._sizes = {file: file.stat().st_size for file in files} if progress else {}

@@ -29,7 +29,7 @@ _FINGERPRINT = re.compile(r"blake3:[0-9a-f]{64}")
 
 
 class Finding(NamedTuple):
-    """One thing that was found: `subject` is the file or tensor, `message` says got, expected and what to do."""
+    """One finding: `subject` is the file or tensor; `message` states what was got, what was expected and the remedy."""
 
     severity: Literal["error", "warning", "note"]
     subject: str
@@ -37,15 +37,15 @@ class Finding(NamedTuple):
 
 
 def leftover_findings(directory: Path, files: list[Path], index: Mapping[str, Any] | None) -> Iterator[Finding]:
-    """Yield what lies beside the weights and is none of them: stale shards, an unused index, adapters, pickles."""
+    """Yield files beside the weights that are not part of them: stale shards, an unused index, adapters, pickles."""
     used = {file.name for file in files}
     names = sorted(os.listdir(directory))
     if files and index is None and INDEX_FILE in names:
         yield Finding(
             "warning",
             INDEX_FILE,
-            f"{directory / INDEX_FILE} lies beside {WEIGHTS_FILE}, which goes before it; expected one of them: delete "
-            "the index, a rest of an earlier save in shards",
+            f"{directory / INDEX_FILE} is beside {WEIGHTS_FILE}, which takes precedence; expected one of them: delete "
+            "the index, left by an earlier save in shards",
         )
     for name in names:
         if name.endswith(WEIGHTS_SUFFIX) and name not in used and files:
@@ -59,7 +59,7 @@ def _unused_file(directory: Path, name: str, names: list[str]) -> Finding:
         return Finding(
             "warning",
             name,
-            f"{directory / name} is a shard that no index names; expected only the shards in use: delete it, a rest of "
+            f"{directory / name} is a shard that no index names; expected only the shards in use: delete it, left by "
             "an earlier save, before a tool that reads every shard mixes the two",
         )
     if name.startswith("adapter_") and ADAPTER_CONFIG_FILE in names:
@@ -69,7 +69,7 @@ def _unused_file(directory: Path, name: str, names: list[str]) -> Finding:
             f"{directory / name} is an adapter beside a full checkpoint; expected one of them: Transformers loads the "
             "adapter on top, so move it into a folder of its own",
         )
-    return Finding("note", name, f"{directory / name} is no part of the checkpoint; loaders ignore it")
+    return Finding("note", name, f"{directory / name} is not part of the checkpoint; loaders ignore it")
 
 
 def size_findings(index: Mapping[str, Any] | None, tensors: Mapping[str, TensorInfo]) -> Iterator[Finding]:
@@ -156,7 +156,7 @@ def provenance_findings(directory: Path, headers: list[Header], fingerprint: str
 
 
 def _bad_fingerprints(content: Any) -> list[Any]:
-    """Return the leaves of nested maps and lists that are no fingerprint."""
+    """Return the leaves of nested maps and lists that are not fingerprints."""
     pending, wrong = [content], []
     while pending:
         value = pending.pop()

@@ -116,7 +116,7 @@ def _is_running(pid: int) -> bool:
 
 
 def storage_error(error: BaseException, out: Path, needed_bytes: int = 0) -> StorageError | None:
-    """Return `error` as a `StorageError` about `out` if it says: the disk is full, or `out` can't be written."""
+    """Return `error` as a `StorageError` about `out` if it means a full disk or an `out` that can't be written."""
     if isinstance(error, SkillgraftError) or not isinstance(error, Exception):
         return None
     code = error.errno if isinstance(error, OSError) else None
@@ -126,7 +126,7 @@ def storage_error(error: BaseException, out: Path, needed_bytes: int = 0) -> Sto
             remedy = "raise the limit (ulimit -f) or write to another disk"
             return StorageError(f"{out}: a file would be larger than is allowed here ({error}){needed}; {remedy}")
         return StorageError(f"{out}: the disk is full ({error}){needed}; free some space or write to another disk")
-    # A folder such as /proc says that the file to be made in it is not there.
+    # Creating a file in a folder such as /proc fails with "no such file".
     ours = isinstance(error, OSError) and str(error.filename).startswith(str(out.parent / f".{out.name}."))
     if isinstance(error, OSError) and (code in _FORBIDDEN or ours):
         return StorageError(f"{error.filename or out}: {error.strerror} while writing {out}; choose another output")
@@ -139,8 +139,8 @@ def resumable_directory(
 ) -> Iterator[Path]:
     """Yield a temporary sibling of `out` as `atomic_directory` does, one that a killed process left for the same work.
 
-    `key` is a hash of everything that decides the content: only a sibling with the same key is gone on with; others
-    for `out` are removed. After an exception nothing stays; after a kill the sibling does. With `durable` all is
+    `key` is a hash of everything that decides the content: only a sibling with the same key is resumed; others for
+    `out` are removed. After an exception nothing stays; after a kill the sibling does. With `durable` all is
     synchronised to the disk before the rename, which guards against a power failure too. One process at a time works
     for an output: it holds the lock of `.<name>.lock` until `out` is there.
 

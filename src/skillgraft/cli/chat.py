@@ -18,8 +18,8 @@ from skillgraft.errors import SkillgraftError
 
 if TYPE_CHECKING:
     from skillgraft.chat.commands import Settings
-    from skillgraft.chat.models import Guest
-    from skillgraft.chat.plan import Asked, Seat
+    from skillgraft.chat.models import ChatModel
+    from skillgraft.chat.plan import ChatAnswer, ChatModelSpec
 
 
 def chat(
@@ -53,17 +53,17 @@ def chat(
     Each prompt is asked on its own, without the ones before. From a pipe, each line is a prompt or a command:
     printf 'Who wrote it?\\n/scale 0.5\\nWho wrote it?\\n' | skillgraft chat --target SFT --skill SKILL --json
     """
-    from skillgraft.chat.commands import Settings, obey
+    from skillgraft.chat.commands import Settings, run_command
     from skillgraft.chat.plan import plan_chat
 
     settings = Settings(None if target is None else scale)
     for command, value in (("/tokens", tokens), ("/temperature", temperature), ("/system", system)):
-        obey(f"{command} {value}", settings)
+        run_command(f"{command} {value}", settings)
     if target is not None or scale != 1:
-        obey(f"/scale {scale!r}", settings)
+        run_command(f"/scale {scale!r}", settings)
     skills = [weighted("--skill", text) for text in skill]
-    seats = plan_chat(models or [], target, skills, allow_other_base=allow_other_base, say=_say)
-    guests = _load(seats, settings)
+    specs = plan_chat(models or [], target, skills, allow_other_base=allow_other_base, say=_say)
+    chat_models = _load(specs, settings)
     talking = sys.stdin.isatty() and out_console.is_terminal and not as_json
     if talking:
         _say("/help lists the commands; Ctrl-C ends an answer, Ctrl-D the conversation")
@@ -72,58 +72,58 @@ def chat(
     for line in _typed() if talking else _piped():
         with _continuing() if talking else contextlib.nullcontext():
             if line.startswith("/") and not line.startswith("//"):
-                _say(obey(line, settings))
-                _inject(guests, settings)
+                _say(run_command(line, settings))
+                _inject(chat_models, settings)
             else:
                 prompt = line[1:] if line.startswith("//") else line
-                _print(prompt, _answers(guests, prompt, settings, seed), settings, talking, as_json)
+                _print(prompt, _answers(chat_models, prompt, settings, seed), settings, talking, as_json)
         if settings.done:
             return
 
 
-def _load(seats: Sequence[Seat], settings: Settings) -> list[Guest]:
+def _load(specs: Sequence[ChatModelSpec], settings: Settings) -> list[ChatModel]:
     """Print how much memory the models take, load each, and inject."""
     with _busy("starting …"):
-        from skillgraft.chat.models import Guest, bytes_per_parameter
+        from skillgraft.chat.models import ChatModel, bytes_per_parameter
         from skillgraft.chat.plan import size, weights_bytes
 
-        needed, free = weights_bytes(seats, bytes_per_parameter())
-    if len(seats) > 1:
+        needed, free = weights_bytes(specs, bytes_per_parameter())
+    if len(specs) > 1:
         rest = "" if free is None else f", {size(free)} are free"
-        _say(f"{len(seats)} models take {size(needed)} of memory{rest}")
-    guests = []
-    for number, seat in enumerate(seats, start=1):
-        with _busy(f"loading {seat.label} ({number} of {len(seats)}) …"):
-            guests.append(Guest(seat))
-    _inject(guests, settings)
-    return guests
+        _say(f"{len(specs)} models take {size(needed)} of memory{rest}")
+    chat_models = []
+    for number, spec in enumerate(specs, start=1):
+        with _busy(f"loading {spec.label} ({number} of {len(specs)}) …"):
+            chat_models.append(ChatModel(spec))
+    _inject(chat_models, settings)
+    return chat_models
 
 
-def _inject(guests: Sequence[Guest], settings: Settings) -> None:
+def _inject(chat_models: Sequence[ChatModel], settings: Settings) -> None:
     if settings.scale is not None:
         with _busy(f"injecting with λ = {settings.scale:g} …"):
-            for guest in guests:
-                guest.inject(settings.scale)
+            for chat_model in chat_models:
+                chat_model.inject(settings.scale)
 
 
-def _answers(guests: Sequence[Guest], prompt: str, settings: Settings, seed: int) -> list[Asked]:
+def _answers(chat_models: Sequence[ChatModel], prompt: str, settings: Settings, seed: int) -> list[ChatAnswer]:
     """Ask every model and add the answers to the record; each prompt has a seed of its own."""
     from skillgraft.chat.models import record
 
-    _inject(guests, settings)
-    answers: list[Asked] = []
-    for guest in guests:
-        with _busy(f"{guest.seat.label} …"):
-            answers.append(guest.answer(prompt, settings, seed + len(settings.said)))
-    settings.said.append(record(prompt, settings, answers))
+    _inject(chat_models, settings)
+    answers: list[ChatAnswer] = []
+    for chat_model in chat_models:
+        with _busy(f"{chat_model.spec.label} …"):
+            answers.append(chat_model.answer(prompt, settings, seed + len(settings.history)))
+    settings.history.append(record(prompt, settings, answers))
     return answers
 
 
-def _print(prompt: str, answers: Sequence[Asked], settings: Settings, talking: bool, as_json: bool) -> None:
+def _print(prompt: str, answers: Sequence[ChatAnswer], settings: Settings, talking: bool, as_json: bool) -> None:
     from skillgraft.chat.screen import plain, side_by_side
 
     if as_json:
-        print(json.dumps(settings.said[-1]), flush=True)
+        print(json.dumps(settings.history[-1]), flush=True)
     elif talking:
         out_console.print(side_by_side(answers, out_console.width))
     else:
@@ -167,9 +167,9 @@ def _continuing() -> Iterator[None]:
 def _busy(what: str) -> contextlib.AbstractContextManager[object]:
     from rich.text import Text
 
-    from skillgraft.support.escape import visible_line
+    from skillgraft.support.escape import escape_line
 
-    return err_console.status(Text(visible_line(what))) if err_console.is_terminal else contextlib.nullcontext()
+    return err_console.status(Text(escape_line(what))) if err_console.is_terminal else contextlib.nullcontext()
 
 
 def _say(text: str) -> None:

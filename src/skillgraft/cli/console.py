@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from rich.console import Console
 
-from skillgraft.support.escape import visible, visible_line
+from skillgraft.support.escape import escape, escape_line
 from skillgraft.support.progress import NO_METRICS, Progress
 
 out_console = Console(width=None if sys.stdout.isatty() else 110)
@@ -19,7 +19,7 @@ def say(text: str, console: Console = out_console, heading: str = "") -> None:
     """Print text as it is, after a `heading` with markup; untrusted text (a manifest's) cannot steer the terminal."""
     if heading:
         console.print(heading, end="")
-    console.print(visible(text, 20_000), soft_wrap=True, highlight=False, markup=False)
+    console.print(escape(text, 20_000), soft_wrap=True, highlight=False, markup=False)
 
 
 def say_remarks(remarks: Iterable[str]) -> None:
@@ -35,9 +35,9 @@ def print_table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
 
     table = Table()
     for column in head:
-        table.add_column(Text(visible_line(column, 4_000)))
+        table.add_column(Text(escape_line(column, 4_000)))
     for row in rows:
-        table.add_row(*(Text(visible_line(cell, 4_000)) for cell in row))
+        table.add_row(*(Text(escape_line(cell, 4_000)) for cell in row))
     out_console.print(table)
 
 

@@ -35,7 +35,7 @@ def extract(
             out,
             dtype=dtype,
             domain=domain,
-            licence=license_id,
+            license=license_id,
             language=language,
             threads=threads,
             progress=progress,

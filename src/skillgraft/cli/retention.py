@@ -62,10 +62,10 @@ def _table(row: dict[str, Any]) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    from skillgraft.support.escape import visible_line
+    from skillgraft.support.escape import escape_line
 
     from_harness = {(each["task"], each["metric"]): each for each in row.get("lm_eval", [])}
-    table = Table(title=Text(visible_line(row["model"], 80)), title_justify="left")
+    table = Table(title=Text(escape_line(row["model"], 80)), title_justify="left")
     for name in ("task", "metric", "n", "score (95% interval)", "change from the first"):
         table.add_column(name, justify="left" if name in ("task", "metric") else "right")
     if from_harness:

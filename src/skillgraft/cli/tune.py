@@ -15,7 +15,7 @@ from skillgraft.cli.options import JsonOption, ThreadsOption, weighted
 from skillgraft.errors import RecipeError
 
 if TYPE_CHECKING:
-    from skillgraft.tuning.trials import Look
+    from skillgraft.tuning.trials import Trial
 
 
 def tune(
@@ -59,13 +59,13 @@ def tune(
     """Tune weights and densities of a merge recipe on development questions; resumes after interruption."""
     ranges = dict(_range(text) for text in vary) or None
     metrics = dict(weighted("--metric", text) for text in metric) or None
-    from skillgraft.tuning.loop import search
+    from skillgraft.tuning.loop import tune as tune_weights
 
-    def say_trial(trial: Look) -> None:
+    def say_trial(trial: Trial) -> None:
         if not as_json:
             say(_line(trial), err_console)
 
-    result = search(
+    result = tune_weights(
         recipe,
         questions,
         out,
@@ -73,13 +73,13 @@ def tune(
         per_layer=per_layer,
         metric=metrics,
         by=by,
-        looks=trials,
+        trials=trials,
         seed=seed,
         report_questions=report_questions,
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         threads=threads,
-        looked=say_trial,
+        on_trial=say_trial,
     )
     if as_json:
         print(json.dumps(result))
@@ -102,7 +102,7 @@ def _show(result: dict[str, Any], out: Path) -> None:
     values = ", ".join(f"{key} = {value:.4g}" for key, value in result["winner"]["values"].items())
     more = "" if report else "; --report-questions FILE scores it on others"
     lines = [
-        f"winner: trial {result['winner']['look']}, {result['winner']['what']}{'; ' if values else ''}{values}",
+        f"winner: trial {result['winner']['trial']}, {result['winner']['what']}{'; ' if values else ''}{values}",
         f"{result['note']}{more}",
         f"{out / result['recipe']}, {out / result['checkpoint']}",
     ]
@@ -120,10 +120,10 @@ def _interval(row: dict[str, Any]) -> str:
     return f"{row['score']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
 
 
-def _line(trial: Look) -> str:
+def _line(trial: Trial) -> str:
     values = ", ".join(f"{key} {value:.3g}" for key, value in trial.values.items())
     score = "no number" if trial.score is None else f"{trial.score:.4f} ({trial.low:.4f} to {trial.high:.4f})"
-    return f"trial {trial.look}, {trial.what}: {score}, {trial.seconds:.1f} s{'; ' if values else ''}{values}"
+    return f"trial {trial.trial}, {trial.what}: {score}, {trial.seconds:.1f} s{'; ' if values else ''}{values}"
 
 
 def _range(text: str) -> tuple[str, tuple[float, float]]:

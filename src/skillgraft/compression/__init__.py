@@ -1,4 +1,4 @@
-"""Packing: a skill in another storage form, smaller, with what that lost in its manifest.
+"""Compression: a skill in another, smaller storage form, with the loss in its manifest.
 
 The path: settings are checked, every tensor gets a choice (`choices`), each is read, encoded and measured on its own
 (`encoding`), as many side by side as there are cores and memory for, and manifest and card are written. Memory is that
@@ -47,7 +47,7 @@ __all__ = ["PackSettings", "pack"]
 
 DEFAULT_STEPS = 40
 _ENTRY_BYTES = 165
-"""What packing adds to a tensor's entry in the manifest, at most."""
+"""Bytes that packing adds at most to a tensor's entry in the manifest."""
 
 
 def pack(
@@ -72,15 +72,15 @@ def pack(
     skill localisation (arXiv 2302.06600, section 3), or with `localise_on` (questions) and `target` (a checkpoint that
     fits the skill) the mask that `steps` steps (40) on the loss of their answers make of it (`mask`). How much is kept:
     `budget` (bytes of the directory), `rank`, `energy` (share of each matrix's squared norm) or `density` (share of
-    elements). What is no matrix stays exact but in `dense` and `mask`. A tensor of which nothing is left is not
-    stored. The manifest says what each tensor lost; scores are not taken over, since they are the original's.
+    elements). Tensors other than matrices stay exact except in `dense` and `mask`. A tensor of which nothing is left is
+    not stored. The manifest records the loss of each tensor; scores are not copied, since they are the original's.
 
     Raises as `load_skill` does, `RecipeError` for settings that don't fit, `CompatibilityError` for NaN, overflow, too
     little memory or when nothing is left, `OutputExistsError`, `StorageError`.
     """
     settings = PackSettings(form, budget, rank, energy, density, dtype)
     source = skill if isinstance(skill, Skill) else load_skill(resolve_skill(skill).path)
-    localisation, told = _localisation(source, settings, localise_on, target, steps)
+    localisation, mask_record = _localisation(source, settings, localise_on, target, steps)
     versions = {source.weights_file: file_version(source.weights_file.stat())}
     entries: dict[str, TensorEntry] = {}
     sums: dict[str, list[tuple[float, float]]] = defaultdict(list)
@@ -89,18 +89,18 @@ def pack(
     with atomic_directory(out) as partial, Files(versions) as files:
         with SortedWriter(partial / WEIGHTS_FILE, metadata) as file:
             step = _steps(source, 2 if settings.looks_first else 1, progress)
-            overhead = _overhead(source, metadata) + (2 * len(json.dumps(told)) if told else 0)
+            overhead = _overhead(source, metadata) + (2 * len(json.dumps(mask_record)) if mask_record else 0)
             choices = choose(source, settings, overhead, files, step, localisation)
             check_memory(source, (name for name, choice in choices.items() if choice.form not in ("keep", "leave")))
 
             def encoded(name: str, scratch: Buffers) -> Encoded:
                 return encode(source, name, choices[name], files, scratch)
 
-            for name, made in side_by_side(source, choices, encoded):
-                sums[module_kind(name)].append((made.exact, made.lost))
-                if made.entry is not None:
-                    entries[name] = made.entry
-                    for spec, data in zip(made.entry.specs(name), made.data, strict=True):
+            for name, encoded_tensor in side_by_side(source, choices, encoded):
+                sums[module_kind(name)].append((encoded_tensor.exact, encoded_tensor.lost))
+                if encoded_tensor.entry is not None:
+                    entries[name] = encoded_tensor.entry
+                    for spec, data in zip(encoded_tensor.entry.specs(name), encoded_tensor.data, strict=True):
                         file.add(spec, data)
                 step(name)
         files.check_unchanged()
@@ -117,7 +117,7 @@ def pack(
                 "reconstruction_error": before + (1 + before) * lost,
                 "packing": Packing(
                     form=settings.form,  # type: ignore[arg-type]
-                    settings=settings.as_dict() | told,
+                    settings=settings.as_dict() | mask_record,
                     source=inputs["skill"],
                     source_reconstruction_error=before,
                     source_bytes=directory_bytes(source.path),
@@ -140,7 +140,7 @@ def _localisation(
     target: str | os.PathLike[str] | None,
     steps: int | None,
 ) -> tuple[Localisation | None, dict[str, Any]]:
-    """Return the function that optimises a mask, and what the manifest says of it; nothing without questions."""
+    """Return the function that optimises a mask, and its record for the manifest; nothing without questions."""
     if questions is None:
         if steps is not None or target is not None:
             raise RecipeError(
@@ -154,20 +154,20 @@ def _localisation(
             f"form {settings.form}, target {target}, steps {steps}: only a mask is optimised, on a target checkpoint, "
             "in 1 step or more; expected --form mask with --localise-on and --target"
         )
-    asked, directory = read_questions(Path(questions)), resolve_base(str(target), lambda message: None)
+    tasks, directory = read_questions(Path(questions)), resolve_base(str(target), lambda message: None)
     check_compatibility(read_layout(directory), skill)
 
     def localise(deltas: Mapping[str, Tensor], count: int) -> Mapping[str, Tensor]:
         from skillgraft.compression.mask import optimise_mask
 
-        return optimise_mask(deltas, directory, asked, count, steps=steps)
+        return optimise_mask(deltas, directory, tasks, count, steps=steps)
 
-    told = {
+    mask_record = {
         "questions": fingerprint_file(questions_path(Path(questions))),
         "target": fingerprint_checkpoint(directory),
         "steps": steps,
     }
-    return localise, told
+    return localise, mask_record
 
 
 def _steps(skill: Skill, passes: int, progress: Progress | None) -> Callable[[str], None]:
@@ -200,10 +200,10 @@ def record_scores(skill: Skill, scores: Sequence[Mapping[str, Any]], budget: int
 
 
 def describe(skill: Skill, source: Skill | None = None) -> dict[str, Any]:
-    """Return what packing made of a skill: sizes in bytes, ratios, errors whole and by module kind, remarks.
+    """Describe a packed skill: sizes in bytes, ratios, errors whole and by module kind, remarks.
 
     `packing_error` and `errors` are relative to what it was packed from, `reconstruction_error` to the exact skill.
-    With `source` the dense size counts what was dropped whole, too, and the remarks say what became of its scores.
+    With `source` the dense size counts what was dropped whole, too, and the remarks cover its scores.
     """
     packing, size = skill.manifest.packing, directory_bytes(skill.path)
     elements = sum((source or skill).entry(name).elements for name in (source or skill).names)
@@ -239,7 +239,7 @@ def _remarks(skill: Skill, source: Skill | None) -> list[str]:
     if source is not None and source.manifest.scores:
         remarks.append(
             f"the original's {len(source.manifest.scores)} rows of scores are not in the manifest: they were measured "
-            "with other weights; --questions measures anew"
+            "with other weights; --questions measures it again"
         )
     return remarks
 

@@ -1,4 +1,4 @@
-"""Where a budget of bytes goes: to the directions and elements that hold the most energy per byte, over all tensors.
+"""Allocation of a budget of bytes to the directions and elements that hold the most energy per byte, over all tensors.
 
 Keeping x costs c(x) bytes and leaves e(x)·loss of its energy unexplained; dropping it leaves all of it. With a price λ
 per byte every direction and element takes the option of the least loss + λ·cost, and λ is the least price at which the
@@ -66,7 +66,7 @@ class Directions:
 
 @dataclass(frozen=True)
 class Elements:
-    """How many elements of a tensor have each magnitude, and their energy, by the fp32 bits of |x| without the last 16.
+    """Histogram of a tensor's elements by magnitude, with energies; a bin is the fp32 bits of |x| without the last 16.
 
     What is kept is stored in full.
     """

@@ -1,4 +1,4 @@
-"""What becomes of each tensor: decided from settings, kinds of modules and, where energy counts, spectra.
+"""Choice of each tensor's storage, from settings, kinds of modules and, where energy counts, spectra.
 
 `packed` follows SkillPacks (GraftLLM, arXiv 2505.18502, section 3.3): embeddings and head keep their largest elements,
 MLP matrices their leading directions, attention matrices fewer of them, all in mixed precision, and the rest stays as
@@ -37,7 +37,7 @@ HALF = "half"
 
 @dataclass(frozen=True)
 class Choice:
-    """How one tensor is stored. `keep`: as it is; `leave`: not at all.
+    """Storage chosen for one tensor. `keep`: unchanged; `leave`: left out.
 
     `rank` with lowrank, `bits` (directions by width) with packed; with sparse the least magnitude that is kept, or a
     `mask` of what is. `dtype` is a safetensors code, `HALF` for the one of 2 bytes that loses least, None for the
@@ -53,7 +53,7 @@ class Choice:
 
 
 Step = Callable[[str], None]
-"""Called with a tensor's name when it has been looked at."""
+"""Called with a tensor's name when it is done."""
 
 Localisation = Callable[[Mapping[str, Tensor], int], Mapping[str, Tensor]]
 """From the deltas and how many elements may stay to masks of them."""
@@ -79,12 +79,12 @@ def choose(
         return _mask(skill, settings, overhead, files, localisation, code)
     if settings.budget is not None:
         return _within_budget(skill, settings, overhead, files, step)
-    found = {}
+    choices = {}
     for name, choice in side_by_side(skill, skill.names, lambda name, _: _choice(skill, name, settings, files)):
-        found[name] = choice
+        choices[name] = choice
         if settings.looks_first:
             step(name)
-    return found
+    return choices
 
 
 def _mask(
@@ -186,8 +186,8 @@ def _part(skill: Skill, name: str, settings: PackSettings, files: Files) -> Dire
     entry, directions = skill.entry(name), _directions(skill, name, settings, files)
     if settings.form == "lowrank" or module_kind(name) not in ("embedding", "head") or entry.rank is not None:
         return directions
-    found = magnitudes(read_delta(skill, name, files).numpy().reshape(-1))
-    return Either(Elements(*found, DTYPE_BYTES["F16"], entry.elements / 8), directions)
+    counts_and_energies = magnitudes(read_delta(skill, name, files).numpy().reshape(-1))
+    return Either(Elements(*counts_and_energies, DTYPE_BYTES["F16"], entry.elements / 8), directions)
 
 
 def _directions(skill: Skill, name: str, settings: PackSettings, files: Files) -> Directions:
@@ -220,8 +220,8 @@ def _tensor_threshold(skill: Skill, name: str, density: float, files: Files) -> 
     """Return the magnitude of the last of the ⌊density · n⌋ largest elements of one tensor."""
     magnitudes = np.abs(read_delta(skill, name, files).numpy().reshape(-1))
     wanted = max(1, math.floor(density * len(magnitudes)))
-    found = float(np.partition(magnitudes, len(magnitudes) - wanted)[len(magnitudes) - wanted])
-    return max(found, float(np.finfo(np.float32).tiny))
+    threshold = float(np.partition(magnitudes, len(magnitudes) - wanted)[len(magnitudes) - wanted])
+    return max(threshold, float(np.finfo(np.float32).tiny))
 
 
 def _density_for(skill: Skill, settings: PackSettings, overhead: int) -> float:

@@ -38,8 +38,8 @@ def check_memory(skill: Skill, names: Iterable[str]) -> None:
         if free is not None and needed > free:
             raise CompatibilityError(
                 f"{skill.path}: the delta of {name!r} of shape {list(skill.shape(name))} takes at least "
-                f"{needed / 2**30:.3g} GiB of memory to be packed anew, {free / 2**30:.3g} GiB are available; leave it "
-                "in the form that it has, or use a machine with more"
+                f"{needed / 2**30:.3g} GiB of memory to be packed again, {free / 2**30:.3g} GiB are available; leave "
+                "it in the form that it has, or use a machine with more"
             )
 
 
@@ -54,7 +54,7 @@ def read_delta(skill: Skill, name: str, files: Files, scratch: Buffers | None = 
         leaf.read(0, len(flat), files, flat.view(np.uint8))
     else:
         for start, values in _tiles(leaf, files):
-            with np.errstate(over="ignore"):  # said below, with the tensor's name
+            with np.errstate(over="ignore"):  # raised below, with the tensor's name
                 flat[start : start + len(values)] = values
     if not np.isfinite(flat).all():
         raise _not_finite(skill, name)
@@ -67,8 +67,8 @@ def decompose(
     """Return the leading `rank` directions of a matrix's delta, or all that it has, and, in `scratch`, the delta."""
     with _decomposing(skill, name):
         if skill.entry(name).rank is not None:
-            found = product_svd(*_finite_product(skill, name)).leading(rank)
-            return found, read_delta(skill, name, files, scratch)
+            svd = product_svd(*_finite_product(skill, name)).leading(rank)
+            return svd, read_delta(skill, name, files, scratch)
         delta = read_delta(skill, name, files, scratch)
         return truncated_svd(delta, rank, scratch), delta
 

@@ -35,7 +35,7 @@ HALF_ERROR = 1e-3
 
 
 class Encoded(NamedTuple):
-    """What one tensor became: bytes in the order of `stored_names`, None where nothing is left; squared norms."""
+    """One encoded tensor: bytes in the order of `stored_names`, no entry if nothing is left; squared norms."""
 
     entry: TensorEntry | None
     data: Sequence[memoryview]
@@ -59,9 +59,9 @@ def encode(skill: Skill, name: str, choice: Choice, files: Files, scratch: Buffe
         _check_finite(stored, name, code)
         facts = {"form": "dense", "dtype": code, "norm": frobenius_norm(stored)}
         return _finished(old, facts, [tensor_bytes(stored)], delta, sum_of_squared_differences(stored, delta))
-    made = _sparse(old, name, choice, delta)
+    encoded = _sparse(old, name, choice, delta)
     lossless, before = choice.threshold == 0 and choice.mask is None, sum(spec.nbytes for spec in old.specs(name))
-    return _kept(skill, name) if lossless and sum(map(len, made.data)) >= before else made
+    return _kept(skill, name) if lossless and sum(map(len, encoded.data)) >= before else encoded
 
 
 def _kept(skill: Skill, name: str) -> Encoded:
@@ -78,17 +78,17 @@ def _sparse(old: TensorEntry, name: str, choice: Choice, delta: Float32[Tensor, 
     flat = delta.numpy().reshape(-1)
     # Lossless is what has other bits than +0: a −0 is kept.
     if choice.mask is not None:
-        kept = choice.mask.reshape(-1) & (flat != 0)
+        mask = choice.mask.reshape(-1) & (flat != 0)
     else:
-        kept = _at_least(flat, choice.threshold) if choice.threshold > 0 else flat.view(np.uint32) != 0
-    if not kept.any():
+        mask = _at_least(flat, choice.threshold) if choice.threshold > 0 else flat.view(np.uint32) != 0
+    if not mask.any():
         norm = frobenius_norm(delta)
         return Encoded(None, (), norm**2, norm**2)
-    values = flat[kept]
+    values = flat[mask]
     code = _code(choice, torch.from_numpy(values)) if choice.dtype else narrowest(values)
-    stored = torch.from_numpy(np.where(kept, flat, np.float32(0))).to(torch_dtype(code))
+    stored = torch.from_numpy(np.where(mask, flat, np.float32(0))).to(torch_dtype(code))
     _check_finite(stored, name, code)
-    encoded = sparse.encode_sparse(stored.view(torch.int16).numpy() if code == "BF16" else stored.numpy(), kept)
+    encoded = sparse.encode_sparse(stored.view(torch.int16).numpy() if code == "BF16" else stored.numpy(), mask)
     facts = {"form": "sparse", "dtype": code, "count": len(encoded.values), "coding": encoded.coding}
     data = [array_bytes(array) for array in (encoded.offsets, encoded.index, encoded.values)]
     facts["norm"] = frobenius_norm(stored)
@@ -98,8 +98,8 @@ def _sparse(old: TensorEntry, name: str, choice: Choice, delta: Float32[Tensor, 
 def _factored(skill: Skill, name: str, choice: Choice, files: Files, scratch: Buffers) -> Encoded:
     old = skill.entry(name)
     rank = choice.rank if choice.form == "lowrank" else sum(choice.bits.values())
-    found, exact = decompose(skill, name, rank, files, scratch)
-    a, b = found.balanced()
+    svd, exact = decompose(skill, name, rank, files, scratch)
+    a, b = svd.balanced()
     facts: dict[str, object]
     if choice.form == "lowrank":
         code = _code(choice, a, b)
@@ -158,9 +158,9 @@ def _code(choice: Choice, *tensors: Tensor) -> str:
 
 def _at_least(flat: Float32[np.ndarray, " count"], threshold: float) -> Bool[np.ndarray, " count"]:
     """Return where |x| ≥ threshold, without a copy of the numbers."""
-    kept = flat >= threshold
-    kept |= flat <= -threshold
-    return kept
+    mask = flat >= threshold
+    mask |= flat <= -threshold
+    return mask
 
 
 def _finished(

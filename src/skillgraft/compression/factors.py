@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 FP64_SIDE = 1024
 SMALL_RANK = 24
-"""The Krylov space is tried where the smaller side is at least so many times the rank."""
+"""The Krylov space is tried if the smaller side is at least this many times the rank."""
 
 MOST_BLOCKS = 32
 MISSING = {torch.bfloat16: 1e-6, torch.float32: 1e-6, torch.float64: 1e-9}
@@ -40,13 +40,13 @@ Half of it would be the excess error, of which the half power iteration that giv
 """
 
 NOISE = {torch.bfloat16: 2e-6, torch.float32: 5e-7, torch.float64: 1e-11}
-"""The same over the energy held, where rounding lets nothing less be told."""
+"""The same relative to the energy held: below it, rounding hides any difference."""
 
 ROUNDED_LEAVES = 0.25
 """The share of the energy that must be left out for directions of the rounded matrix to do."""
 
 FIRST_LOOK = 2
-"""After so many blocks the energy is looked at, which costs the cube of the space's size."""
+"""Blocks before the energy is first computed, which costs the cube of the space's size."""
 
 
 class Svd(NamedTuple):
@@ -81,8 +81,8 @@ def truncated_svd(matrix: Float[Tensor, "rows columns"], rank: int, scratch: Buf
         images = (torch.linalg.eigh(_gram(tall))[1][:, -rank:].T.to(tall.dtype) @ tall.T).T
     q = torch.linalg.qr(images)[0]
     u, s, vt = torch.linalg.svd(q.T @ tall, full_matrices=False)
-    found = Svd(q @ u, s, vt).leading(rank)
-    return found if matrix.shape[0] >= matrix.shape[1] else Svd(found.vt.T, found.s, found.u.T)
+    leading = Svd(q @ u, s, vt).leading(rank)
+    return leading if matrix.shape[0] >= matrix.shape[1] else Svd(leading.vt.T, leading.s, leading.u.T)
 
 
 def product_svd(a: Float[Tensor, "rank columns"], b: Float[Tensor, "rows rank"]) -> Svd:
@@ -90,8 +90,8 @@ def product_svd(a: Float[Tensor, "rank columns"], b: Float[Tensor, "rows rank"])
     q_b, r_b = torch.linalg.qr(b.double())
     q_a, r_a = torch.linalg.qr(a.double().T)
     u, s, vt = torch.linalg.svd(r_b @ r_a.T)
-    kept = min(len(u), len(vt))
-    return Svd(q_b @ u[:, :kept], s[:kept], vt[:kept] @ q_a.T)
+    rank = min(len(u), len(vt))
+    return Svd(q_b @ u[:, :rank], s[:rank], vt[:rank] @ q_a.T)
 
 
 def _tall(matrix: Tensor) -> Tensor:
@@ -121,16 +121,16 @@ def _images(tall: Float[Tensor, "rows side"], rank: int, scratch: Buffers) -> Fl
     if tall.dtype == torch.float32 and fast_bf16():
         rounded, wide = _rounded(tall, scratch)
         start = (wide @ noise.T.to(wide.dtype)).T.to(tall.dtype)
-        found = _krylov(rounded, wide, start, total, scratch)
-        if found is None:
+        subspace = _krylov(rounded, wide, start, total, scratch)
+        if subspace is None:
             return None
-        if total - found.held >= ROUNDED_LEAVES * total:
-            return (found.directions @ tall.T).T
-        start = found.directions
+        if total - subspace.held >= ROUNDED_LEAVES * total:
+            return (subspace.directions @ tall.T).T
+        start = subspace.directions
     else:
         start = noise @ tall
-    found = _krylov(tall, tall.T, start, total, scratch)
-    return None if found is None else found.images.T
+    subspace = _krylov(tall, tall.T, start, total, scratch)
+    return None if subspace is None else subspace.images.T
 
 
 def _rounded(

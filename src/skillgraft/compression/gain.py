@@ -1,4 +1,4 @@
-"""What a packed skill keeps of its original's gain on questions, with a paired interval."""
+"""Gain kept by a packed skill on questions, relative to its original, with a paired interval."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ _SHORT = 19
 def check_gain_inputs(skill: Skill, target: str, questions: Path, chosen_on: Path | None = None) -> Path:
     """Return the target's directory; raise before any packing for a target or questions that don't fit.
 
-    Raises `DataError` where questions stand among those that a mask is chosen on too.
+    Raises `DataError` if some of the questions are among those that a mask is chosen on.
     """
-    asked = read_questions(questions)
-    same = shared_questions(read_questions(chosen_on), asked) if chosen_on is not None else []
+    tasks = read_questions(questions)
+    same = shared_questions(read_questions(chosen_on), tasks) if chosen_on is not None else []
     if same:
         raise DataError(
-            f"{questions}: {len(same)} of {len(asked)} questions stand in {chosen_on} too, such as "
+            f"{questions}: {len(same)} of {len(tasks)} questions are in {chosen_on} too, such as "
             f"{same[0].question!r}; expected other questions to measure on than those that the mask was chosen on"
         )
     directory = resolve_base(target, lambda message: None)
@@ -55,8 +55,8 @@ def kept_gain(
 
     By metric: `scores` with intervals over documents; `gain` = original − target; `kept` = (packed − target) /
     (original − target) with a paired percentile interval. Both are computed on the same redrawn documents; where the
-    interval of the gain includes 0 the share means nothing, and `kept` says so by None. Raises `DataError` for the very
-    questions that the mask was chosen on.
+    interval of the gain includes 0 the share is meaningless, and `kept` is None. Raises `DataError` for the questions
+    that the mask was chosen on.
     """
     from skillgraft.evals.answers import evaluate_checkpoint
 
@@ -98,21 +98,21 @@ def score_rows(gain: Mapping[str, Any]) -> list[dict[str, Any]]:
     names = {"target": "target", "original": "target + original", "packed": "target + this skill"}
     rows = [
         {"model": name, "λ": "–" if label == "target" else gain["scale"]}
-        | {_COLUMNS[metric]: _interval(found) for metric, found in gain["scores"][label].items()}
+        | {_COLUMNS[metric]: _interval(measured) for metric, measured in gain["scores"][label].items()}
         | facts
         for label, name in names.items()
     ]
-    kept = {_COLUMNS[metric]: share_text(found) for metric, found in gain["kept"].items()}
-    return [*rows, {"model": "gain kept", "λ": gain["scale"]} | kept | facts]
+    shares = {_COLUMNS[metric]: share_text(measured) for metric, measured in gain["kept"].items()}
+    return [*rows, {"model": "gain kept", "λ": gain["scale"]} | shares | facts]
 
 
-def share_text(kept: Mapping[str, float] | None) -> str:
+def share_text(share: Mapping[str, float] | None) -> str:
     """Return a share with its interval, as percentages."""
-    return f"{kept['share']:.0%} ({kept['low']:.0%} to {kept['high']:.0%})" if kept else "no gain shown"
+    return f"{share['share']:.0%} ({share['low']:.0%} to {share['high']:.0%})" if share else "no gain shown"
 
 
-def _interval(found: Mapping[str, Any]) -> str:
-    return f"{found['mean']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
+def _interval(interval: Mapping[str, Any]) -> str:
+    return f"{interval['mean']:.3f} ({interval['low']:.3f} to {interval['high']:.3f})"
 
 
 def kept_share(
@@ -131,8 +131,8 @@ def kept_share(
     gains, lefts = gain[drawn].sum(axis=1), left[drawn].sum(axis=1)
     if gain.sum() <= 0 or (gains <= 0).mean() > 0.025:
         return None
-    kept = gains > 0
-    low, high = np.percentile(lefts[kept] / gains[kept], [2.5, 97.5])
+    positive = gains > 0
+    low, high = np.percentile(lefts[positive] / gains[positive], [2.5, 97.5])
     return {"share": float(left.sum() / gain.sum()), "low": float(low), "high": float(high)}
 
 

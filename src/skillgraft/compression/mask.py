@@ -46,16 +46,16 @@ def gradient(
 ) -> Float[Tensor, "*shape"]:
     """Return ∂L/∂S from ∂L/∂θ."""
     moved = torch.sigmoid(s)
-    found = of_weights * delta * moved * (1 - moved)
-    return torch.where(base, -found, found)
+    of_mask = of_weights * delta * moved * (1 - moved)
+    return torch.where(base, -of_mask, of_mask)
 
 
 def largest(gammas: Mapping[str, Float[Tensor, "*shape"]], count: int) -> dict[str, Bool[Tensor, "*shape"]]:
     """Return masks of the `count` largest numbers over all tensors; ties go to the first."""
     flat = torch.cat([gamma.reshape(-1) for gamma in gammas.values()])
-    kept = torch.zeros(len(flat), dtype=torch.bool)
-    kept[flat.sort(descending=True, stable=True).indices[:count]] = True
-    parts = kept.split([gamma.numel() for gamma in gammas.values()])
+    flags = torch.zeros(len(flat), dtype=torch.bool)
+    flags[flat.sort(descending=True, stable=True).indices[:count]] = True
+    parts = flags.split([gamma.numel() for gamma in gammas.values()])
     return {name: part.reshape(gamma.shape) for (name, gamma), part in zip(gammas.items(), parts, strict=True)}
 
 
@@ -99,10 +99,10 @@ def optimise_mask(
         model.zero_grad(set_to_none=True)
         answer_loss(model, tokenizer, [questions[number] for number in drawn]).backward()
         with torch.no_grad():
-            found = {n: gradient(weights[n].grad, d, base[n], s[n]) for n, d in deltas.items()}
-            squares = sum(float(g.double().square().sum()) for g in found.values())
-            size = (squares / sum(g.numel() for g in found.values())) ** 0.5
-            for name, g in found.items():
+            gradients = {n: gradient(weights[n].grad, d, base[n], s[n]) for n, d in deltas.items()}
+            squares = sum(float(g.double().square().sum()) for g in gradients.values())
+            size = (squares / sum(g.numel() for g in gradients.values())) ** 0.5
+            for name, g in gradients.items():
                 if size > 0:
                     s[name].sub_(g, alpha=RATE / size)
         progress(step + 1, steps)

@@ -1,4 +1,4 @@
-"""What `pack` is asked for, checked before anything is read."""
+"""Settings of `pack`, checked before anything is read."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ class PackSettings:
         if self.form not in PACK_FORMS:
             raise RecipeError(f"form {self.form!r} is unknown{did_you_mean(self.form, PACK_FORMS)}")
         one_of, optional, more = _ALLOWED[self.form]
-        given = {key for key, value in asdict(self).items() if value is not None and key != "form"}
-        if strange := sorted(given - one_of - optional - more):
+        present = {key for key, value in asdict(self).items() if value is not None and key != "form"}
+        if strange := sorted(present - one_of - optional - more):
             raise RecipeError(f"form {self.form} takes no {strange[0]}; it takes {_listed(one_of | optional | more)}")
-        chosen = sorted(given & one_of)
+        chosen = sorted(present & one_of)
         if one_of and len(chosen) != 1:
             raise RecipeError(
                 f"form {self.form} got {_listed(chosen) if chosen else 'nothing'} to say how much is kept; expected "
                 f"one of {_listed(one_of)}, such as {'--density 0.01' if self.form == 'mask' else '--rank 32'}"
             )
-        if self.budget is not None and optional & given:
+        if self.budget is not None and optional & present:
             raise RecipeError("density and budget were given; a budget decides the density too: leave one of them out")
         self._check_numbers()
 
@@ -70,7 +70,7 @@ class PackSettings:
 
     @property
     def looks_first(self) -> bool:
-        """Whether the tensors are read once to choose and once to write."""
+        """True if the tensors are read once to choose and once to write."""
         return self.form in ("lowrank", "packed") and not (self.form == "lowrank" and self.rank)
 
     def as_dict(self) -> dict[str, Any]:
@@ -82,7 +82,9 @@ def parse_size(text: str) -> int:
     """Return the bytes that a text such as `5MB`, `1.5 MiB` or `300000` means; `RecipeError` for any other."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
     if match is None or match[2].lower() not in _UNITS:
-        raise RecipeError(f"budget {text!r} is no size; expected a number with kB, MB, GB, KiB, MiB, GiB or none: 5MB")
+        raise RecipeError(
+            f"budget {text!r} is not a size; expected a number with kB, MB, GB, KiB, MiB, GiB or none: 5MB"
+        )
     return int(float(match[1]) * _UNITS[match[2].lower()])
 
 

@@ -1,8 +1,8 @@
-"""`skillgraft doctor`: what this machine and this installation can do, what that means, and the remedy.
+"""`skillgraft doctor`: checks of this machine and this installation, what each result means, and the remedy.
 
-A check is a pure function of facts that were looked up beforehand; it returns findings. A check that fails itself is a
-finding too, never a traceback. Torch and Numba are looked at in processes of their own, since a broken one may end the
-process that imports it. Nothing is changed, and no network is reached.
+A check is a pure function of facts collected beforehand; it returns findings. A check that fails is a finding too,
+never a traceback. Torch and Numba are probed in processes of their own, since a broken one may end the process that
+imports it. Nothing is changed, and no network is reached.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ def checks(runs: Path, environ: Mapping[str, str]) -> dict[str, Check]:
 
 
 def run_checks(named: Mapping[str, Check]) -> list[Finding]:
-    """Return all findings in order; a check that raises gives a warning that says so."""
-    found: list[Finding] = []
+    """Return all findings in order; a check that raises becomes a warning."""
+    findings: list[Finding] = []
     for name, check in named.items():
         try:
-            found += check()
-        except Exception as error:  # a broken installation breaks in any way it likes; the other checks go on
-            found.append(_failed(name, error))
-    return found
+            findings += check()
+        except Exception as error:  # a broken installation can raise anything; the other checks still run
+            findings.append(_failed(name, error))
+    return findings
 
 
 def _failed(name: str, error: Exception) -> Finding:

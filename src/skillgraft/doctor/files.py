@@ -44,19 +44,19 @@ def check_memory(memory: Memory) -> list[Finding]:
     """Compare the memory with what fine-tuning the default model takes."""
     full, lora = fine_tuning().memory, fine_tuning({"kind": "lora"}).memory
     free = "" if memory.available is None else f"{gib(memory.available)} available of "
-    found = f"{free}{gib(memory.total)}{' (limit of the container)' if memory.limited else ''}"
+    state = f"{free}{gib(memory.total)}{' (limit of the container)' if memory.limited else ''}"
     needed = f"fine-tuning the default model takes about {gib(full)}, with LoRA {gib(lora)}"
     if memory.total < lora:
-        return [Finding("memory", "error", found, needed, "use a machine with more memory; merging needs little")]
+        return [Finding("memory", "error", state, needed, "use a machine with more memory; merging needs little")]
     if memory.total < full:
         return [
             Finding(
-                "memory", "warning", found, needed, "fine-tune with LoRA: `adapt: {kind: lora, r: 16}` in the sft stage"
+                "memory", "warning", state, needed, "fine-tune with LoRA: `adapt: {kind: lora, r: 16}` in the sft stage"
             )
         ]
     if memory.available is not None and memory.available < full:
-        return [Finding("memory", "warning", found, needed, "close other programs, or wait until they are done")]
-    return [Finding("memory", "ok", found, needed)]
+        return [Finding("memory", "warning", state, needed, "close other programs, or wait until they are done")]
+    return [Finding("memory", "ok", state, needed)]
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def nearest(path: Path) -> Path:
 
 def check_disk(disks: Sequence[Disk]) -> list[Finding]:
     """Compare the free space with what the quickstart writes, places on the same file system together."""
-    found = []
+    findings = []
     for device in dict.fromkeys(disk.device for disk in disks):
         here = [disk for disk in disks if disk.device == device]
         free, needed = here[0].free, sum(disk.needed for disk in here)
@@ -101,10 +101,10 @@ def check_disk(disks: Sequence[Disk]) -> list[Finding]:
         meaning = f"what the quickstart and the default model take there: about {gib(needed)}"
         if free < needed:
             remedy = "free some space, or name other places: --runs, SKILLGRAFT_CACHE, TMPDIR"
-            found.append(Finding("disk", "warning", text, meaning, remedy))
+            findings.append(Finding("disk", "warning", text, meaning, remedy))
         else:
-            found.append(Finding("disk", "ok", text, meaning))
-    return found
+            findings.append(Finding("disk", "ok", text, meaning))
+    return findings
 
 
 ABILITIES = {
@@ -113,7 +113,7 @@ ABILITIES = {
     "rename": "rename a folder in one step",
     "link": "make symbolic links",
 }
-"""What runs do with the file system under them, in the order in which it is tried."""
+"""Operations that runs need of the file system, in the order in which they are tried."""
 
 
 def look_at_files(runs: Path) -> tuple[Path, dict[str, str]]:
@@ -191,6 +191,6 @@ def check_text(encodings: Mapping[str, str]) -> list[Finding]:
     other = {what: name for what, name in encodings.items() if name.lower().replace("_", "-") not in {"utf-8", "utf8"}}
     if not other:
         return [Finding("text", "ok", "UTF-8", "documents, answers and symbols such as λ are kept as they are")]
-    found = ", ".join(f"{what}: {name}" for what, name in other.items())
+    encodings_text = ", ".join(f"{what}: {name}" for what, name in other.items())
     meaning = "symbols such as λ, and documents in other scripts, end a run with an encoding error"
-    return [Finding("text", "error", found, meaning, "export PYTHONUTF8=1, or a locale such as LANG=C.UTF-8")]
+    return [Finding("text", "error", encodings_text, meaning, "export PYTHONUTF8=1, or a locale such as LANG=C.UTF-8")]

@@ -1,4 +1,4 @@
-"""What a check says."""
+"""Findings of checks and their severity."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Literal
 Severity = Literal["ok", "note", "warning", "error"]
 
 EXIT_CODES: dict[Severity, int] = {"ok": 0, "note": 0, "warning": 1, "error": 2}
-"""Severity, mild to grave, and the exit code of a `doctor` that found nothing graver."""
+"""Severity, from mild to severe, and the exit code of a `doctor` whose worst finding it is."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at: what was found, what that means, what to do where something is to be done."""
+    """One result of a check: what was found, what that means, and the remedy if one is needed."""
 
     check: str
     severity: Severity
@@ -24,6 +24,6 @@ class Finding:
 
 
 def worst(findings: Sequence[Finding]) -> Severity:
-    """Return the gravest severity; `ok` for none."""
+    """Return the worst severity; `ok` without findings."""
     order = list(EXIT_CODES)
     return max((finding.severity for finding in findings), key=order.index, default="ok")

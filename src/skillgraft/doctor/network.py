@@ -1,4 +1,4 @@
-"""Whether the hub would be asked, through which proxy, and whether anything is reported home. Reaches no network."""
+"""Network settings: offline mode, hub, proxies and telemetry, read from the environment; reaches no network."""
 
 from __future__ import annotations
 
@@ -10,28 +10,30 @@ from skillgraft.doctor.findings import Finding
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 PROXIES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "https_proxy", "http_proxy", "all_proxy")
 TELEMETRY = ("HF_HUB_DISABLE_TELEMETRY", "DISABLE_TELEMETRY", "DO_NOT_TRACK")
-"""The variables with which the hub's client is told to send nothing."""
+"""The variables that turn the hub client's telemetry off."""
 
 _TRUE = {"1", "ON", "YES", "TRUE"}
 
 
 def check_network(environ: Mapping[str, str]) -> list[Finding]:
     """Say whether hub ids can be looked up, and through what."""
-    found = []
+    findings = []
     offline = [name for name in OFFLINE if _on(environ, name)]
     if offline:
         text = f"offline: {', '.join(f'{name}={environ[name]}' for name in offline)}"
         meaning = "a hub id that is not in the hub cache is refused; the default model comes from the package registry"
-        found.append(Finding("network", "note", text, meaning, f"unset {' '.join(offline)}, to fetch models of a hub"))
+        findings.append(
+            Finding("network", "note", text, meaning, f"unset {' '.join(offline)}, to fetch models of a hub")
+        )
     else:
         endpoint = environ.get("HF_ENDPOINT")
         where = f"; HF_ENDPOINT={without_password(endpoint)}" if endpoint else ""
         meaning = "a recipe's hub id is looked up there when it is not in the cache; directories never are"
-        found.append(Finding("network", "ok", f"hub lookups are allowed{where}", meaning))
+        findings.append(Finding("network", "ok", f"hub lookups are allowed{where}", meaning))
     proxies = [f"{name}={without_password(environ[name])}" for name in PROXIES if environ.get(name)]
     if proxies:
-        found.append(Finding("network", "note", ", ".join(proxies), "downloads go through this proxy"))
-    return found
+        findings.append(Finding("network", "note", ", ".join(proxies), "downloads go through this proxy"))
+    return findings
 
 
 def check_telemetry(environ: Mapping[str, str]) -> list[Finding]:

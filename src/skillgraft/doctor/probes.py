@@ -1,4 +1,4 @@
-"""What is run in a process of its own, since a broken Torch or Numba may crash or hang and take that process along."""
+"""Probes that run in a process of their own: a broken Torch or Numba may crash it or make it hang."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def _accelerators(kind: str) -> list[dict[str, Any]]:
         return []
     if kind != "cuda":
         return [{"name": kind} for _ in range(torch.accelerator.device_count())]
-    found = []
+    accelerators = []
     for number in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(number)
-        found.append({"name": torch.cuda.get_device_name(number), "free": free, "total": total})
-    return found
+        accelerators.append({"name": torch.cuda.get_device_name(number), "free": free, "total": total})
+    return accelerators
 
 
 def look_at_numba() -> dict[str, Any]:
@@ -49,8 +49,8 @@ def look_at_numba() -> dict[str, Any]:
 
     from skillgraft.support.compiled import folder
 
-    found = folder()
-    return {"version": numba.__version__, "cache": None if found is None else str(found)}
+    kernels = folder()
+    return {"version": numba.__version__, "cache": None if kernels is None else str(kernels)}
 
 
 PROBES: dict[str, Callable[[], dict[str, Any]]] = {"torch": look_at_torch, "numba": look_at_numba}

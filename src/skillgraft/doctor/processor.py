@@ -30,7 +30,7 @@ _PROBE = (
 
 
 def probe(name: str, seconds: float = SECONDS) -> dict[str, Any]:
-    """Return what the probe `name` found; where it could not look, only `error`, a sentence that says why."""
+    """Return the result of the probe `name`; if it failed, only `error`, the reason."""
     command = [sys.executable, "-c", _PROBE, name, json.dumps(sys.path)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=seconds)
@@ -64,13 +64,13 @@ def check_precision(torch: Mapping[str, Any]) -> list[Finding]:
     """Say which arithmetic training will use, and why."""
     if "error" in torch:
         return []
-    found = "bf16 autocast over fp32 weights" if torch["bf16"] else "fp32"
+    state = "bf16 autocast over fp32 weights" if torch["bf16"] else "fp32"
     if torch["wish"]:
-        return [Finding("precision", "note", found, f"SKILLGRAFT_PRECISION={torch['wish']} decides, not a measurement")]
+        return [Finding("precision", "note", state, f"SKILLGRAFT_PRECISION={torch['wish']} decides, not a measurement")]
     if torch["device"] != "cpu":
-        return [Finding("precision", "ok", found, f"what {torch['device']} supports")]
+        return [Finding("precision", "ok", state, f"what {torch['device']} supports")]
     measured = f"a matrix product in bf16 is {torch['speedup']:.1f} times as fast as in fp32 here"
-    return [Finding("precision", "ok", found, f"{measured}; bf16 is taken from 1.3 times on")]
+    return [Finding("precision", "ok", state, f"{measured}; bf16 is taken from 1.3 times on")]
 
 
 def check_devices(torch: Mapping[str, Any], driver: bool, features: Collection[str]) -> list[Finding]:
@@ -78,15 +78,15 @@ def check_devices(torch: Mapping[str, Any], driver: bool, features: Collection[s
     units = [name for name in BF16_UNITS if name in features]
     kernels = f"{torch['kernels']} kernels, " if "kernels" in torch else ""
     text = f"CPU: {kernels}{'bf16 units: ' + ', '.join(units) if units else 'no bf16 units known'}"
-    found = [Finding("devices", "ok", text, "merging and injecting run here; training too without an accelerator")]
+    findings = [Finding("devices", "ok", text, "merging and injecting run here; training too without an accelerator")]
     for number, each in enumerate(torch.get("accelerators", [])):
         free = f", {gib(each['free'])} of {gib(each['total'])} free" if "total" in each else ""
-        found.append(
+        findings.append(
             Finding("devices", "ok", f"{torch['device']}:{number}: {each['name']}{free}", "training runs here")
         )
     if driver and torch.get("device") == "cpu":
         build = "Torch is built without CUDA" if torch["cuda_build"] is None else "Torch is built for CUDA"
-        found.append(
+        findings.append(
             Finding(
                 "devices",
                 "warning",
@@ -95,29 +95,29 @@ def check_devices(torch: Mapping[str, Any], driver: bool, features: Collection[s
                 "install the Torch build for your CUDA version; look at CUDA_VISIBLE_DEVICES and at nvidia-smi",
             )
         )
-    return found
+    return findings
 
 
 def nvidia_driver() -> bool:
-    """Return whether an NVIDIA driver is installed, whatever Torch thinks."""
+    """Return whether an NVIDIA driver is installed, whether or not Torch can use it."""
     return Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
 
 
 def check_threads(cores: int, torch_threads: int | None, environ: Mapping[str, str]) -> list[Finding]:
     """Compare the threads that libraries will start with the cores that this process may use."""
-    found = []
+    findings = []
     settings = {name: environ[name] for name in THREAD_VARIABLES if environ.get(name)}
     for name, value in settings.items():
         if not value.isdigit() or int(value) < 1:
-            text, meaning = f"{name}={value} is no number of threads", "libraries ignore it or stop"
+            text, meaning = f"{name}={value} is not a number of threads", "libraries ignore it or stop"
         elif int(value) > cores:
             text = f"{name}={value} on {_count(cores, 'core')}"
             meaning = "threads take turns on the cores, which is slower than one thread a core"
         else:
             continue
-        found.append(Finding("threads", "warning", text, meaning, f"export {name}={cores}"))
-    if found:
-        return found
+        findings.append(Finding("threads", "warning", text, meaning, f"export {name}={cores}"))
+    if findings:
+        return findings
     if torch_threads is not None and torch_threads > cores:
         text = f"Torch starts {torch_threads} threads on {_count(cores, 'core')}"
         meaning = "a container's quota is less than the machine; the threads wait for each other"
@@ -140,13 +140,13 @@ def check_numba(numba: Mapping[str, Any]) -> list[Finding]:
         return [Finding(name, "error", str(numba["error"]), meaning, "python -m pip install --force-reinstall numba")]
     folder = numba["cache"]
     if folder is None or not _writable(Path(folder)):
-        found = (
+        state = (
             f"Numba {numba['version']} finds no folder that it can write"
             if folder is None
             else f"{folder} is read-only"
         )
-        meaning = "merging compiles anew each time: some seconds more"
-        return [Finding(name, "warning", found, meaning, "export NUMBA_CACHE_DIR=a folder that can be written")]
+        meaning = "merging compiles it each time: some seconds more"
+        return [Finding(name, "warning", state, meaning, "export NUMBA_CACHE_DIR=a folder that can be written")]
     return [Finding(name, "ok", f"Numba {numba['version']}, kept in {folder}", "compiled once, then started at once")]
 
 

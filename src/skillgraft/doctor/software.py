@@ -12,7 +12,7 @@ from skillgraft.doctor.findings import Finding
 from skillgraft.errors import ExtensionError
 from skillgraft.support.extensions import list_extensions
 
-if TYPE_CHECKING:  # imported where it is used: without it the other checks go on
+if TYPE_CHECKING:  # imported where it is used: without it the other checks still run
     from packaging.requirements import Requirement
 
 PURPOSES = {
@@ -20,7 +20,7 @@ PURPOSES = {
     "track": "training curves in TensorBoard, Weights & Biases or trackio: `trainer: {report_to: [tensorboard]}`",
     "tune": "`skillgraft tune` with CMA-ES",
 }
-"""What an optional part is for; one that is not here is named by its packages alone."""
+"""Purpose of each optional part; one that is missing here is named by its packages."""
 
 INSTALL = "python -m pip install"
 
@@ -66,18 +66,18 @@ def check_python(version: Sequence[int], facts: Installed) -> list[Finding]:
     """Compare Python's version with the range that the package states."""
     from packaging.specifiers import SpecifierSet
 
-    found = ".".join(map(str, version))
-    if facts.requires_python and not SpecifierSet(facts.requires_python).contains(found, prereleases=True):
+    version_text = ".".join(map(str, version))
+    if facts.requires_python and not SpecifierSet(facts.requires_python).contains(version_text, prereleases=True):
         return [
             Finding(
                 "python",
                 "error",
-                f"{found}, supported: {facts.requires_python}",
+                f"{version_text}, supported: {facts.requires_python}",
                 "Skillgraft is not made for this Python",
                 f"make a virtual environment with Python {facts.requires_python}",
             )
         ]
-    return [Finding("python", "ok", found, "supported")]
+    return [Finding("python", "ok", version_text, "supported")]
 
 
 def check_packages(facts: Installed) -> list[Finding]:
@@ -103,7 +103,7 @@ def check_packages(facts: Installed) -> list[Finding]:
 
 def check_extras(facts: Installed) -> list[Finding]:
     """Say of every optional part whether it is installed."""
-    found = []
+    findings = []
     for extra in facts.extras:
         needed = _applying(facts, extra)
         lacking = [f"{each.name}{each.specifier}" for each in needed if _lacks(each, facts)]
@@ -111,10 +111,10 @@ def check_extras(facts: Installed) -> list[Finding]:
         if lacking:
             text = f"[{extra}] not installed: {', '.join(lacking)}"
             remedy = f'only if you want it: {INSTALL} "skillgraft[{extra}]"'
-            found.append(Finding("optional parts", "note", text, f"for {purpose}", remedy))
+            findings.append(Finding("optional parts", "note", text, f"for {purpose}", remedy))
         else:
-            found.append(Finding("optional parts", "ok", f"[{extra}] installed", f"for {purpose}"))
-    return found
+            findings.append(Finding("optional parts", "ok", f"[{extra}] installed", f"for {purpose}"))
+    return findings
 
 
 EXTENDED = {
@@ -124,7 +124,7 @@ EXTENDED = {
     "adapters": ("skillgraft.adapters", ""),
     "domains": ("skillgraft.domains", ""),
 }
-"""What can be extended -> the module that takes extensions in, and what is called there to see them."""
+"""Extension point -> the module that loads its extensions, and the function there that lists them."""
 
 
 def check_extensions() -> list[Finding]:
@@ -132,8 +132,8 @@ def check_extensions() -> list[Finding]:
     findings = []
     for group, (home, call) in EXTENDED.items():
         for each in list_extensions(group):
-            said = f"{group}: {each.name} ({each.package} {each.version})"
-            findings.append(Finding("extensions", "ok", said, "used where a recipe names it"))
+            description = f"{group}: {each.name} ({each.package} {each.version})"
+            findings.append(Finding("extensions", "ok", description, "used where a recipe names it"))
         try:
             module = importlib.import_module(home)
             if call:

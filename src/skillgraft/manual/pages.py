@@ -56,10 +56,10 @@ def read_section(reference: str) -> str:
     if not anchor:
         return text
     lines = text.splitlines()
-    found = {each: (number, level) for number, level, each in headings(text)}
-    if anchor not in found:
-        raise RecipeError(f"page {page} has no section '{anchor}'{did_you_mean(anchor, found)}")
-    start, level = found[anchor]
+    by_anchor = {each: (number, level) for number, level, each in headings(text)}
+    if anchor not in by_anchor:
+        raise RecipeError(f"page {page} has no section '{anchor}'{did_you_mean(anchor, by_anchor)}")
+    start, level = by_anchor[anchor]
     after = (number for number, deep, _ in headings(text) if number > start and deep <= level)
     return "\n".join(lines[start : next(after, len(lines))]).rstrip() + "\n"
 

@@ -1,4 +1,4 @@
-"""What a run found, as facts -> `report.json` -> one self-contained `report.html`, and the same rows for the terminal.
+"""Report of a run: facts -> `report.json` -> one self-contained `report.html`, and the same rows for the terminal.
 
     from skillgraft.report import score_table, write_report
 

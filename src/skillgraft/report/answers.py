@@ -27,15 +27,15 @@ def examples_view(evaluation: Evaluation, most_bytes: int, pair: tuple[str, str]
     sft, grafted = compared_pair(evaluation)
     pair = pair or ((sft["label"], grafted["label"]) if sft and grafted else None)
     roles = {row["label"]: row["role"] for row in evaluation["rows"]}
-    shown: list[dict[str, Any]] = []
+    views: list[dict[str, Any]] = []
     spent = 0
     for example in evaluation["examples"]:
         spent += _html_bytes(example)
         if spent > most_bytes:
             break
-        shown.append(_example_view(example, pair, roles))
-    counts = {change: sum(item["change"] == change for item in shown) for change in CHANGES}
-    return {"pair": pair, "shown": shown, "total": len(evaluation["examples"]), "counts": counts}
+        views.append(_example_view(example, pair, roles))
+    counts = {change: sum(item["change"] == change for item in views) for change in CHANGES}
+    return {"pair": pair, "shown": views, "total": len(evaluation["examples"]), "counts": counts}
 
 
 def _example_view(example: Example, pair: tuple[str, str] | None, roles: dict[str, str]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""Where in the model a run's change sits: the vectors of its SFT, its RL and its skill, compared part by part.
+"""Change map: the vectors of a run's SFT, RL and skill compared by layer and kind of module.
 
-What was found is kept among the run's facts with the keys of the stages compared, so that nothing is computed twice and
+The result is kept among the run's facts with the keys of the stages compared, so that nothing is computed twice and
 a report outlives the checkpoints.
 """
 
@@ -17,7 +17,7 @@ from skillgraft.stages.planned import RECORD
 from skillgraft.stages.row_labels import ANSWER_FORMAT
 
 LABELS = ("SFT", "RL", "skill")
-GONE = "The checkpoints are not there any more, so it was not computed where in the model the change sits."
+GONE = "The checkpoints no longer exist, so it was not computed where in the model the change sits."
 TOO_FEW = "Fewer than two of an SFT, an RL and a skill vector are in this run, so there is nothing to compare."
 
 
@@ -26,7 +26,7 @@ def stage_records(facts: Mapping[str, Any], directory: Path) -> dict[str, dict[s
 
     A stage is looked for under the run's own folder first, where links to all stages lie.
     """
-    found = {}
+    records = {}
     for stage in facts.get("stages", []):
         for place in (directory / Path(stage["name"]).name, Path(stage["directory"])):
             try:
@@ -34,13 +34,13 @@ def stage_records(facts: Mapping[str, Any], directory: Path) -> dict[str, dict[s
             except (OSError, ValueError):
                 continue
             if isinstance(record, dict) and {"kind", "key", "settings", "inputs"} <= record.keys():
-                found[stage["name"]] = {**record, "directory": str(place)}
+                records[stage["name"]] = {**record, "directory": str(place)}
                 break
-    return found
+    return records
 
 
 def kept_geometry(directory: Path) -> dict[str, Any] | None:
-    """Return what a former report in `directory` knows of where the change sits, as far as it can be read."""
+    """Return the geometry in a former report in `directory`; None if it cannot be read."""
     try:
         former = json.loads((directory / "report.json").read_text(encoding="utf-8"))["geometry"]
         geometry_view(former)
@@ -51,7 +51,7 @@ def kept_geometry(directory: Path) -> dict[str, Any] | None:
 
 def where_it_sits(
     records: Mapping[str, Mapping[str, Any]],
-    kept: Mapping[str, Any] | None,
+    former: Mapping[str, Any] | None,
     *,
     keys: Sequence[str],
     with_ranks: bool,
@@ -60,9 +60,11 @@ def where_it_sits(
     """Return the geometry of the run's vectors (see `facts.Geometry`): `kept` where it still holds, else computed.
 
     `keys` are those of all stages of the run as it is now, their folders there or not: `kept` holds as long as every
-    stage that it was computed from is among them. Whatever hinders the computation becomes the sentence `missing`.
+    stage that it was computed from is among them. On failure, `missing` holds the reason.
     """
-    known = dict(kept) if kept and kept["cells"] and all(key in keys for key in kept.get("keys", [""])) else None
+    known = (
+        dict(former) if former and former["cells"] and all(key in keys for key in former.get("keys", [""])) else None
+    )
     if known and (known["ranks"] or not with_ranks):
         return known
     vectors, base = _vectors(records)
@@ -71,10 +73,10 @@ def where_it_sits(
     if any(not Path(path).is_dir() for one in vectors for path in (one["path"], one["minus"] or base)):
         return known or _nothing(GONE)
     try:
-        found = _compared(vectors, base, with_ranks, progress)
+        geometry = _compared(vectors, base, with_ranks, progress)
     except (SkillgraftError, OSError) as error:
         return known or _nothing(f"It could not be computed where in the model the change sits: {error}")
-    return {"keys": list(dict.fromkeys(one["key"] for one in vectors)), "ranks": with_ranks, **found}
+    return {"keys": list(dict.fromkeys(one["key"] for one in vectors)), "ranks": with_ranks, **geometry}
 
 
 def _nothing(sentence: str) -> dict[str, Any]:
@@ -84,26 +86,32 @@ def _nothing(sentence: str) -> dict[str, Any]:
 def _vectors(records: Mapping[str, Mapping[str, Any]]) -> tuple[list[dict[str, Any]], str | None]:
     """Return SFT of the target, RL, and the skill, as far as the run has them, and the base's directory."""
     base = next((record["inputs"]["base"] for record in records.values() if "base" in record["inputs"]), None)
-    found: dict[str, dict[str, Any]] = {}
+    by_label: dict[str, dict[str, Any]] = {}
     for record in records.values():
         for skill in skills_of(record):
-            made, path = records.get(skill), record["inputs"][skill]
-            if (made is not None and made["kind"] != "extract") or _domain(path, made) == ANSWER_FORMAT:
+            skill_record, path = records.get(skill), record["inputs"][skill]
+            if (skill_record is not None and skill_record["kind"] != "extract") or _domain(
+                path, skill_record
+            ) == ANSWER_FORMAT:
                 continue  # a control
             target = record["settings"]["target"]
             if records.get(target, {}).get("kind") == "sft":
-                found.setdefault("SFT", _vector("SFT", target, records[target]["directory"], records[target]["key"]))
-            if made is not None:
-                path, rl, sft = made["directory"], made["settings"]["rl"], made["settings"]["sft"]
+                by_label.setdefault("SFT", _vector("SFT", target, records[target]["directory"], records[target]["key"]))
+            if skill_record is not None:
+                path, rl, sft = (
+                    skill_record["directory"],
+                    skill_record["settings"]["rl"],
+                    skill_record["settings"]["sft"],
+                )
                 if records.get(rl, {}).get("kind") == "rl":
-                    minus = records[sft]["directory"] if sft in records else made["inputs"][sft]
-                    found.setdefault("RL", _vector("RL", rl, records[rl]["directory"], records[rl]["key"], minus))
-            found.setdefault("skill", _vector("skill", Path(skill).name, path, (made or record)["key"]))
-    return [found[label] for label in LABELS if label in found], base
+                    minus = records[sft]["directory"] if sft in records else skill_record["inputs"][sft]
+                    by_label.setdefault("RL", _vector("RL", rl, records[rl]["directory"], records[rl]["key"], minus))
+            by_label.setdefault("skill", _vector("skill", Path(skill).name, path, (skill_record or record)["key"]))
+    return [by_label[label] for label in LABELS if label in by_label], base
 
 
 def skills_of(record: Mapping[str, Any]) -> list[str]:
-    """Return the skills that a stage's record says it injected, as the recipe names them; none for other stages."""
+    """Return the skills that a stage injected, as the recipe names them; none for other stages."""
     settings = record["settings"]
     if record["kind"] != "inject":
         return []
@@ -114,9 +122,9 @@ def _vector(label: str, stage: str, path: str, key: str, minus: str | None = Non
     return {"label": label, "stage": stage, "path": path, "key": key, "minus": minus}
 
 
-def _domain(skill: str, made: Mapping[str, Any] | None) -> str | None:
-    if made is not None:
-        return made["settings"].get("domain")
+def _domain(skill: str, record: Mapping[str, Any] | None) -> str | None:
+    if record is not None:
+        return record["settings"].get("domain")
     try:
         return json.loads((Path(skill) / "skill.json").read_text()).get("domain")
     except (OSError, ValueError):
@@ -139,15 +147,15 @@ def _compared(
         )
         for one in vectors
     ]
-    found = compare(operands, base, with_spectra=with_ranks, progress=progress)
+    comparison = compare(operands, base, with_spectra=with_ranks, progress=progress)
     return {
         "vectors": [
             {"label": one["label"], "stage": one["stage"], **_of_vector(measured), "zeros": measured["zeros"]}
-            for one, measured in zip(vectors, found["vectors"], strict=True)
+            for one, measured in zip(vectors, comparison["vectors"], strict=True)
         ],
         "pairs": [
             {name: pair[name] for name in ("one", "other", "cosine", "z", "same_sign", "sentence")}
-            for pair in found["pairs"]
+            for pair in comparison["pairs"]
         ],
         "cells": [
             {
@@ -156,13 +164,13 @@ def _compared(
                 "vectors": [_of_vector(one) for one in cell["vectors"]],
                 "pairs": [{"cosine": pair["cosine"]} for pair in cell["pairs"]],
             }
-            for cell in found["cells"]
+            for cell in comparison["cells"]
         ],
         "missing": "",
     }
 
 
 def _of_vector(measured: Mapping[str, Any]) -> dict[str, Any]:
-    made = {"norm": measured["norm"], "relative_norm": measured.get("relative_norm")}
+    measures = {"norm": measured["norm"], "relative_norm": measured.get("relative_norm")}
     rank = measured.get("spectrum", {}).get("effective_rank")
-    return made if rank is None else {**made, "effective_rank": rank}
+    return measures if rank is None else {**measures, "effective_rank": rank}

@@ -37,7 +37,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Dot:
-    """A mean with its interval on a shared axis; `reference` is where a dashed line stands."""
+    """A mean with its interval on a shared axis; `reference` is where a dashed line is drawn."""
 
     mean: float
     low: float
@@ -151,11 +151,11 @@ def thin(points: Sequence[Point], most: int = DRAWN_POINTS) -> list[Point]:
         return list(points)
     spans = most // 2
     edges = [round(len(points) * span / spans) for span in range(spans + 1)]
-    kept: list[Point] = []
+    extremes: list[Point] = []
     for start, end in itertools.pairwise(edges):
         span = points[start:end]
-        kept += sorted({min(span, key=lambda point: point[1]), max(span, key=lambda point: point[1])})
-    return kept
+        extremes += sorted({min(span, key=lambda point: point[1]), max(span, key=lambda point: point[1])})
+    return extremes
 
 
 def _axes(xs: Sequence[float], ys: Sequence[float]) -> tuple[Axis, Axis]:

@@ -13,13 +13,13 @@ from skillgraft.geometry.pair_wording import plain, signed, z_text
 from skillgraft.report.heat import heat_maps
 from skillgraft.report.page import environment, frame_view
 from skillgraft.support.atomic import atomic_write_text
-from skillgraft.support.escape import visible_tree
+from skillgraft.support.escape import escape_tree
 from skillgraft.support.formatting import MISSING, one_decimal, percent, significant
 
 
 def render_comparison(facts: Mapping[str, Any]) -> str:
     """Return the page of a comparison's facts (see `geometry.compare`)."""
-    return environment().get_template("comparison.html.j2").render(**_view(visible_tree(facts)))
+    return environment().get_template("comparison.html.j2").render(**_view(escape_tree(facts)))
 
 
 def write_comparison(facts: Mapping[str, Any], path: Path) -> None:
@@ -98,6 +98,6 @@ def _pair_view(pair: Mapping[str, Any]) -> dict[str, Any]:
         "sentence": pair["sentence"],
     }
     for side in ("left", "right"):
-        found = pair.get("subspaces", {}).get(side)
-        view[side] = f"{percent(found['overlap'])} ({percent(found['expected'])})" if found else MISSING
+        subspace = pair.get("subspaces", {}).get(side)
+        view[side] = f"{percent(subspace['overlap'])} ({percent(subspace['expected'])})" if subspace else MISSING
     return view

@@ -10,7 +10,7 @@ from skillgraft.support.formatting import count, duration, finite, one_decimal, 
 
 UNNAMED_METRICS = 4  # drawn where a stage names no headline metrics
 
-# metric -> (name, unit, what it says)
+# metric -> (name, unit, explanation)
 CURVE_WORDS = {
     "loss": ("Loss", "nats per token", ""),
     "reward": ("Reward", "mean per step", "What RL raises."),

@@ -20,7 +20,7 @@ class Interval(TypedDict):
 
 
 class Cost(TypedDict):
-    """What one row of a score table cost: seconds, and floating-point operations of training."""
+    """Cost of one row of a score table: seconds, and floating-point operations of training."""
 
     train_seconds: float
     train_flops: float
@@ -44,7 +44,7 @@ class ScoreRow(TypedDict):
     `role` is "base", "sft", "grafted", "control", "open_book", "few_shot" or "other".
     """
 
-    model: str  # the stage that made it, and for open_book and few_shot what stands in the prompt
+    model: str  # the stage that made it, and for open_book and few_shot what is in the prompt
     label: str  # what a reader calls it, unique in its table: "SFT + skill (λ = 1)"
     role: str
     note: str  # what the row is, in one sentence
@@ -72,7 +72,7 @@ class Comparison(TypedDict):
 
 
 class Answer(TypedDict):
-    """What one row answered to an example's question, and how that was scored."""
+    """One row's answer to an example's question, and its scores."""
 
     model: str  # the row's label
     text: str
@@ -82,7 +82,7 @@ class Answer(TypedDict):
 
 
 class Example(TypedDict):
-    """One question with its gold answers and what every row said."""
+    """One question with its gold answers and every row's answer."""
 
     document: str
     title: str
@@ -127,7 +127,7 @@ class Stage(TypedDict):
 
 
 class Skill(TypedDict):
-    """One skill artefact. `norm` is ‖v‖; `survived_rounding` the share of λ·v left after the output's rounding."""
+    """One skill artifact. `norm` is ‖v‖; `survived_rounding` the share of λ·v left after the output's rounding."""
 
     stage: str
     form: str
@@ -198,7 +198,7 @@ class Cell(TypedDict):
 
 
 class Geometry(TypedDict):
-    """Where in the model the change sits, or the sentence `missing` that says why that is not known."""
+    """Geometry of the change by layer and kind of module; if unknown, `missing` holds the reason."""
 
     keys: list[str]  # of the stages that were compared
     ranks: bool
@@ -226,7 +226,7 @@ class Machine(TypedDict):
 
 
 class Facts(TypedDict):
-    """Everything that a report shows."""
+    """Facts of a report: everything that it shows."""
 
     title: str
     created: str  # ISO 8601

@@ -1,4 +1,4 @@
-"""What of a gain the controls explain: how far each control moves the scores that the skill moved."""
+"""Share of a gain that the controls explain: how far each control moves the scores that the skill moved."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def gain_view(evaluation: Evaluation) -> dict[str, Any] | None:
     """Return the gain of SFT + skill over SFT and each control's change over what it was put on.
 
     A control is compared with the row that it was put on, with SFT where that is not known. The share is the control's
-    change in parts of the gain, said only of a gain whose interval excludes zero, and 0% for a change that is no gain.
+    change in parts of the gain, given only for a gain whose interval excludes zero, and 0% for a loss.
     None where no pair or no control is.
     """
     sft, grafted = compared_pair(evaluation)
@@ -46,9 +46,9 @@ def gain_view(evaluation: Evaluation) -> dict[str, Any] | None:
 
 def _change(evaluation: Evaluation, metric: str, row: ScoreRow, start: ScoreRow) -> dict[str, Any]:
     """Return the difference of two rows with its paired interval, of the means alone where they were not compared."""
-    found = find_comparison(evaluation, metric, row["label"], start["label"])
-    if found is not None and verdict(found) != "unknown":
-        return {"difference": found["difference"], "interval": (found["low"], found["high"])}
+    comparison = find_comparison(evaluation, metric, row["label"], start["label"])
+    if comparison is not None and verdict(comparison) != "unknown":
+        return {"difference": comparison["difference"], "interval": (comparison["low"], comparison["high"])}
     means = [finite(one["scores"][metric]["mean"]) if metric in one["scores"] else None for one in (row, start)]
     known = means[0] is not None and means[1] is not None
     return {"difference": means[0] - means[1] if known else None, "interval": None}  # type: ignore[operator]

@@ -33,8 +33,8 @@ def gather(
 ) -> dict[str, Any]:
     """Return the facts of a finished run (see `report.facts.Facts`); `reused` names the stages that did not run.
 
-    `kept_geometry` is what a former report knows of where the change sits; it is used where it still holds, and
-    `progress` is told when it is computed anew.
+    `kept_geometry` is the geometry of a former report; it is used if it still holds, and `progress` is called when it
+    is computed again.
     """
     records = {stage.name: {**stage.record(), "directory": str(stage.directory)} for stage in stages}
     evaluations: list[Any] = [
@@ -116,13 +116,13 @@ def say_targets(evaluations: Sequence[dict[str, Any]], records: Mapping[str, Map
     for evaluation in evaluations:
         labels = {row["model"]: row["label"] for row in evaluation["rows"]}
         for row in evaluation["rows"]:
-            made = records.get(row["model"])
-            if made is not None and made["kind"] == "inject" and made["settings"]["target"] in labels:
-                row["on"] = labels[made["settings"]["target"]]
+            record = records.get(row["model"])
+            if record is not None and record["kind"] == "inject" and record["settings"]["target"] in labels:
+                row["on"] = labels[record["settings"]["target"]]
 
 
 def machine(records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what this machine is; the precision is the one that a stage recorded when it ran."""
+    """Describe this machine; the precision is the one that a stage recorded when it ran."""
     precision = next((r["facts"]["precision"] for r in records.values() if "precision" in r["facts"]), "")
     device, _, arithmetic = precision.partition(", ")
     most = max((r["facts"].get("processes", 1) for r in records.values()), default=1)
@@ -151,8 +151,8 @@ def _with_eval_seconds(evaluation: dict[str, Any]) -> dict[str, Any]:
 
 def _training(name: str, record: Mapping[str, Any]) -> dict[str, Any]:
     facts = record["facts"]
-    kept = {"stage": name, "kind": record["kind"], "seconds": record["seconds"]}
-    return {**kept, **{key: facts[key] for key in ("tokens", "curve", "headline")}}
+    common = {"stage": name, "kind": record["kind"], "seconds": record["seconds"]}
+    return {**common, **{key: facts[key] for key in ("tokens", "curve", "headline")}}
 
 
 def _skill(stage: PlannedStage, skill: str, scale: float, record: Mapping[str, Any], names: set[str]) -> dict[str, Any]:

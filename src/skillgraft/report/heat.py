@@ -17,7 +17,7 @@ RELATIVE = "Norm relative to the base"
 
 @dataclass(frozen=True)
 class Cell:
-    """One rectangle of a heat map: its place, how strong its colour is from 0 to 1, its sign, and what it says."""
+    """One rectangle of a heat map: its place, how strong its colour is from 0 to 1, its sign, and its text."""
 
     x: float
     y: float
@@ -103,23 +103,23 @@ def heat_maps(cells: Sequence[Mapping[str, Any]], labels: Sequence[str], pairs: 
     """
 
     def vectors(measure: Callable[[Mapping[str, Any]], Any], show: Callable[..., str]) -> list[HeatMap]:
-        made = [
+        maps = [
             heat_map(label, cells, lambda cell, i=i: measure(cell["vectors"][i]), show)  # type: ignore[misc]
             for i, label in enumerate(labels)
         ]
-        return [one for one in made if one is not None]
+        return [one for one in maps if one is not None]
 
     cosines = [
         heat_map(name, cells, lambda cell, i=i: cell["pairs"][i]["cosine"], signed)  # type: ignore[misc]
         for i, name in enumerate(pairs)
     ]
-    found = {
+    maps_by_title = {
         "Norm": vectors(lambda one: one["norm"], significant),
         RELATIVE: vectors(lambda one: one.get("relative_norm"), significant),
         "Effective rank": vectors(_effective_rank, one_decimal),
         "Cosine": [one for one in cosines if one is not None],
     }
-    return [{"title": title, "figures": figures} for title, figures in found.items() if figures]
+    return [{"title": title, "figures": figures} for title, figures in maps_by_title.items() if figures]
 
 
 def _effective_rank(vector: Mapping[str, Any]) -> Any:
@@ -127,7 +127,7 @@ def _effective_rank(vector: Mapping[str, Any]) -> Any:
 
 
 def geometry_view(geometry: Geometry | None) -> dict[str, Any] | None:
-    """Return where the change sits as the template needs it: maps, pairs, vectors; None without `geometry`."""
+    """Return the geometry as the template needs it: maps, pairs, vectors; None without `geometry`."""
     if geometry is None:
         return None
     labels = [vector["label"] for vector in geometry["vectors"]]

@@ -30,7 +30,7 @@ from skillgraft.report.tables import difference_groups, retained_view, score_tab
 from skillgraft.report.wording import headline_parts, retention_remark
 from skillgraft.support import formatting
 from skillgraft.support.atomic import replace_together
-from skillgraft.support.escape import visible_tree
+from skillgraft.support.escape import escape_tree
 
 # of HTML for maps and all examples together, for all examples, and for one cell of a map: keeps the page under 3 MB
 LARGE_BYTES, EXAMPLES_BYTES, CELL_BYTES = 2_500_000, 1_500_000, 170
@@ -39,7 +39,7 @@ TEMPLATES = Path(__file__).parent
 
 def render(facts: Mapping[str, Any]) -> str:
     """Return the page of `facts` (see `facts.Facts`); lists that are empty or absent leave their section out."""
-    return environment().get_template("page.html.j2").render(**_page_view(visible_tree(facts)))
+    return environment().get_template("page.html.j2").render(**_page_view(escape_tree(facts)))
 
 
 def write_report(facts: Mapping[str, Any], directory: Path, html: str | None = None) -> Path:
@@ -63,7 +63,7 @@ def write_report(facts: Mapping[str, Any], directory: Path, html: str | None = N
 def read_report(directory: Path) -> dict[str, Any]:
     """Return the facts in a run's `report.json`, strings as they are there.
 
-    Raises `MissingPathError` where there is none and `DataError` for a file that is no run's report.
+    Raises `MissingPathError` where there is none and `DataError` for a file that is not a run's report.
     """
     path = directory / "report.json"
     if not path.is_file():
@@ -86,7 +86,8 @@ def read_report(directory: Path) -> dict[str, Any]:
         TemplateError,
     ) as error:
         raise DataError(
-            f"{path} is no run's report ({type(error).__name__}: {error}); expected what `skillgraft run` writes"
+            f"{path} is not the report of a run ({type(error).__name__}: {error}); expected a file that "
+            "`skillgraft run` wrote"
         ) from error
     return facts
 
@@ -162,7 +163,7 @@ def _policy(style: str, script: str) -> str:
 
 def environment() -> Environment:
     """Return the templates with autoescaping on and the filters that they use."""
-    made = Environment(
+    templates = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
@@ -170,8 +171,8 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     names = ("count", "duration", "moment", "one_decimal", "percent", "significant", "size")
-    made.filters.update({name: getattr(formatting, name) for name in names})
-    made.globals["chart_box"] = {
+    templates.filters.update({name: getattr(formatting, name) for name in names})
+    templates.globals["chart_box"] = {
         "width": CHART_WIDTH,
         "height": CHART_HEIGHT,
         "left": CHART_LEFT,
@@ -179,7 +180,7 @@ def environment() -> Environment:
         "top": CHART_TOP,
         "bottom": CHART_HEIGHT - CHART_BOTTOM,
     }
-    return made
+    return templates
 
 
 def _strict_json(value: Any) -> Any:

@@ -19,7 +19,7 @@ from skillgraft.report.heat import HeatMap, geometry_view, on_one_scale
 from skillgraft.report.page import environment, frame_view
 from skillgraft.report.tables import interval_ends, score_cell
 from skillgraft.report.wording import compared_pair, find_comparison, headline_parts, metric_name, metric_order, verdict
-from skillgraft.support.escape import visible, visible_tree
+from skillgraft.support.escape import escape, escape_tree
 from skillgraft.support.formatting import duration, finite, operations, signed
 
 EXAMPLES_BYTES = 900_000
@@ -30,8 +30,8 @@ DEPTH = 12
 
 def render_runs(runs: Mapping[str, Mapping[str, Any]]) -> str:
     """Return one page of several runs' facts (see `facts.Facts`), by the names that the page calls them."""
-    shown = {visible(name): visible_tree(facts) for name, facts in runs.items()}
-    return environment().get_template("runs.html.j2").render(**_view(shown))
+    escaped = {escape(name): escape_tree(facts) for name, facts in runs.items()}
+    return environment().get_template("runs.html.j2").render(**_view(escaped))
 
 
 def _view(runs: Mapping[str, Facts]) -> dict[str, Any]:
@@ -75,11 +75,11 @@ def main_evaluation(facts: Facts) -> Evaluation | None:
 def _same_questions(evaluations: Mapping[str, Evaluation]) -> str:
     if len(evaluations) < 2:
         return ""
-    asked = [
+    question_sets = [
         (one["questions"], {(item["document"], item["question"]) for item in one["examples"]})
         for one in evaluations.values()
     ]
-    if all(one == asked[0] for one in asked):
+    if all(one == question_sets[0] for one in question_sets):
         return "All runs asked the same questions, as far as their examples show."
     counts = "; ".join(f"{name}: {one['questions']:,}" for name, one in evaluations.items())
     return f"The runs did not ask the same questions ({counts}): rows of one name differ in more than the model."
@@ -93,11 +93,11 @@ def _metrics(evaluations: Mapping[str, Evaluation]) -> list[str]:
 
 def _metric_view(metric: str, runs: Mapping[str, Facts], evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
     """Return one metric's rows, a cell for each run, on one axis; and what SFT + skill gained in each run."""
-    found = {name: {row["label"]: row for row in one["rows"]} for name, one in evaluations.items()}
-    labels = list(dict.fromkeys(label for rows in found.values() for label in rows))
-    cells = {label: [_interval(metric, found.get(name, {}).get(label)) for name in runs] for label in labels}
+    rows_by_run = {name: {row["label"]: row for row in one["rows"]} for name, one in evaluations.items()}
+    labels = list(dict.fromkeys(label for rows in rows_by_run.values() for label in rows))
+    cells = {label: [_interval(metric, rows_by_run.get(name, {}).get(label)) for name in runs] for label in labels}
     on = axis(interval_ends([one for row in cells.values() for one in row]))
-    grafted = {row["label"] for rows in found.values() for row in rows.values() if row["role"] == "grafted"}
+    grafted = {row["label"] for rows in rows_by_run.values() for row in rows.values() if row["role"] == "grafted"}
     return {
         "name": metric_name(metric),
         "low": on.labels[0],
@@ -121,11 +121,11 @@ def _gain(metric: str, evaluation: Evaluation | None) -> dict[str, str] | None:
     sft, grafted = compared_pair(evaluation) if evaluation else (None, None)
     if evaluation is None or sft is None or grafted is None:
         return None
-    found = find_comparison(evaluation, metric, grafted["label"], sft["label"])
-    if found is None or (kind := verdict(found)) == "unknown":
+    comparison = find_comparison(evaluation, metric, grafted["label"], sft["label"])
+    if comparison is None or (kind := verdict(comparison)) == "unknown":
         return None
-    interval = f"{signed(found['low'])} to {signed(found['high'])}"
-    return {"difference": signed(found["difference"]), "interval": interval, "kind": kind}
+    interval = f"{signed(comparison['low'])} to {signed(comparison['high'])}"
+    return {"difference": signed(comparison["difference"]), "interval": interval, "kind": kind}
 
 
 def _costs(runs: Mapping[str, Facts], evaluations: Mapping[str, Evaluation]) -> list[dict[str, Any]]:
@@ -247,4 +247,4 @@ def _leaves(value: Any, name: str, depth: int = 0) -> Iterator[tuple[str, str]]:
         for place, item in enumerate(value):
             yield from _leaves(item, f"{name}[{place}]", depth + 1)
     elif not isinstance(value, Mapping | list):
-        yield name, visible(str(value))
+        yield name, escape(str(value))

@@ -28,7 +28,7 @@ def sweeps(records: Mapping[str, Mapping[str, Any]], evaluations: Sequence[Evalu
         key = json.dumps(combination, sort_keys=True)
         groups.setdefault(key, []).append((float(settings.get("scale", 1.0)), name))
         names[key] = (settings["target"], " and ".join(skills))
-    found = []
+    comparable = []
     for evaluation in evaluations:
         labels = {row["model"]: row["label"] for row in evaluation["rows"]}
         for key, members in groups.items():
@@ -38,7 +38,7 @@ def sweeps(records: Mapping[str, Mapping[str, Any]], evaluations: Sequence[Evalu
                 continue
             if target in labels:
                 points.setdefault(0.0, labels[target])
-            found.append(
+            comparable.append(
                 {
                     "evaluation": evaluation["stage"],
                     "target": target,
@@ -46,7 +46,7 @@ def sweeps(records: Mapping[str, Mapping[str, Any]], evaluations: Sequence[Evalu
                     "points": [{"scale": scale, "row": points[scale]} for scale in sorted(points)],
                 }
             )
-    return found
+    return comparable
 
 
 def sweep_view(sweep: Mapping[str, Any], evaluations: Sequence[Evaluation]) -> dict[str, Any] | None:

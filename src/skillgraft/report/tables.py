@@ -26,7 +26,7 @@ def score_table_view(evaluation: Evaluation) -> dict[str, Any]:
     axes = [axis(interval_ends(intervals)) for _, intervals in columns]
     sft, _ = compared_pair(evaluation)
     anchor = rows.index(sft) if sft else None
-    shown = [
+    row_views = [
         {
             **_row_view(row),
             "cells": [
@@ -36,9 +36,9 @@ def score_table_view(evaluation: Evaluation) -> dict[str, Any]:
         }
         for at, row in enumerate(rows)
     ]
-    in_group = {name: [row for row in shown if (row["role"] in roles)] for name, roles in GROUPS.items()}
+    in_group = {name: [row for row in row_views if (row["role"] in roles)] for name, roles in GROUPS.items()}
     known = {role for roles in GROUPS.values() for role in roles}
-    in_group["Models"] += [row for row in shown if row["role"] not in known]
+    in_group["Models"] += [row for row in row_views if row["role"] not in known]
     return {
         "columns": [
             {"name": name, "low": on.labels[0], "high": on.labels[-1]}
@@ -83,12 +83,12 @@ def _row_view(row: ScoreRow) -> dict[str, Any]:
 
 def _note(row: ScoreRow) -> str:
     """Return what the row is, with how retrieval did and how long its prompts were."""
-    found = row.get("found", {})
+    retrieval = row.get("found", {})
     parts = [row["note"]]
-    if "recall" in found:
-        parts.append(f"the document is among them for {_share(found['recall'])}")
-    if "answer_in_context" in found:
-        parts.append(f"a gold answer stands in them for {_share(found['answer_in_context'])} of the questions")
+    if "recall" in retrieval:
+        parts.append(f"the document is among them for {_share(retrieval['recall'])}")
+    if "answer_in_context" in retrieval:
+        parts.append(f"a gold answer is in them for {_share(retrieval['answer_in_context'])} of the questions")
     if "prompt_tokens" in row and row["role"] in ("open_book", "few_shot"):
         parts.append(f"{count(round(row['prompt_tokens']))} prompt tokens on average")
     return "; ".join(part for part in parts if part)
@@ -104,17 +104,17 @@ def retained_view(evaluation: Evaluation) -> dict[str, Any] | None:
     sizes = {(each["task"], each["metric"]): each["score"]["n"] for row in rows for each in row["retained"]}
     if len(sizes) < 2:
         return None
-    shown = []
+    row_views = []
     for row in rows:
         by_name = {(each["task"], each["metric"]): each for each in row["retained"]}
         cells = [_retained_cell(by_name[name]) if name in by_name else None for name in sizes]
-        shown.append({"label": row["label"], "role": row["role"], "cells": cells})
+        row_views.append({"label": row["label"], "role": row["role"], "cells": cells})
     columns = [{"name": f"{task}, {metric}", "n": count(n)} for (task, metric), n in sizes.items()]
-    return {"columns": columns, "rows": shown, "against": evaluation.get("retention_against", "")}
+    return {"columns": columns, "rows": row_views, "against": evaluation.get("retention_against", "")}
 
 
 def _retained_cell(each: Retained) -> dict[str, Any]:
-    """Return a measure's score and change as text; `kind` says whether the change is for the better."""
+    """Return a measure's score and change as text; `kind` is whether the change is for the better."""
     change = each["change"]
     kind = "unknown"
     if change is not None:

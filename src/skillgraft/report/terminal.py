@@ -9,7 +9,7 @@ from rich.text import Text
 
 from skillgraft.report.facts import Evaluation, Interval, ScoreRow
 from skillgraft.report.wording import headline, metric_name, metrics_of
-from skillgraft.support.escape import visible_line, visible_tree
+from skillgraft.support.escape import escape_line, escape_tree
 from skillgraft.support.formatting import MISSING, finite, one_decimal, score
 
 __all__ = ["headline", "score_table"]
@@ -20,15 +20,15 @@ ROLE_STYLES = {"grafted": "bold", "control": "dim"}
 
 def score_table(evaluation: Evaluation) -> Table:
     """Return the rows of an evaluation with 95% intervals, the controls last; it fits 100 columns."""
-    shown: Evaluation = visible_tree(evaluation)
-    scope = f"{shown['questions']:,} questions from {shown['documents']:,} documents"
-    table = Table(title=Text(f"{visible_line(shown['stage'], 40)}: {scope}, 95% intervals"), title_justify="left")
+    escaped: Evaluation = escape_tree(evaluation)
+    scope = f"{escaped['questions']:,} questions from {escaped['documents']:,} documents"
+    table = Table(title=Text(f"{escape_line(escaped['stage'], 40)}: {scope}, 95% intervals"), title_justify="left")
     table.add_column("Model", min_width=16, overflow="fold")
-    metrics = metrics_of(shown)
+    metrics = metrics_of(escaped)
     names = [SHORT.get(name, _capitalized(metric_name(name))) for name in metrics]
     for name in (*names, "Retention", "Words"):
         table.add_column(name, justify="right", no_wrap=True)
-    rows = sorted(shown["rows"], key=lambda row: row["role"] == "control")
+    rows = sorted(escaped["rows"], key=lambda row: row["role"] == "control")
     for row, following in zip(rows, [*rows[1:], None], strict=True):
         starts_controls = following is not None and following["role"] == "control" != row["role"]
         table.add_row(*_cells(row, metrics), style=ROLE_STYLES.get(row["role"]), end_section=starts_controls)
@@ -42,7 +42,7 @@ def _capitalized(text: str) -> str:
 def _cells(row: ScoreRow, metrics: Sequence[str]) -> list[Text]:
     scores = row["scores"]
     texts = [
-        visible_line(row["label"], 120),
+        escape_line(row["label"], 120),
         *(_with_interval(scores.get(name)) for name in metrics[:2]),
         *(_mean(scores.get(name)) for name in metrics[2:]),
         _mean(row["retention"]),

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from skillgraft.geometry.pair_wording import plain, signed
-from skillgraft.support.escape import visible_line, visible_tree
+from skillgraft.support.escape import escape_line, escape_tree
 from skillgraft.support.formatting import MISSING, finite, one_decimal, percent, significant
 
 LABEL_CHARACTERS = 28
@@ -18,20 +18,20 @@ MOST_COLUMNS = 5
 
 def comparison_tables(facts: Mapping[str, Any]) -> Iterator[Table]:
     """Yield the tables of a comparison's facts (see `geometry.compare`)."""
-    shown = visible_tree(facts)
-    yield _vectors(shown)
-    parts = {**shown["kinds"], **shown["layers"]}
-    relative = all("relative_norm" in vector for vector in shown["vectors"])
+    escaped = escape_tree(facts)
+    yield _vectors(escaped)
+    parts = {**escaped["kinds"], **escaped["layers"]}
+    relative = all("relative_norm" in vector for vector in escaped["vectors"])
     yield from _by_part(
         "norm relative to the base" if relative else "norm",
-        [vector["label"] for vector in shown["vectors"]],
+        [vector["label"] for vector in escaped["vectors"]],
         parts,
         lambda part, row: significant(part["vectors"][row]["relative_norm" if relative else "norm"]),
     )
-    names = [f"{pair['one']}, {pair['other']}" for pair in shown["pairs"]]
+    names = [f"{pair['one']}, {pair['other']}" for pair in escaped["pairs"]]
     yield from _by_part("cosine", names, parts, lambda part, row: signed(part["pairs"][row]["cosine"]))
-    if len(shown["groups"]) > 1:
-        yield _groups(shown)
+    if len(escaped["groups"]) > 1:
+        yield _groups(escaped)
 
 
 def _vectors(facts: Mapping[str, Any]) -> Table:
@@ -43,14 +43,14 @@ def _vectors(facts: Mapping[str, Any]) -> Table:
     for name in names:
         table.add_column(name, justify="left" if name in ("Group", "Vector") else "right", overflow="fold")
     for vector in facts["vectors"]:
-        cells = [vector["group"], visible_line(vector["label"], LABEL_CHARACTERS), significant(vector["norm"])]
+        cells = [vector["group"], escape_line(vector["label"], LABEL_CHARACTERS), significant(vector["norm"])]
         if with_base:
             cells += [significant(vector.get("relative_norm")), percent(vector.get("below_bf16"))]
         cells.append(percent(vector["zeros"]))
         if with_spectra:
-            found = vector.get("spectrum", {})
-            cells += [one_decimal(found.get("effective_rank")), one_decimal(found.get("stable_rank"))]
-            cells.append(percent(found.get("energy", {}).get("8")))
+            spectrum = vector.get("spectrum", {})
+            cells += [one_decimal(spectrum.get("effective_rank")), one_decimal(spectrum.get("stable_rank"))]
+            cells.append(percent(spectrum.get("energy", {}).get("8")))
         table.add_row(*map(Text, cells))
     return table
 
@@ -58,16 +58,16 @@ def _vectors(facts: Mapping[str, Any]) -> Table:
 def _by_part(title: str, columns: Sequence[str], parts: Mapping[str, Any], cell: Any) -> Iterator[Table]:
     """Yield tables with a row for each kind of module and each group of layers, a few of `columns` in each."""
     for first in range(0, len(columns), MOST_COLUMNS):
-        shown = range(first, min(first + MOST_COLUMNS, len(columns)))
+        places = range(first, min(first + MOST_COLUMNS, len(columns)))
         table = Table(title=Text(title), title_justify="left")
         table.add_column("Part", no_wrap=True)
-        for place in shown:
-            heading = Text(visible_line(columns[place], 2 * LABEL_CHARACTERS))
+        for place in places:
+            heading = Text(escape_line(columns[place], 2 * LABEL_CHARACTERS))
             table.add_column(heading, justify="right", overflow="fold")
         names = list(parts)
         for name, following in zip(names, [*names[1:], ""], strict=True):
             starts_layers = following.startswith("layer") and not name.startswith("layer")
-            cells = (Text(cell(parts[name], place)) for place in shown)
+            cells = (Text(cell(parts[name], place)) for place in places)
             table.add_row(Text(name), *cells, end_section=starts_layers)
         yield table
 

@@ -10,14 +10,14 @@ from typing import NamedTuple
 
 from skillgraft.data.metrics import METRICS
 from skillgraft.report.facts import Comparison, Evaluation, Interval, ScoreRow
-from skillgraft.support.escape import visible_tree
+from skillgraft.support.escape import escape_tree
 from skillgraft.support.formatting import count, finite, score, signed
 
 METRIC_NAMES = {**{name: metric.label for name, metric in METRICS.items()}, "retention": "retention"}
 
 VERDICTS = {"gain": "higher", "loss": "lower", "none": "no difference shown", "unknown": "not compared"}
 
-CONTROL_REMARKS = {  # what the strongest control says about the grafted row, by how the two compare
+CONTROL_REMARKS = {  # reading of the strongest control beside the grafted row, by how the two compare
     "gain": "{grafted} is above that on {metrics}, by intervals that exclude zero.",
     "none": "On {metrics}, no difference between that and {grafted} is shown.",
     "unknown": "On {metrics}, {grafted} has the higher mean; the two were not compared in pairs.",
@@ -64,8 +64,8 @@ def verdict(comparison: Comparison | None) -> str:
 
 def headline(evaluation: Evaluation) -> str:
     """Return what an evaluation shows: SFT + skill against SFT, with intervals, n and the strongest control."""
-    shown: Evaluation = visible_tree({**evaluation, "examples": []})
-    return " ".join(part for part in headline_parts(shown) if part)
+    escaped: Evaluation = escape_tree({**evaluation, "examples": []})
+    return " ".join(part for part in headline_parts(escaped) if part)
 
 
 def headline_parts(evaluation: Evaluation) -> Headline:
@@ -116,7 +116,7 @@ def find_comparison(evaluation: Evaluation, metric: str, row: str, against: str)
 
 
 def retention_remark(evaluation: Evaluation) -> list[str]:
-    """Return sentences on how each adapted row's retention stands to the base row's; empty without both."""
+    """Return sentences on how each adapted row's retention compares with the base row's; empty without both."""
     scored = [(row, row["retention"]) for row in evaluation["rows"] if row["retention"] and row["role"] != "control"]
     reference = next((pair for role in ("base", "sft") for pair in scored if pair[0]["role"] == role), None)
     if reference is None or len(scored) < 2:

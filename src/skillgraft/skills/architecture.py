@@ -1,4 +1,4 @@
-"""The facts of a config that tensor shapes don't show: head counts, RoPE, ties."""
+"""Architecture facts of a config that tensor shapes don't show: head counts, RoPE, ties."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The cards of a skill and of an adapter made of one: `README.md` with front matter that model hubs read.
 
-Whatever a manifest says is untrusted text: it stands in one line, with control and bidirectional characters made
+All text of a manifest is untrusted: it is put on one line, with control and bidirectional characters made
 visible and everything escaped that Markdown or HTML would read as more than text.
 """
 
@@ -15,11 +15,11 @@ import yaml
 
 from skillgraft.skills.manifest import SKILL_FORMULA, Manifest
 from skillgraft.skills.modules import kind_rows
-from skillgraft.support.escape import visible_line
+from skillgraft.support.escape import escape_line
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9.:+-]{0,127}")
-_HUB_LICENCE = re.compile(r"[a-z0-9][a-z0-9.-]{1,31}")
+_HUB_LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]{1,31}")
 _LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z]{2,8})?")
 _MARKDOWN = re.compile(r"([\\`*{}\[\]|~#^$!]|_(?![^\W_])|(?<![^\W_])_)")  # an underscore within a word is one
 _MARKS = re.compile("[\u061c\u200b\u200e\u200f]")
@@ -105,7 +105,7 @@ def error_rows(manifest: Manifest) -> dict[str, str]:
 
 def escaped(text: object) -> str:
     """Return untrusted text for one place in Markdown: one line, harmful characters visible, markup escaped."""
-    line = _MARKS.sub(lambda match: f"⟨U+{ord(match.group()):04X}⟩", visible_line(str(text)))
+    line = _MARKS.sub(lambda match: f"⟨U+{ord(match.group()):04X}⟩", escape_line(str(text)))
     line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return _MARKDOWN.sub(r"\\\1", line)
 
@@ -132,7 +132,7 @@ def _facts(manifest: Manifest) -> dict[str, str]:
         **{key: escaped(value) for key, value in error_rows(manifest).items()},
         "recipe": escaped(manifest.recipe or "not stated"),
         "seed": "not stated" if manifest.seed is None else str(manifest.seed),
-        "licence": escaped(manifest.licence or "not stated"),
+        "license": escaped(manifest.license or "not stated"),
         "made": f"{escaped(manifest.created)} with Skillgraft {escaped(manifest.skillgraft_version)}",
     }
 
@@ -142,12 +142,12 @@ def _front_matter(manifest: Manifest, library: str, tags: tuple[str, ...]) -> st
     front: dict[str, object] = {"library_name": library, "pipeline_tag": "text-generation", "tags": list(tags)}
     if manifest.base.id and _REPOSITORY.fullmatch(manifest.base.id):
         front |= {"base_model": manifest.base.id, "base_model_relation": "adapter"}
-    if manifest.licence:
-        hubs = manifest.licence.lower()
-        if _HUB_LICENCE.fullmatch(hubs):
+    if manifest.license:
+        hubs = manifest.license.lower()
+        if _HUB_LICENSE.fullmatch(hubs):
             front["license"] = hubs
         else:
-            front |= {"license": "other", "license_name": visible_line(manifest.licence, 80)}
+            front |= {"license": "other", "license_name": escape_line(manifest.license, 80)}
     if manifest.language and _LANGUAGE.fullmatch(manifest.language):
         front["language"] = manifest.language
     return f"---\n{yaml.safe_dump(front, sort_keys=True)}---\n"

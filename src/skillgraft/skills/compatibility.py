@@ -1,4 +1,4 @@
-"""Whether a skill or an adapter fits a target: names, shapes, tokenizer, architecture, ties and base."""
+"""Compatibility of a skill or adapter with a target: names, shapes, tokenizer, architecture, ties and base."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Level = Literal["fits", "remark", "refused"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """One result of a check.
 
     `about` is tensors, vocabulary, ties, architecture, tokenizer, base, contents or rounding.
     """
@@ -37,7 +37,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class BaseMatch:
-    """Whether a target has the skill's base, the sentence that says how that is known, and whether it is certain."""
+    """Comparison of two bases: the same or not, the evidence in a sentence, and whether it is certain."""
 
     same: bool
     reason: str

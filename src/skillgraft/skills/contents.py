@@ -1,4 +1,4 @@
-"""Whether a skill's numbers can be used: no NaN, no infinity, no factors whose product float32 cannot hold."""
+"""Checks of a skill's numbers: no NaN, no infinity, no factors whose product overflows float32."""
 
 from __future__ import annotations
 

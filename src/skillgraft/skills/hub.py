@@ -1,6 +1,6 @@
 """Sharing skills on a model hub: manifest and tensors are checked before they go and before they count.
 
-The card is never taken over: it is written anew from the manifest on either side.
+The card is never copied: it is written again from the manifest on either side.
 
 The endpoint is `HF_ENDPOINT`'s, the token `HF_TOKEN`'s or that of the hub's own login; both are left to
 huggingface_hub. Nothing else of a repository is downloaded, so a pickle in it is never even seen.
@@ -35,7 +35,7 @@ _BUFFER_BYTES = 1 << 22
 def push_skill(skill: str | os.PathLike[str], repository: str, *, private: bool = False) -> dict[str, Any]:
     """Upload a skill, by directory or name, to the model repository USER/REPO, made if there is none, as one commit.
 
-    Manifest and tensors go as they are, with a card that is written anew from the manifest. With `private` a new
+    Manifest and tensors go as they are, with a card that is written again from the manifest. With `private` a new
     repository is private, and an existing public one is refused. Returns `repository`, `url` and `revision` (the
     commit). Raises as `load_own_skill`, and `HubError` for a wrong name, no network, no right to write, or a server
     that fails; the skill is checked before anything is sent.
@@ -65,9 +65,9 @@ def push_skill(skill: str | os.PathLike[str], repository: str, *, private: bool 
 def pull_skill(repository: str, name: str | None = None, *, revision: str | None = None) -> Entry:
     """Download a skill of the hub into the local library as `name` (default: REPO) and return its entry.
 
-    Manifest and tensors are downloaded, at one commit, and the card is written anew from the manifest. Each file that
+    Manifest and tensors are downloaded, at one commit, and the card is written again from the manifest. Each file that
     the hub keeps a SHA-256 of is compared with it, and the skill is checked by `load_skill` before it appears.
-    `origin.json` beside it says repository, endpoint, commit, and the SHA-256 and BLAKE3 of each downloaded file.
+    `origin.json` beside it records repository, endpoint, commit, and the SHA-256 and BLAKE3 of each downloaded file.
 
     Raises `HubError` (as `push_skill`; a repository without skill, a damaged download), as `load_skill`, and as
     `add_skill`.
@@ -95,20 +95,20 @@ def pull_skill(repository: str, name: str | None = None, *, revision: str | None
 def _listing(api: HfApi, repository: str, revision: str | None) -> tuple[str, dict[str, str | None]]:
     """Return the commit and the skill's files there, each with the SHA-256 that the hub keeps of large ones."""
     info = api.model_info(repository, revision=revision, files_metadata=True)
-    found = {
+    sizes_by_name = {
         file.rfilename: file.lfs.sha256 if file.lfs is not None else None
         for file in info.siblings or ()
         if file.rfilename in CHECKED_FILES
     }
     for needed in CHECKED_FILES:
-        if needed not in found:
+        if needed not in sizes_by_name:
             raise HubError(
                 f"{repository} holds no {needed}; expected a repository that `skillgraft skill push` made, with "
                 f"{' and '.join(CHECKED_FILES)} at its top"
             )
     if not info.sha or not _COMMIT.fullmatch(info.sha):
         raise HubError(f"{repository}: the hub names the commit {info.sha!r}, expected 40 hexadecimal digits")
-    return info.sha, found
+    return info.sha, sizes_by_name
 
 
 def _checked_file(path: Path, repository: str, recorded: str | None) -> dict[str, str]:
@@ -129,12 +129,14 @@ def _checked_file(path: Path, repository: str, recorded: str | None) -> dict[str
 
 def _checked_repository(repository: str) -> None:
     if not _REPOSITORY.fullmatch(repository) or ".." in repository or "--" in repository:
-        raise HubError(f"{repository!r} is no repository of a model hub; expected USER/REPO, such as me/squad-recall")
+        raise HubError(
+            f"{repository!r} is not a repository of a model hub; expected USER/REPO, such as me/squad-recall"
+        )
 
 
 @contextmanager
 def _hub(repository: str) -> Iterator[HfApi]:
-    """Yield the hub's interface; whatever goes wrong in the block becomes one `HubError` that says what to do."""
+    """Yield the hub's interface; any failure in the block becomes one `HubError` with a remedy."""
     from huggingface_hub import HfApi, errors, is_offline_mode
 
     api = HfApi(library_name="skillgraft")

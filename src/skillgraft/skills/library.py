@@ -1,4 +1,4 @@
-"""The local library of skills: one folder of skill directories by name, read anew each time.
+"""The local library of skills: one folder of skill directories by name, read again each time.
 
 An entry holds a skill's own files and, where it was pulled from a hub, `origin.json`. There is no index beside the
 manifests that could disagree with them: listing reads those.
@@ -35,18 +35,18 @@ from skillgraft.support.atomic import atomic_write_json
 from skillgraft.support.lock import exclusive_lock
 
 CHECKED_FILES = (MANIFEST_FILE, WEIGHTS_FILE)
-"""What is copied, sent and fetched of a skill; its card is written anew from the manifest."""
+"""Files of a skill that are copied, sent and fetched; its card is written again from the manifest."""
 SKILL_FILES = (*CHECKED_FILES, CARD_FILE)
 ORIGIN_FILE = "origin.json"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
-"""What Windows keeps for its devices, whatever follows the dot."""
+"""Names that Windows reserves for devices, with any extension."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A skill in the library; `problem` says why one can't be used, and then the rest is not known."""
+    """A skill in the library; `problem` is why it can't be used, and then the rest is unknown."""
 
     name: str
     path: Path
@@ -59,7 +59,7 @@ class Entry:
 
 
 class Resolved(NamedTuple):
-    """The directory that a text names, and what is to be said of the choice."""
+    """The directory that a text names, and a remark on the choice."""
 
     path: Path
     remark: str | None = None
@@ -100,9 +100,9 @@ def read_entry(name: str) -> Entry:
 def add_skill(skill: str | os.PathLike[str], name: str | None = None, origin: Mapping[str, Any] | None = None) -> Entry:
     """Copy a skill, a directory or a shipped one, into the library as `name` (default: the directory's) and return it.
 
-    Manifest and tensors are copied, the card is written anew from the manifest, and `origin` is kept beside them; the
+    Manifest and tensors are copied, the card is written again from the manifest, and `origin` is kept beside them; the
     entry appears whole or not at all. Raises as `load_own_skill`, `OutputExistsError` when the name is taken or a skill
-    with the same tensors is there already, and `CheckpointError` for a name that is none.
+    with the same tensors is there already, and `CheckpointError` for an invalid name.
     """
     source = load_own_skill(skill)
     name = checked_name(name if name is not None else source.path.resolve().name)
@@ -164,7 +164,7 @@ def load_own_skill(skill: str | os.PathLike[str]) -> Skill:
 def find_skill(text: str | os.PathLike[str]) -> Resolved | None:
     """Return the directory that `text` means: a path that exists, else the library's or the shipped skill of that name.
 
-    The path wins, and the remark says so where the library has that name too. None when there is neither; raises
+    The path wins, with a remark if the library has that name too. None when there is neither; raises
     `MissingPathError` for an empty text.
     """
     if not str(text):
@@ -189,9 +189,9 @@ def named_skill(name: str) -> Path | None:
 
 def resolve_skill(text: str | os.PathLike[str]) -> Resolved:
     """Return what `find_skill` finds, or raise `MissingPathError`."""
-    found = find_skill(text)
-    if found is not None:
-        return found
+    resolved = find_skill(text)
+    if resolved is not None:
+        return resolved
     name = str(text)
     named = _NAME.fullmatch(name) is not None
     where = f", and no skill of that name in the library {library_home()}" if named else ""
@@ -211,13 +211,13 @@ def checked_name(name: str) -> str:
     """Return a name that can be a folder's everywhere; `CheckpointError` for any other."""
     if not _NAME.fullmatch(name) or name.endswith("."):
         raise CheckpointError(
-            f"{name!r} is no name for a skill; expected letters, digits, '.', '_' and '-', beginning with a letter or "
-            "digit, at most 96 of them: give one, as in skillgraft skill add my-skill recall"
+            f"{name!r} is not a valid name for a skill; expected letters, digits, '.', '_' and '-', beginning with a "
+            "letter or digit, at most 96 of them: give one, as in skillgraft skill add my-skill recall"
         )
     if _DEVICE.fullmatch(name):
         raise CheckpointError(
-            f"{name!r} is no name for a skill: Windows keeps it for a device; give another, as in skillgraft skill add "
-            "my-skill recall"
+            f"{name!r} is not a valid name for a skill: Windows reserves it for a device; give another, as in "
+            "skillgraft skill add my-skill recall"
         )
     return name
 

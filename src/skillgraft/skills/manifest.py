@@ -37,7 +37,7 @@ MAX_NORM = 1e150
 
 def _bounded(norm: float) -> float:
     if norm > MAX_NORM:
-        raise ValueError(f"{norm:g} is no norm of weights, expected at most {MAX_NORM:g}")
+        raise ValueError(f"{norm:g} is not a norm of weights, expected at most {MAX_NORM:g}")
     return norm
 
 
@@ -90,10 +90,10 @@ class Architecture(_Record):
 
 
 class TensorEntry(_Record):
-    """How one parameter's delta is stored; `shape` is the parameter's, `norm` the stored delta's Frobenius norm.
+    """Storage of one parameter's delta; `shape` is the parameter's, `norm` the stored delta's Frobenius norm.
 
     `dtype` is that of the stored numbers (packed: of the scales). `rank` counts the directions of `lowrank` and
-    `packed`; `bits` says how many of them, the largest first, have codes of 8, 4, 3 and 2 bits; `count` elements of a
+    `packed`; `bits` is the number of them, the largest first, with codes of 8, 4, 3 and 2 bits; `count` elements of a
     `sparse` delta are kept, their index in `coding`. `reconstruction_error` is ‖stored − packed from‖ / ‖packed from‖,
     0.0 where nothing was lost and None where the delta was never packed.
     """
@@ -110,7 +110,7 @@ class TensorEntry(_Record):
 
     @property
     def elements(self) -> int:
-        """How many elements the parameter has."""
+        """The number of elements of the parameter."""
         return math.prod(self.shape)
 
     @property
@@ -145,11 +145,11 @@ class TensorEntry(_Record):
 
 
 class Packing(_Record):
-    """How a skill was packed: the form and settings asked for, and what from.
+    """Record of `pack`: the form and settings requested, and the source.
 
-    `source` is the fingerprint of the original's `skill.safetensors`, `source_reconstruction_error` what its manifest
-    said, and `source_bytes` the size of its directory. `error` is ‖stored − source‖ / ‖source‖ over all tensors, and
-    `errors` holds it by module kind.
+    `source` is the fingerprint of the original's `skill.safetensors`, `source_reconstruction_error` that of its
+    manifest, and `source_bytes` the size of its directory. `error` is ‖stored − source‖ / ‖source‖ over all tensors,
+    and `errors` holds it by module kind.
     """
 
     form: Literal["dense", "sparse", "lowrank", "packed", "mask"]
@@ -162,7 +162,7 @@ class Packing(_Record):
 
 
 class Manifest(_Record):
-    """Everything that is known of a skill beside its tensors.
+    """Manifest of a skill: all that is known of it beside its tensors.
 
     `reconstruction_error` is ‖stored − exact‖_F / ‖exact‖_F over all tensors, 0.0 for an exact form. Of a skill packed
     from one that had lost e₁ and lost e₂ in packing it is the most that both can be, e₁ + (1 + e₁)·e₂: exact where
@@ -183,7 +183,7 @@ class Manifest(_Record):
     domain: str | None = None
     recipe: str | None = None
     seed: int | None = None
-    licence: str | None = None
+    license: str | None = None
     language: str | None = None
     reconstruction_error: Norm
     packing: Packing | None = None
@@ -194,12 +194,12 @@ class Manifest(_Record):
 
     @property
     def base_is_known(self) -> bool:
-        """Whether `base` came from provenance; otherwise the SFT model's own fingerprint stands there."""
+        """True if `base` came from provenance; otherwise it holds the SFT model's own fingerprint."""
         return self.base.fingerprint != self.sft.fingerprint
 
     @property
     def error_is_bound(self) -> bool:
-        """Whether `reconstruction_error` is a bound, of two losses one after the other."""
+        """True if `reconstruction_error` is an upper bound, of two successive losses."""
         return self.packing is not None and bool(self.packing.error and self.packing.source_reconstruction_error)
 
     @property
@@ -220,6 +220,8 @@ def read_manifest(path: Path) -> Manifest:
     damaged or of another format version.
     """
     content = read_json_object(path, strict=True)
+    if "licence" in content and "license" not in content:  # as older versions spelled it
+        content = {"license" if key == "licence" else key: value for key, value in content.items()}
     if content.get("format_version") not in READ_VERSIONS:
         raise CheckpointError(
             f"{path}: format_version is {content.get('format_version')!r}, expected {FORMAT_VERSION} or older; "

@@ -1,4 +1,4 @@
-"""Kinds of modules, read off a parameter's name, and what a skill holds by kind."""
+"""Kinds of modules, read off a parameter's name, and a skill's norms by kind."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PATTERNS = (
 
 
 class KindRow(NamedTuple):
-    """What a skill holds in the modules of one kind; `share` is of the squared norm."""
+    """Tensors, parameters and norm of a skill in the modules of one kind; `share` is of the squared norm."""
 
     kind: str
     tensors: int
@@ -32,7 +32,7 @@ Value = TypeVar("Value")
 
 
 def module_kind(name: str) -> str:
-    """Return one of `KINDS` for a parameter: `norm` before others, since norms stand inside attention too."""
+    """Return one of `KINDS` for a parameter: `norm` before others, since attention contains norms too."""
     return next((kind for kind, pattern in _PATTERNS if pattern.search(name.lower())), "other")
 
 
@@ -41,17 +41,17 @@ def by_kind(values: Mapping[str, Value]) -> dict[str, list[Value]]:
     grouped: dict[str, list[Value]] = {kind: [] for kind in KINDS}
     for name, value in values.items():
         grouped[module_kind(name)].append(value)
-    return {kind: found for kind, found in grouped.items() if found}
+    return {kind: values_of_kind for kind, values_of_kind in grouped.items() if values_of_kind}
 
 
 def kind_rows(tensors: Mapping[str, tuple[tuple[int, ...], float]]) -> list[KindRow]:
     """Return a row per kind of module of (shape, Frobenius norm) by parameter name."""
     total = root_of_squares(norm for _, norm in tensors.values())
     rows = []
-    for kind, found in by_kind(tensors).items():
-        norm = root_of_squares(norm for _, norm in found)
-        parameters = sum(math.prod(shape) for shape, _ in found)
-        rows.append(KindRow(kind, len(found), parameters, norm, (norm / total) ** 2 if total else 0.0))
+    for kind, shapes_and_norms in by_kind(tensors).items():
+        norm = root_of_squares(norm for _, norm in shapes_and_norms)
+        parameters = sum(math.prod(shape) for shape, _ in shapes_and_norms)
+        rows.append(KindRow(kind, len(shapes_and_norms), parameters, norm, (norm / total) ** 2 if total else 0.0))
     return rows
 
 

@@ -1,4 +1,4 @@
-"""How much of a skill a target's stored dtype would round away, from a sample of its tensors."""
+"""Rounding loss of a skill in a target's stored dtype, estimated from a sample of its tensors."""
 
 from __future__ import annotations
 

@@ -64,8 +64,8 @@ def sketch_correlation(layout: Layout, sketch: Mapping[str, Sequence[float]]) ->
 
 def correlation_of_sketches(one: Mapping[str, Sequence[float]], other: Mapping[str, Sequence[float]]) -> float | None:
     """Return the median of Pearson's correlation over the tensors of two sketches, or None as `sketch_correlation`."""
-    found = [_correlation(values, other[name]) for name, values in one.items() if name in other]
-    known = [correlation for correlation in found if correlation is not None]
+    correlations = [_correlation(values, other[name]) for name, values in one.items() if name in other]
+    known = [correlation for correlation in correlations if correlation is not None]
     return statistics.median(known) if known else None
 
 

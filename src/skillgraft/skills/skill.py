@@ -51,9 +51,9 @@ class Skill:
 
     @property
     def form(self) -> str:
-        """What it was packed as; else `lowrank` when any tensor is stored as factors, or `dense`.
+        """The form that it was packed as; else `lowrank` when any tensor is stored as factors, or `dense`.
 
-        `manifest.tensors` tells it for each tensor.
+        `manifest.tensors` has the form of each tensor.
         """
         if self.manifest.packing is not None:
             return self.manifest.packing.form
@@ -125,11 +125,11 @@ def is_skill(directory: Path) -> bool:
 def load_skill(path: str | os.PathLike[str]) -> Skill:
     """Return the skill in the directory `path`, its manifest and headers checked; executes no code.
 
-    Of the tensors it reads what others are addressed or multiplied by: the indices of sparse deltas, packed scales.
+    Of the tensors, only indices of sparse deltas and packed scales are read.
 
     Raises `MissingPathError` when the directory or one of its files is missing, and `CheckpointError` when the
-    manifest is damaged or of another version, when the tensors are not those that it names, or for an index or a scale
-    that cannot be.
+    manifest is damaged or of another version, when the tensors are not those that it names, or for an out-of-range
+    index or an invalid scale.
     """
     path = Path(path)
     if not path.exists():
@@ -154,7 +154,7 @@ def write_skill_description(directory: Path, manifest: Manifest) -> None:
 
 
 def add_scores(directory: str | os.PathLike[str], scores: Sequence[Mapping[str, Any]]) -> Skill:
-    """Append measured `scores` to a skill's manifest and write its card anew; the tensors are not touched.
+    """Append measured `scores` to a skill's manifest and write its card again; the tensors are not touched.
 
     Raises `CheckpointError` or `MissingPathError` as `load_skill` does; the files are replaced one by one, each whole.
     """
@@ -188,7 +188,7 @@ def _check_stored(path: Path, manifest: Manifest, stored: Mapping[str, TensorInf
 
 
 def _check_contents(path: Path, manifest: Manifest, stored: Mapping[str, TensorInfo]) -> None:
-    """Refuse an index that leads outside its tensor and a scale that is none, before anything is computed with them."""
+    """Reject out-of-range indices and invalid scales before anything is computed with them."""
     for name, entry in manifest.tensors.items():
         infos = [stored[key] for key in stored_names(name, entry.form)]
         try:

@@ -1,4 +1,4 @@
-"""What a skill is, as facts: for `show`, for people and for scripts."""
+"""Summary of a skill or adapter for `skill show`, as facts for people and scripts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def skill_facts(skill: Skill) -> dict[str, Any]:
         "formula": manifest.formula,
         "domain": manifest.domain,
         "language": manifest.language,
-        "licence": manifest.licence,
+        "license": manifest.license,
         "base": manifest.base.model_dump() if manifest.base_is_known else None,
         "sft": manifest.sft.fingerprint,
         "rl": manifest.rl.fingerprint,
@@ -59,5 +59,5 @@ def adapter_facts(adapter: PeftAdapter) -> dict[str, Any]:
         "parameters": sum(math.prod(delta.shape) for delta in adapter.deltas.values()),
         "tensors": len(adapter.deltas),
         "ranks": dict(Counter(delta.rank for delta in adapter.deltas.values())),
-        "modules": [{"kind": kind, "tensors": len(found)} for kind, found in by_kind(adapter.deltas).items()],
+        "modules": [{"kind": kind, "tensors": len(deltas)} for kind, deltas in by_kind(adapter.deltas).items()],
     }

@@ -36,13 +36,13 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM (0.14) takes as `max_lora_rank`; it refuses adapters of a larger r."""
+"""Values of `max_lora_rank` in vLLM (0.14); it refuses adapters of a larger r."""
 VLLM_DEFAULT_RANK = 16
 
 NORM_TOLERANCE = 1e-3
 
 TRANSPOSED_MODELS = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
-"""Model types whose linear layers store (in, out), which the factors here do not mean."""
+"""Model types whose linear layers store (in, out), unlike the factors here."""
 
 _EXPERT = re.compile(r"\.experts\.\d+\.")
 
@@ -79,7 +79,7 @@ def convert_to_peft(
     `error_by_kind`, `dropped` (norms by name), `remarks`. Memory holds one delta.
 
     Raises `CompatibilityError` naming what does not fit, `CheckpointError` for a delta that no longer has the norm of
-    the manifest, `RecipeError` for a scale or rank that makes no sense,
+    the manifest, `RecipeError` for an invalid scale or rank,
     `OutputExistsError`, `StorageError`, and as `load_skill`.
     """
     if not math.isfinite(scale) or scale == 0:
@@ -163,14 +163,14 @@ def _plan(skill: Skill, bound: int | None) -> tuple[list[_Module], dict[str, str
 
 def _refusal(skill: Skill, unfit: Mapping[str, str], rank: int | None) -> CompatibilityError:
     share = _share(skill, unfit)
-    shown = "; ".join(f"{name} ({reason})" for name, reason in list(unfit.items())[:5])
+    first_reasons = "; ".join(f"{name} ({reason})" for name, reason in list(unfit.items())[:5])
     more = f"; and {len(unfit) - 5} more" if len(unfit) > 5 else ""
     remedies = ["leave them out with --drop"]
     if rank is None and any("--rank" in reason for reason in unfit.values()):
         remedies.insert(0, "give --rank for those of full rank")
     return CompatibilityError(
         f"{skill.path}: {len(unfit)} of {len(skill.names)} tensors, {share:.1%} of the skill's norm, don't fit into a "
-        f"LoRA adapter: {shown}{more}; {' or '.join(remedies)}, or inject the skill instead"
+        f"LoRA adapter: {first_reasons}{more}; {' or '.join(remedies)}, or inject the skill instead"
     )
 
 
@@ -181,11 +181,11 @@ def _share(skill: Skill, names: Mapping[str, Any]) -> float:
 
 def _specs(skill: Skill, module: _Module, rank: int, scale: float) -> tuple[TensorSpec, TensorSpec]:
     entry = skill.entry(module.name)
-    kept = entry.form == LOWRANK and entry.rank == module.rank and scale == 1
+    unchanged = entry.form == LOWRANK and entry.rank == module.rank and scale == 1
     prefix = f"base_model.model.{module.name.removesuffix('.weight')}"
     return (
-        TensorSpec(f"{prefix}.lora_A.weight", entry.dtype if kept else "F32", (rank, entry.shape[1])),
-        TensorSpec(f"{prefix}.lora_B.weight", entry.dtype if kept else "F32", (entry.shape[0], rank)),
+        TensorSpec(f"{prefix}.lora_A.weight", entry.dtype if unchanged else "F32", (rank, entry.shape[1])),
+        TensorSpec(f"{prefix}.lora_B.weight", entry.dtype if unchanged else "F32", (entry.shape[0], rank)),
     )
 
 

@@ -38,7 +38,7 @@ def run(settings: ExtractStage, context: Context) -> StageResult:
         domain=settings.domain,
         recipe=context.recipe,
         seed=context.seed,
-        licence=settings.license,
+        license=settings.license,
         progress=context.progress,
     )
     return skill_result(skill, context.out)

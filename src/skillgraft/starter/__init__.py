@@ -24,7 +24,7 @@ __all__ = ["Start", "Started", "write_recipe"]
 
 @dataclass(frozen=True)
 class Started:
-    """What `init` did: the recipe's file, what it was made from, and what running it takes (None: not known)."""
+    """Result of `init`: the recipe's file, what it was made from, and the cost of running it (None: unknown)."""
 
     recipe: Path
     start: Start

@@ -1,4 +1,4 @@
-"""What a first recipe is made from: documents, questions, the base, the machine. Loads no torch."""
+"""Survey for a first recipe: documents, questions, the base, the machine. Loads no torch."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from skillgraft.support.resources import Memory
 
 QUESTIONS, DOCUMENTS = "questions.jsonl", "documents.jsonl"
 COUNTED_BYTES = 8_000_000
-"""Of longer documents so many bytes are counted in tokens, and the rest is taken to be like them."""
+"""Documents are tokenized up to about this many bytes; the count is extrapolated to the rest."""
 
 
 @dataclass(frozen=True)
 class Documents:
-    """Documents by number and size; `counted` says whether the base's tokenizer gave `tokens`, or the bytes did."""
+    """Documents by number and size; `counted` if the base's tokenizer gave `tokens`, not the bytes."""
 
     path: Path
     count: int
@@ -36,7 +36,7 @@ class Documents:
 
 @dataclass(frozen=True)
 class Base:
-    """The base as the recipe names it, where it lies (None: to be fetched), its size, and whether it has a skill."""
+    """The base as the recipe names it, its directory (None: to be fetched), its size, and whether it has a skill."""
 
     name: str
     directory: Path | None
@@ -46,7 +46,7 @@ class Base:
 
 @dataclass(frozen=True)
 class Start:
-    """Everything that decides the recipe."""
+    """Inputs that decide the recipe."""
 
     documents: Documents
     questions: Path | None
@@ -59,7 +59,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Cost:
-    """What running a whole recipe takes: seconds, bytes of memory at once, bytes of disk."""
+    """Cost of running a whole recipe: seconds, bytes of memory at once, bytes of disk."""
 
     seconds: float
     memory: float
@@ -67,15 +67,15 @@ class Cost:
 
 
 def survey(documents: Path, base: str, questions: Path | None, source: Path | None, memory: Memory) -> Start:
-    """Return what there is; `SkillgraftError` for documents, questions or a base that are missing or wrong."""
+    """Survey the inputs; `SkillgraftError` for documents, questions or a base that are missing or wrong."""
     documents, beside = find_documents(documents)
     texts = read_documents(documents)
     known = look_at_base(base)
     if questions is None:
         questions = _own_questions(documents)
-    asked = read_questions(questions) if questions else []
+    tasks = read_questions(questions) if questions else []
     if questions:
-        check_questions(questions, asked, texts)
+        check_questions(questions, tasks, texts)
     if source is None and not known.fits_shipped and beside is not None and (beside / QUESTIONS).is_file():
         source = beside
     if source is not None:
@@ -83,7 +83,7 @@ def survey(documents: Path, base: str, questions: Path | None, source: Path | No
     return Start(
         count_documents(documents, texts, known.directory),
         questions,
-        len(asked),
+        len(tasks),
         known,
         source,
         memory,
@@ -182,5 +182,5 @@ def _own_questions(documents: Path) -> Path | None:
 
 def _check_source(source: Path) -> None:
     if not source.is_dir():
-        raise MissingPathError(f"source: {source} is no folder; expected one with documents and {QUESTIONS}")
+        raise MissingPathError(f"source: {source} is not a folder; expected one with documents and {QUESTIONS}")
     check_questions(source, read_questions(source), read_documents(source))

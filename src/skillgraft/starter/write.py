@@ -1,4 +1,4 @@
-"""The text of a first recipe: every line says what it is for."""
+"""Text of a first recipe, with a comment on every stage."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _what(start: Start, skill: str | None) -> str:
 
 def _cost(cost: Cost | None) -> str:
     if cost is None:
-        return "What it takes is known once the base is on this machine: --dry-run says it."
+        return "The cost is known once the base is on this machine: --dry-run shows it."
     memory, disk = (f"{size / 2**30:.1f} GiB" for size in (cost.memory, cost.disk))
     return f"On the machine that it was written on: about {duration(cost.seconds)}, {memory} of memory, {disk} of disk."
 

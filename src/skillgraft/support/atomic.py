@@ -28,8 +28,8 @@ def atomic_write_text(path: Path, text: str, *, durable: bool = False) -> None:
 def atomic_write_bytes(path: Path, data: bytes, *, durable: bool = False) -> None:
     """Write `data` into the file `path` in one rename, in place of what was there; `OSError` where that fails.
 
-    After an exception the old file stands and nothing else is left. After a power failure the file is the old one or
-    the new one; with `durable` it is the new one once this has returned.
+    After an exception the old file is unchanged and nothing else is left. After a power failure the file is the old one
+    or the new one; with `durable` it is the new one once this has returned.
     """
     replace_together({path: data}, durable=durable)
 

@@ -20,7 +20,7 @@ def cache_home() -> Path:
 
 
 def note_place(fingerprint: str, directory: str | os.PathLike[str]) -> None:
-    """Note that the checkpoint `fingerprint` lies in `directory`; a cache that can't be written stops nothing."""
+    """Note that the checkpoint `fingerprint` lies in `directory`; a cache that can't be written is not an error."""
     file = _place_file(fingerprint)
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)

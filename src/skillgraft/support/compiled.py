@@ -54,16 +54,16 @@ class Compiled:
         if call is self._plain:
             return call(*arguments)
         words: list[Any] = []
-        kept = []  # what was converted must live until the call ends
+        alive = []  # what was converted must live until the call ends
         for way, argument in zip(self._ways, arguments, strict=True):
-            kept.append(way(argument, words))
+            alive.append(way(argument, words))
         out = (ctypes.c_double * 4)()
         call(*words, out)
-        del kept
+        del alive
         if not self._result:
             return None
-        found = [_NATIVE[code](value) for code, value in zip(self._result, out, strict=False)]
-        return found[0] if len(found) == 1 else tuple(found)
+        results = [_NATIVE[code](value) for code, value in zip(self._result, out, strict=False)]
+        return results[0] if len(results) == 1 else tuple(results)
 
     def _load(self) -> Callable[..., Any]:
         with self._lock:
@@ -245,11 +245,11 @@ def folder() -> Path | None:
 def _read(name: str, key: str) -> bytes | None:
     for folder in folders():
         try:
-            kept = (folder / f"{name}-{key}.o").read_bytes()
+            content = (folder / f"{name}-{key}.o").read_bytes()
         except OSError:
             continue
-        digest, code = kept[:32], kept[32:]
-        if hashlib.sha256(code).digest() == digest:  # else it is damaged, and made anew
+        digest, code = content[:32], content[32:]
+        if hashlib.sha256(code).digest() == digest:  # else it is damaged, and compiled again
             return code
     return None
 

@@ -45,28 +45,28 @@ _HARMFUL = re.compile(
 )
 
 
-def visible(text: str, characters: int = TEXT_CHARACTERS) -> str:
+def escape(text: str, characters: int = TEXT_CHARACTERS) -> str:
     """Return `text` with harmful characters as symbols like ⟨U+202E⟩, cut to about `characters` characters."""
     length = len(text)
     if length > characters:
         text = text[:characters]
-    shown = _HARMFUL.sub(_symbol, text.replace("\r\n", "\n"))
-    return shown if length <= characters else f"{shown.rstrip()}… ({length:,} characters)"
+    escaped = _HARMFUL.sub(_symbol, text.replace("\r\n", "\n"))
+    return escaped if length <= characters else f"{escaped.rstrip()}… ({length:,} characters)"
 
 
-def visible_line(text: str, characters: int = TEXT_CHARACTERS) -> str:
-    """Return `visible(text)` on one line, for names and for the terminal."""
-    return " ".join(visible(text, characters).split())
+def escape_line(text: str, characters: int = TEXT_CHARACTERS) -> str:
+    """Return `escape(text)` on one line, for names and for the terminal."""
+    return " ".join(escape(text, characters).split())
 
 
-def visible_tree(value: Any, key: str = "") -> Any:
-    """Return a copy of JSON data in which every string, dictionary keys included, went through `visible`."""
+def escape_tree(value: Any, key: str = "") -> Any:
+    """Return a copy of JSON data in which every string, dictionary keys included, went through `escape`."""
     if isinstance(value, str):
-        return visible(value, CHARACTERS.get(key, TEXT_CHARACTERS))
+        return escape(value, CHARACTERS.get(key, TEXT_CHARACTERS))
     if isinstance(value, Mapping):
-        return {visible(str(name)): visible_tree(item, str(name)) for name, item in value.items()}
+        return {escape(str(name)): escape_tree(item, str(name)) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [visible_tree(item, key) for item in value]
+        return [escape_tree(item, key) for item in value]
     return value
 
 

@@ -79,8 +79,8 @@ def _taken(group: str, entry: EntryPoint) -> str:
 
 def origin(group: str, name: str) -> str:
     """Return `package==version` of what an extension brought, empty for what is built in."""
-    found = next((entry for entry in _entries(group) if entry.name == name), None)
-    return "" if found is None else "==".join(_package(found))
+    entry_point = next((entry for entry in _entries(group) if entry.name == name), None)
+    return "" if entry_point is None else "==".join(_package(entry_point))
 
 
 def list_extensions(group: str) -> list[Extension]:

@@ -84,7 +84,7 @@ def operations(value: object) -> str:
 
 
 def moment(iso: str) -> str:
-    """Return an ISO 8601 time as `20 November 2025, 05:38 UTC`, or the text itself where it is none."""
+    """Return an ISO 8601 time as `20 November 2025, 05:38 UTC`, or the text itself if it is not one."""
     try:
         time = datetime.fromisoformat(iso)
     except ValueError:

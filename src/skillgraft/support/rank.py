@@ -16,9 +16,9 @@ def processes() -> int:
 def rank() -> int:
     """Return this process's number among those of the run, from 0.
 
-    It is that of its process group. Before there is one, it is what the launcher says (`RANK`, where `WORLD_SIZE` is
-    more than 1): a launcher's variables are there from a process's start until the run hides them, and again while a
-    group exists. Once they are hidden only the first process does anything but wait.
+    That of its process group; before there is one, that of the launcher (`RANK`, where `WORLD_SIZE` is more than 1).
+    A launcher's variables are visible from the start of the process until the run hides them, and again while a group
+    exists. While they are hidden, all but the first process only wait.
     """
     group = _group()
     if group is not None:
@@ -32,6 +32,6 @@ def is_first() -> bool:
 
 
 def _group() -> Any:
-    """Return `torch.distributed` in a process group, else None; who has not imported it is in none."""
+    """Return `torch.distributed` in a process group, else None; a process that has not imported it is in none."""
     distributed = sys.modules.get("torch.distributed")
     return distributed if distributed and distributed.is_available() and distributed.is_initialized() else None

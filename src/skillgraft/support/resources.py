@@ -1,4 +1,4 @@
-"""What this machine lets a process have: memory and cores, a container's limits included. Loads no torch."""
+"""Resources of this machine: memory and cores, container limits included. Loads no torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Memory:
     total: int
     available: int | None
     limited: bool = False
-    """Whether a container's limit, not the machine, is what counts."""
+    """True if a container's limit, not the machine, is what counts."""
 
 
 def memory(root: Path = Path("/")) -> Memory:

@@ -1,4 +1,4 @@
-"""Reading a YAML file that a user wrote: one error for whatever is wrong with it, a key that stands twice included."""
+"""Reading a YAML file that a user wrote: one error for anything wrong with it, including a repeated key."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(
                     None,
                     None,
-                    f"the key {key!r} stands twice, in lines {first} and {key_node.start_mark.line + 1}; keep one",
+                    f"the key {key!r} is repeated, in lines {first} and {key_node.start_mark.line + 1}; keep one",
                 )
             seen[key] = key_node.start_mark
         return super().construct_mapping(node, deep)
@@ -33,12 +33,12 @@ class _Loader(yaml.SafeLoader):
 def read_yaml(file: Path, what: str, keys: str) -> dict[str, Any]:
     """Return the mapping in a YAML file; `what` names it in errors and `keys` what it should hold.
 
-    Raises `MissingPathError` for a file that is not there, and `RecipeError` for one that cannot be read, is no YAML,
-    holds a key twice in one mapping, or holds no mapping.
+    Raises `MissingPathError` for a file that is not there, and `RecipeError` for one that cannot be read, is not YAML,
+    repeats a key in one mapping, or holds no mapping.
     """
     if not file.is_file():
-        found = "is a directory" if file.is_dir() else "does not exist"
-        raise MissingPathError(f"{what}: {file} {found}; expected a YAML file")
+        state = "is a directory" if file.is_dir() else "does not exist"
+        raise MissingPathError(f"{what}: {file} {state}; expected a YAML file")
     try:
         data = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
     except OSError as error:

@@ -107,6 +107,6 @@ def pass_rates(
             answers = texts[place * samples : (place + 1) * samples]
             rates[row] = sum(domain.solved(text, tasks[row].answers) for text in answers) / samples
         if progress:
-            progress(min(start + step, len(tasks)), len(tasks), {})
+            progress(min(start + step, len(tasks)), len(tasks))
     model.train()
     return rates

@@ -1,5 +1,5 @@
-"""Searching what a merge recipe leaves open: weights, by layer too, and a method's numbers, on development questions.
+"""Tuning a merge recipe on development questions: its weights, by layer too, and a method's numbers.
 
-`space` says what may vary, `algorithms` propose points, `live` scores a point on a model in memory, `looks` keeps every
-look, and `searching` is the path through them.
+`space` holds the numbers that vary, `algorithms` propose points, `live` scores a point on a model in memory, `trials`
+logs every trial, and `loop` is the path through them.
 """

@@ -1,4 +1,4 @@
-"""Who proposes the next look: CMA-ES, and a grid and random points to compare it with.
+"""Tuning algorithms: CMA-ES, and a grid and random points to compare it with.
 
 An algorithm is a generator: it yields points of the unit cube and is sent each one's score (higher is better, -inf
 where there was none). The same arguments and scores give the same points, so that a log can be replayed.
@@ -20,13 +20,13 @@ STEP = 0.25
 """The first standard deviation of CMA-ES, as a share of each range."""
 
 _WORST = 1e30
-"""What CMA-ES is told of a look without a score: it ranks, so that any number above all others will do."""
+"""The loss of a trial without a score: CMA-ES ranks, so any number above all others will do."""
 
 
-def cmaes(start: Sequence[float], seed: int, looks: int) -> Points:
+def cmaes(start: Sequence[float], seed: int, trials: int) -> Points:
     """Yield the samples of CMA-ES (Hansen & Ostermeier 2001; arXiv 1604.00772) from the package `cma`, around `start`.
 
-    Stops earlier than `looks` where it has converged. Raises `RecipeError` for a single dimension or without `cma`.
+    Stops earlier than `trials` where it has converged. Raises `RecipeError` for a single dimension or without `cma`.
     """
     if len(start) < 2:
         raise RecipeError("cmaes needs two numbers to vary at least, got 1; take --by grid")
@@ -54,19 +54,19 @@ def cmaes(start: Sequence[float], seed: int, looks: int) -> Points:
         strategy.tell(points, losses)
 
 
-def grid(start: Sequence[float], seed: int, looks: int) -> Points:
-    """Yield the finest regular grid, ends included, that has at most `looks` points; the last dimension moves first."""
-    levels = max(k for k in range(1, looks + 2) if k ** len(start) <= max(looks, 1))
+def grid(start: Sequence[float], seed: int, trials: int) -> Points:
+    """Yield the finest regular grid of at most `trials` points, ends included; the last dimension moves first."""
+    levels = max(k for k in range(1, trials + 2) if k ** len(start) <= max(trials, 1))
     if levels < 2:
         raise RecipeError(
-            f"grid: {looks} looks are left for {len(start)} numbers, expected {2 ** len(start)} or more; give more "
+            f"grid: {trials} trials are left for {len(start)} numbers, expected {2 ** len(start)} or more; give more "
             "--trials, vary less, or take --by cmaes or random"
         )
     for point in itertools.product(np.linspace(0, 1, levels).tolist(), repeat=len(start)):
         yield list(point)
 
 
-def random(start: Sequence[float], seed: int, looks: int) -> Points:
+def random(start: Sequence[float], seed: int, trials: int) -> Points:
     """Yield independent uniform points for ever."""
     generator = np.random.default_rng(seed)
     while True:

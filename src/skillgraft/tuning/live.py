@@ -1,7 +1,7 @@
 """Candidates on a live model: the base is loaded once, and each candidate's tensors are computed straight into it.
 
-The numbers are those of `skillgraft merge`, rounded to the dtype that it would store, so that a candidate scores what
-its checkpoint would score.
+The numbers are those of `skillgraft merge`, rounded to the dtype that it would store, so a candidate scores what its
+checkpoint would score.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from skillgraft.tuning.trials import LIKELIHOOD
 
 
 class LiveModel:
-    """The model at `base`, held in bf16 where that pays, as evaluation does; `score` makes it a recipe's first."""
+    """The model at `base`, in bf16 where that pays, as in evaluation; `score` first gives it a recipe's weights."""
 
     def __init__(self, base: Path, metrics: Sequence[str], max_new_tokens: int, batch_size: int, threads: int | None):
         self._tokenizer = load_tokenizer(base)
@@ -36,13 +36,13 @@ class LiveModel:
     def score(self, recipe: MergeRecipe, questions: Sequence[Question]) -> dict[str, list[float]]:
         """Return every metric's value for each question."""
         self._weights.become(plan_merge(recipe))
-        found: dict[str, list[float]] = {}
+        by_metric: dict[str, list[float]] = {}
         if any(name in METRICS for name in self._metrics):
             texts, _ = closed_book(self._model, self._tokenizer, questions, self._max_new_tokens, self._batch_size)
             for name in self._metrics:
                 if name in METRICS:
-                    found[name] = [METRICS[name](text, q.answers) for text, q in zip(texts, questions, strict=True)]
+                    by_metric[name] = [METRICS[name](text, q.answers) for text, q in zip(texts, questions, strict=True)]
         if LIKELIHOOD in self._metrics:
             rows = min(self._batch_size, 16)  # logits of whole texts: some 50 MB a row
-            found[LIKELIHOOD] = answer_likelihood(self._model, self._tokenizer, questions, rows)
-        return found
+            by_metric[LIKELIHOOD] = answer_likelihood(self._model, self._tokenizer, questions, rows)
+        return by_metric

@@ -1,4 +1,4 @@
-"""What a search may vary: the weights of a merge recipe's operands, by group of tensors too, and its parameters."""
+"""Search space: which numbers of a merge recipe vary (operands' weights, by group of tensors, and parameters)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Dimension:
 
     @property
     def place(self) -> float:
-        """Where `start` lies in [0, 1]."""
+        """The position of `start` in [0, 1]."""
         return (self.start - self.low) / (self.high - self.low)
 
     def value(self, unit: float) -> float:
@@ -79,7 +79,7 @@ class Space:
 
     @property
     def has_target_alone(self) -> bool:
-        """Whether the method can leave all of its operands out."""
+        """True if the method can leave all of its operands out."""
         try:
             check_number(self.recipe_at(None))
         except RecipeError:
@@ -88,11 +88,11 @@ class Space:
 
 
 def space_of(recipe: MergeRecipe, vary: Mapping[str, Range], per_layer: int | None = None) -> Space:
-    """Return what `vary` opens: `weights` (each operand's, or each of its patterns') and parameters by their names.
+    """Return the space that `vary` opens: `weights` (of each operand, or each of its patterns) and parameters by name.
 
     `per_layer` gives every operand that many weights, for as many groups of neighbouring layers, and one more for its
-    tensors outside of layers. The search starts at the recipe's own numbers. Raises `RecipeError` for an unknown
-    parameter, one that is no real number, a range that is empty, leads out of what the method takes or leaves the
+    tensors outside of layers. Tuning starts at the recipe's own numbers. Raises `RecipeError` for an unknown
+    parameter, one that is not a real number, a range that is empty, leads out of what the method takes or leaves the
     recipe's own number out, and for a recipe with nothing to vary.
     """
     for name, (low, high) in vary.items():
@@ -109,7 +109,7 @@ def space_of(recipe: MergeRecipe, vary: Mapping[str, Range], per_layer: int | No
         if not d.low <= d.start <= d.high:
             raise RecipeError(
                 f"vary: the recipe's {d.name} is {d.start:g}, which does not lie between {d.low:g} and {d.high:g}; "
-                "change the recipe, where the search starts, or the range"
+                "change the recipe, where tuning starts, or the range"
             )
     if not dimensions:
         raise RecipeError("vary names nothing; expected weights or a parameter of the method")
@@ -119,18 +119,18 @@ def space_of(recipe: MergeRecipe, vary: Mapping[str, Range], per_layer: int | No
 def _weights(recipe: MergeRecipe, bounds: Range, per_layer: int | None) -> list[Dimension]:
     if not get_method(recipe.method).weighted:
         raise RecipeError(f"vary weights: {recipe.method} takes none; vary a parameter of it, or take another method")
-    found = []
+    dimensions = []
     for number, operand in enumerate(recipe.operands):
         place = f"operands.{number}.weight"
         if operand.weights is None:
-            found.append(Dimension(place, *bounds, operand.weight, number))
+            dimensions.append(Dimension(place, *bounds, operand.weight, number))
             continue
         groups = _same_group(operand.weights, per_layer) if per_layer else {p: (p,) for p in operand.weights}
-        found += [
+        dimensions += [
             Dimension(f"{place}s.{name}", *bounds, operand.weights[patterns[0]], number, patterns)
             for name, patterns in groups.items()
         ]
-    return found
+    return dimensions
 
 
 def _parameter(recipe: MergeRecipe, name: str, bounds: Range) -> Dimension:
@@ -182,11 +182,11 @@ def _same_group(weights: Mapping[str, float], groups: int) -> dict[str, tuple[st
     """Return the patterns of each group of neighbouring layers, by a name such as `layers 0-9`."""
     layers = {pattern: layer[1] for pattern in weights if (layer := _layer(pattern))}
     indices = sorted(set(layers.values()))
-    found: dict[str, tuple[str, ...]] = {}
+    patterns_by_group: dict[str, tuple[str, ...]] = {}
     for group in range(groups):
         members = indices[group * len(indices) // groups : (group + 1) * len(indices) // groups]
         name = f"layers {members[0]}-{members[-1]}"
-        found[name] = tuple(pattern for pattern, index in layers.items() if index in members)
+        patterns_by_group[name] = tuple(pattern for pattern, index in layers.items() if index in members)
     if DEFAULT in weights:
-        found[DEFAULT] = (DEFAULT,)
-    return found
+        patterns_by_group[DEFAULT] = (DEFAULT,)
+    return patterns_by_group

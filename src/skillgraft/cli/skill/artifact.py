@@ -11,7 +11,7 @@ import typer
 from skillgraft.cli.console import err_console, print_table, progress_bar, say, say_remarks
 from skillgraft.cli.options import JsonOption, OutOption, SkillArgument, SkillOrAdapterArgument
 from skillgraft.errors import RecipeError, did_you_mean
-from skillgraft.support.escape import visible_line
+from skillgraft.support.escape import escape_line
 
 if TYPE_CHECKING:
     from skillgraft.adapters.peft_file import PeftAdapter
@@ -181,7 +181,7 @@ def _show_skill(skill: Skill, facts: dict[str, Any]) -> None:
         "norm": f"{facts['norm']:.6g}",
         **error_rows(skill.manifest),
         "recipe, seed": f"{facts['recipe'] or 'not stated'}, {'none' if facts['seed'] is None else facts['seed']}",
-        "license": facts["licence"],
+        "license": facts["license"],
         "language": facts["language"],
         "made": f"{facts['created']} with Skillgraft {facts['skillgraft_version']}",
         "fingerprint": facts["fingerprint"],
@@ -215,4 +215,4 @@ def _show_adapter(facts: dict[str, Any]) -> None:
 
 def _pairs(rows: dict[str, Any]) -> None:
     for key, value in rows.items():
-        say(f"{key:<22}{visible_line('not stated' if value is None else str(value), 4_000)}")
+        say(f"{key:<22}{escape_line('not stated' if value is None else str(value), 4_000)}")

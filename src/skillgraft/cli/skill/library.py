@@ -11,7 +11,7 @@ from skillgraft.cli.completion import complete_library
 from skillgraft.cli.console import print_table, say
 from skillgraft.cli.options import JsonOption, SkillArgument
 from skillgraft.errors import RecipeError
-from skillgraft.support.escape import visible_line
+from skillgraft.support.escape import escape_line
 
 if TYPE_CHECKING:
     from skillgraft.skills.library import Entry
@@ -46,7 +46,7 @@ def ls(
         print_table(("name", "base", "domain", "size", "form", "scores"), (_cells(entry) for entry in usable))
     for entry in entries:
         if entry.problem:
-            say(f"damaged: {visible_line(entry.name)}: {visible_line(entry.problem, 4_000)}")
+            say(f"damaged: {escape_line(entry.name)}: {escape_line(entry.problem, 4_000)}")
 
 
 def add(skill: SkillArgument, name: NameArgument = None, as_json: JsonOption = False) -> None:
@@ -124,7 +124,7 @@ def _row(entry: Entry) -> dict[str, Any]:
     return row | {
         "base": manifest.base.model_dump() if manifest.base_is_known else None,
         "domain": manifest.domain,
-        "licence": manifest.licence,
+        "license": manifest.license,
         "form": entry.form,
         "bytes": entry.size_bytes,
         "fingerprint": entry.fingerprint,

@@ -44,7 +44,7 @@ FORMS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Storage:
-    """How a delta of `shape` is stored: `dtype` is that of its numbers (packed: of its scales).
+    """Storage of a delta of `shape`: `dtype` is that of its numbers (packed: of its scales).
 
     `rank` with `lowrank` and `packed`; `bits` (directions by width) with `packed`; `count` and `coding` with `sparse`.
     """

@@ -93,9 +93,9 @@ def _encode_rows(
         part = rows[begin : begin + bits.get(width, 0)]
         begin += len(part)
         if len(part):
-            codes, found = _quantise(part, width)
+            codes, row_scales = _quantise(part, width)
             packed.append(_pack(codes, width).reshape(-1))
-            scales.append(found)
+            scales.append(row_scales)
     return np.concatenate(packed), np.concatenate(scales)
 
 

@@ -1,4 +1,4 @@
-"""Sparse deltas: the elements that are kept, bit for bit, and where they stand. Loads no torch.
+"""Sparse deltas: the elements that are kept, bit for bit, and their positions. Loads no torch.
 
 The flattened tensor is cut into blocks of 65,536 elements. `offsets` (I64, blocks + 1) say which values belong to which
 block, so that any part is decoded without reading the rest; the index holds, in each block, either the ascending places
@@ -48,20 +48,20 @@ def cheaper_coding(elements: int, count: int) -> Coding:
     return "bitmap" if 2 * count > -(-elements // 8) else "places"
 
 
-def encode_sparse(values: Shaped[np.ndarray, " elements"], kept: Bool[np.ndarray, " elements"]) -> Encoded:
+def encode_sparse(values: Shaped[np.ndarray, " elements"], mask: Bool[np.ndarray, " elements"]) -> Encoded:
     """Return the kept elements of a flat tensor; their bytes are not interpreted."""
-    positions = np.flatnonzero(kept)
+    positions = np.flatnonzero(mask)
     bounds = np.minimum(np.arange(blocks(len(values)) + 1) * BLOCK, len(values))
     offsets = np.searchsorted(positions, bounds).astype(np.int64)
     coding = cheaper_coding(len(values), len(positions))
-    index = np.packbits(kept, bitorder="little") if coding == "bitmap" else (positions & (BLOCK - 1)).astype(np.uint16)
+    index = np.packbits(mask, bitorder="little") if coding == "bitmap" else (positions & (BLOCK - 1)).astype(np.uint16)
     return Encoded(coding, offsets, index, values[positions])
 
 
 def index_part(
     coding: Coding, offsets: Int64[np.ndarray, " bounds"], elements: int, first: int, last: int
 ) -> tuple[int, int]:
-    """Return from where to where in the index the blocks from `first` to `last` of a tensor of `elements` stand."""
+    """Return the range of the index that holds the blocks from `first` to `last` of a tensor of `elements`."""
     if coding == "places":
         return int(offsets[first]), int(offsets[last])
     return first * BLOCK // 8, -(-min(last * BLOCK, elements) // 8)
@@ -86,8 +86,8 @@ def positions_of(
         return positions
     flags = np.unpackbits(index, bitorder="little")
     positions = np.flatnonzero(flags)
-    found = np.diff(np.searchsorted(positions, np.minimum(np.arange(len(counts) + 1) * BLOCK, elements)))
-    if len(positions) != counts.sum() or not np.array_equal(found, counts):
+    marked = np.diff(np.searchsorted(positions, np.minimum(np.arange(len(counts) + 1) * BLOCK, elements)))
+    if len(positions) != counts.sum() or not np.array_equal(marked, counts):
         raise ValueError("its bitmap does not mark as many elements as there are values")
     return positions
 
