@@ -1,24 +1,26 @@
-"""Write the golden results anew: `python -m tests.golden.update [NAME …]`; only for a change that is meant."""
+"""Write golden results anew: `python -m tests.golden.update [merges] [recipe] [curves] [messages]`, default all."""
 
-import json
 import os
 import sys
 import tempfile
+from importlib import import_module
 from pathlib import Path
 
-os.environ |= {"HF_HUB_OFFLINE": "1", "SKILLGRAFT_PRECISION": "fp32", "OMP_NUM_THREADS": "1"}
+NAMES = ("merges", "recipe", "curves", "messages")
 
 
 def main(names):
-    """Compute and write each result."""
-    from tests.golden.cases import FOLDER, GOLDEN, machine
+    """Compute and write each result, as the tests do."""
+    import tests.conftest  # noqa: F401 - sets the environment that the tests have
+    from tests.golden.compare import signature, write_golden
 
-    for name in names or GOLDEN:
+    for name in names or NAMES:
         with tempfile.TemporaryDirectory() as folder:
-            os.environ["SKILLGRAFT_CACHE"] = f"{folder}/cache"
-            (work := Path(folder) / "work").mkdir()
-            result = {"machine": machine(), "result": GOLDEN[name](work)}
-            (FOLDER / f"{name}.json").write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
+            os.environ |= {"SKILLGRAFT_CACHE": f"{folder}/cache", "SKILLGRAFT_LIBRARY": f"{folder}/library"}
+            work = Path(folder).resolve() / "work"
+            work.mkdir()
+            found = import_module(f"tests.golden.{name}").results(work)
+            write_golden(name, {"signature": signature(), **found})
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def test_rates_count_the_answers_of_each_question(tmp_path, monkeypatch):
     monkeypatch.setattr(type(tokenizer), "batch_decode", lambda self, made, **kwargs: decode(made))
     steps = []
     rates = pass_rates.pass_rates(
-        model, tokenizer, QUESTIONS, KNOWLEDGE, 2, args, lambda done, of: steps.append((done, of))
+        model, tokenizer, QUESTIONS, KNOWLEDGE, 2, args, lambda done, of, *_: steps.append((done, of))
     )
     assert rates == [0.5, 1.0, 0.0, 0.5]
     assert batches == [4, 4]
