@@ -32,7 +32,9 @@ COUNTS = re.compile(r"(\d+) (passed|failed|skipped|deselected|errors?)")
 
 def clone(folder: Path) -> str:
     """Clone HEAD and return its hash."""
-    subprocess.run(["git", "clone", "--quiet", str(measure.REPOSITORY), str(folder)], check=True)
+    subprocess.run(
+        ["git", "-c", "advice.detachedHead=false", "clone", "--quiet", str(measure.REPOSITORY), str(folder)], check=True
+    )
     return subprocess.check_output(["git", "-C", str(folder), "rev-parse", "HEAD"], text=True).strip()
 
 
