@@ -40,9 +40,9 @@ class _Source:
 
 
 def stage_records(facts: Mapping[str, Any], directory: Path) -> dict[str, StageRecord]:
-    """Return what the run's stages recorded, by name, with `directory`; a stage that is gone is left out.
+    """Return the records of the run's stages by name; a stage that no longer exists is left out.
 
-    A stage is looked for under the run's own folder first, where links to all stages lie.
+    A stage is searched under the run's own folder first, which holds links to all stages.
     """
     records: dict[str, StageRecord] = {}
     for stage in facts.get("stages", []):

@@ -117,7 +117,7 @@ def _page_view(facts: Facts) -> dict[str, Any]:
 
 
 def frame_view(*styles: str) -> dict[str, Any]:
-    """Return what every page needs: its own style (with the files `styles` after it), script, and the policy."""
+    """Return the parts of every page: its own style (with the files `styles` after it), script, and the policy."""
     style = "".join((TEMPLATES / name).read_text(encoding="utf-8") for name in ("page.css", *styles))
     script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
     return {"style": Markup(style), "script": Markup(script), "policy": _policy(style, script)}

@@ -129,7 +129,7 @@ def _gain(metric: str, evaluation: Evaluation | None) -> dict[str, str] | None:
 
 
 def _costs(runs: Mapping[str, Facts], evaluations: Mapping[str, Evaluation]) -> list[dict[str, Any]]:
-    """Return what each run took in all, and what its row with the skill cost to train."""
+    """Return the total cost of each run, and the training cost of its row with the skill."""
 
     def grafted(name: str) -> Mapping[str, Any]:
         row = compared_pair(evaluations[name])[1] if name in evaluations else None
@@ -218,7 +218,7 @@ def _examples(evaluations: Mapping[str, Evaluation]) -> dict[str, Any] | None:
 
 
 def _differences(runs: Mapping[str, Facts]) -> list[dict[str, Any]]:
-    """Return what differs between the resolved recipes, versions and machines, setting by setting."""
+    """Return the differences between the resolved recipes, versions and machines, setting by setting."""
     settings = [
         {
             **_flat(facts.get("recipe_yaml", "")),

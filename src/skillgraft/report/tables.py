@@ -82,7 +82,7 @@ def _row_view(row: EvaluationRow) -> dict[str, Any]:
 
 
 def _note(row: EvaluationRow) -> str:
-    """Return what the row is, with how retrieval did and how long its prompts were."""
+    """Return a row's note, with the quality of retrieval and the length of its prompts."""
     retrieval = row.get("found", {})
     parts = [row["note"]]
     if "recall" in retrieval:

@@ -34,7 +34,7 @@ class Headline(NamedTuple):
 
 
 def metric_name(metric: str) -> str:
-    """Return what a reader calls a metric."""
+    """Return the display name of a metric."""
     return METRIC_NAMES.get(metric, metric.replace("_", " "))
 
 
@@ -63,7 +63,7 @@ def verdict(comparison: Comparison | None) -> str:
 
 
 def headline(evaluation: Evaluation) -> str:
-    """Return what an evaluation shows: SFT + skill against SFT, with intervals, n and the strongest control."""
+    """Return the headline of an evaluation: SFT + skill against SFT, with intervals, n and the strongest control."""
     escaped: Evaluation = escape_tree({**evaluation, "examples": []})
     return " ".join(part for part in headline_parts(escaped) if part)
 
