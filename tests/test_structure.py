@@ -98,6 +98,21 @@ def test_no_library_knows_stages_or_the_pipeline():
             assert {wing(other) for other in others}.isdisjoint({"stages", "pipeline", "recipe", "cli", "report"}), name
 
 
+@pytest.mark.parametrize(
+    ("floor", "below"),
+    [
+        ("errors", set()),
+        ("support", {"errors"}),
+        ("checkpoint", {"errors", "support"}),
+        ("skills", {"errors", "support", "checkpoint", "adapters"}),
+    ],
+)
+def test_the_ground_floors_import_only_what_is_below_them(floor, below):
+    for name, others in IMPORTS.items():
+        if wing(name) == floor:
+            assert {wing(other) for other in others} <= {floor, *below}, name
+
+
 @pytest.mark.parametrize("name", sorted(FILES))
 def test_every_module_imports(name):
     if name != "skillgraft.__main__":

@@ -30,6 +30,7 @@ from skillgraft.checkpoint.layout import read_layout
 from skillgraft.checkpoint.tokenizer import tokenizer_identity
 from skillgraft.checkpoint.writer import storage_error
 from skillgraft.errors import DataError, SkillgraftError, StorageError, naming
+from skillgraft.evals.evaluation import Evaluation
 from skillgraft.pipeline.contamination import check_contamination
 from skillgraft.pipeline.executors.launcher import Team, joined
 from skillgraft.pipeline.plan import plan
@@ -72,7 +73,7 @@ class Run:
 
     directory: Path
     stages: dict[str, Path]
-    evaluations: list[dict[str, Any]]
+    evaluations: list[Evaluation]
     report: Path
     cached: bool
 
@@ -267,7 +268,7 @@ def _close(
 ) -> Run:
     """Write the run's directory: resolved recipe, manifest, links to the stages, report."""
     from skillgraft.report import write_report
-    from skillgraft.report.change_map import kept_geometry
+    from skillgraft.report.change_map import former_geometry
     from skillgraft.report.gather import gather
 
     directory = runs.resolve() / recipe.name
@@ -285,10 +286,10 @@ def _close(
     command = ["skillgraft", "run", str(recipe_file), *(part for each in overrides for part in ("--set", each))]
     again = shlex.join([*command, "--runs", str(runs)])
 
-    def comparing(phase: str) -> None:
+    def say_comparing(phase: str) -> None:
         watcher.say("report: comparing what SFT, RL and skill changed")
 
-    facts = gather(recipe, recipe_file, resolved, again, stages, reused, kept_geometry(directory), comparing)
+    facts = gather(recipe, recipe_file, resolved, again, stages, reused, former_geometry(directory), say_comparing)
     (directory / "run.json").write_text(json.dumps({k: v for k, v in facts.items() if k != "evaluations"}, indent=1))
     report = write_report(facts, directory)
     everything = {stage.name: stage.directory for stage in stages}

@@ -157,14 +157,14 @@ def test_disk():
 
 
 def test_disks_here(tmp_path):
-    disks = files.look_at_disks(tmp_path / "not" / "there")
+    disks = files.inspect_disks(tmp_path / "not" / "there")
     assert [disk.purpose for disk in disks] == ["runs", "cache", "temporary files"]
     assert all(disk.free > 0 for disk in disks)
     assert not (tmp_path / "not").exists()
 
 
 def test_files(tmp_path):
-    place, lacking = files.look_at_files(tmp_path / "runs")
+    place, lacking = files.inspect_files(tmp_path / "runs")
     assert place == tmp_path
     assert set(lacking.values()) == {""}
     assert list(tmp_path.iterdir()) == []
@@ -176,7 +176,7 @@ def test_files(tmp_path):
 
 
 def test_files_where_nothing_can_be_written():
-    place, lacking = files.look_at_files(Path("/proc/self/nothing"))
+    place, lacking = files.inspect_files(Path("/proc/self/nothing"))
     assert lacking["write"]
     assert files.check_files((place, lacking))[0].severity == "error"
 
@@ -184,7 +184,7 @@ def test_files_where_nothing_can_be_written():
 def test_text():
     says(files.check_text({"files": "UTF-8", "terminal": "utf8"}), "ok")
     says(files.check_text({"files": "ISO-8859-1", "terminal": "utf-8"}), "error", "files: ISO-8859-1", "PYTHONUTF8=1")
-    assert set(files.look_at_text()) == {"files", "file names", "terminal"}
+    assert set(files.inspect_text()) == {"files", "file names", "terminal"}
 
 
 def test_default_model(tmp_path):
@@ -195,28 +195,28 @@ def test_default_model(tmp_path):
     says(
         models.check_default_model(models.DefaultModel(tmp_path, 5, "is damaged", True)), "error", "is damaged", "rm -r"
     )
-    assert models.look_at_default_model().size == 0  # the test's own cache is empty
+    assert models.inspect_default_model().size == 0  # the test's own cache is empty
 
 
 def test_a_damaged_default_model(tmp_path, monkeypatch):
     monkeypatch.setenv("SKILLGRAFT_CACHE", str(tmp_path))
     (tmp_path / "models" / "SmolLM2-135M-Instruct").mkdir(parents=True)
-    assert models.look_at_default_model().problem
+    assert models.inspect_default_model().problem
 
 
 def test_hub_cache(tmp_path):
-    folder, found = models.look_at_hub_cache({"HF_HOME": str(tmp_path)})
+    folder, found = models.inspect_hub_cache({"HF_HOME": str(tmp_path)})
     assert (folder, found) == (tmp_path / "hub", {})
     says(models.check_hub_cache((folder, found)), "ok", "no models in")
     blobs = tmp_path / "hub" / "models--owner--name" / "blobs"
     blobs.mkdir(parents=True)
     (blobs / "aa").write_bytes(b"x" * 2_000_000)
-    assert models.look_at_hub_cache({"HF_HUB_CACHE": str(tmp_path / "hub")})[1] == {"owner/name": 2_000_000}
+    assert models.inspect_hub_cache({"HF_HUB_CACHE": str(tmp_path / "hub")})[1] == {"owner/name": 2_000_000}
     says(models.check_hub_cache((folder, {f"o/{i}": 1 for i in range(7)})), "ok", "o/4 (0.0 MB) and 2 more")
 
 
 def test_skills():
-    says(models.check_skills(models.look_at_skills()), "ok", "squad-recall (5.0 MB)")
+    says(models.check_skills(models.inspect_skills()), "ok", "squad-recall (5.0 MB)")
     broken, whole = models.check_skills([("a", 5, ""), ("b", 0, "b is damaged")])
     assert (broken.severity, whole.severity) == ("error", "ok")
     says(models.check_skills([]), "warning", "none came with")

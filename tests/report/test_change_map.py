@@ -10,7 +10,7 @@ import torch
 
 from skillgraft.arithmetic import extract
 from skillgraft.geometry import compare
-from skillgraft.report.change_map import TOO_FEW, kept_geometry, stage_records, where_it_sits
+from skillgraft.report.change_map import TOO_FEW, former_geometry, map_change, stage_records
 from tests.tiny import tiny_checkpoint, tiny_finetune
 
 GONE = "The checkpoints no longer exist"
@@ -50,7 +50,7 @@ def facts(folder):
 
 
 def where(records, kept, with_ranks):
-    return where_it_sits(records, kept, keys=KEYS, with_ranks=with_ranks)
+    return map_change(records, kept, keys=KEYS, with_ranks=with_ranks)
 
 
 def test_the_vectors_of_a_run(run_folder):
@@ -84,7 +84,7 @@ def test_what_was_found_is_kept_and_outlives_the_checkpoints(run_folder, tmp_pat
     quick = where(records, None, with_ranks=False)
     assert "effective_rank" not in quick["vectors"][0]
     (tmp_path / "report.json").write_text(json.dumps({"geometry": quick}))
-    assert kept_geometry(tmp_path) == quick
+    assert former_geometry(tmp_path) == quick
     full = where(records, quick, with_ranks=True)
     assert full["ranks"]
 
@@ -108,8 +108,8 @@ def test_another_run_is_not_taken_for_the_kept_one(run_folder):
     stale = {**kept, "pairs": []}
     assert where(records, stale, with_ranks=False)["pairs"] == []
     keys = [key for key in KEYS if key != "rl" * 3]
-    assert where_it_sits(records, stale, keys=keys, with_ranks=False)["pairs"] == kept["pairs"]
-    assert GONE in where_it_sits({}, stale, keys=keys, with_ranks=False)["missing"]
+    assert map_change(records, stale, keys=keys, with_ranks=False)["pairs"] == kept["pairs"]
+    assert GONE in map_change({}, stale, keys=keys, with_ranks=False)["missing"]
 
 
 def test_a_run_without_a_skill_says_so(run_folder):
@@ -139,4 +139,4 @@ def test_a_moved_run_finds_its_stages_by_their_links(run_folder, tmp_path):
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"geometry": 3}', '{"geometry": {"cells": [1]}}'])
 def test_a_former_report_that_is_broken_is_as_good_as_none(tmp_path, text):
     (tmp_path / "report.json").write_text(text)
-    assert kept_geometry(tmp_path) is None
+    assert former_geometry(tmp_path) is None

@@ -21,7 +21,7 @@ from skillgraft.pipeline.preflight import check_stage
 from skillgraft.recipe.load import load_recipe
 from skillgraft.skills.names import RECALL
 from skillgraft.stages.costs import BYTES_PER_TOKEN
-from skillgraft.starter import look, write_recipe
+from skillgraft.starter import inputs, write_recipe
 from skillgraft.starter.write import recipe_name
 from skillgraft.support.resources import Memory
 from tests.recipes import tiny_recipe
@@ -126,18 +126,18 @@ def test_a_source_that_is_named_is_taken_for_any_base(tmp_path):
 def test_a_checkpoint_of_the_skills_base_gets_the_skill(tmp_path, tiny, monkeypatch):
     sft = tiny_finetune(tiny / "base", tmp_path / "sft")
     skill = extract(tiny_finetune(sft, tmp_path / "rl", seed=2), sft, tmp_path / "skill").path
-    monkeypatch.setattr(look, "shipped_skills", lambda: {RECALL: skill})
-    assert look.look_at_base(str(tiny / "base")).fits_shipped
-    assert not look.look_at_base(str(tiny_checkpoint(tmp_path / "other", seed=9))).fits_shipped
+    monkeypatch.setattr(inputs, "shipped_skills", lambda: {RECALL: skill})
+    assert inputs.inspect_base(str(tiny / "base")).fits_shipped
+    assert not inputs.inspect_base(str(tiny_checkpoint(tmp_path / "other", seed=9))).fits_shipped
 
 
 def test_memory_decides_between_all_weights_and_lora(tmp_path, tiny):
-    needed = 16 * look.DEFAULT_PARAMETERS + 2**30
+    needed = 16 * inputs.DEFAULT_PARAMETERS + 2**30
     for free, lora in ((needed, False), (needed - 1, True)):
         started = write(tmp_path, memory=Memory(64 * 2**30, free), out=f"{lora}.yaml")
         assert (load_recipe(started.recipe).stages["sft"].adapt is not None) == started.start.lora == lora
     assert "would not fit the memory" in started.recipe.read_text()
-    assert look.needs_lora(look.DEFAULT_PARAMETERS, Memory(2**30, None))
+    assert inputs.needs_lora(inputs.DEFAULT_PARAMETERS, Memory(2**30, None))
     # A base that is not on this machine: nothing is known of it but its name.
     unknown = write(tmp_path, base="owner/name", out="unknown.yaml")
     assert (unknown.start.lora, unknown.cost) == (True, None)
@@ -150,13 +150,13 @@ def test_tokens(tmp_path, tiny, monkeypatch):
     texts = [document.rendered() for document in documents]
     tokenizer = Tokenizer.from_file(str(tiny / "base" / "tokenizer.json"))
     exact = sum(len(tokenizer.encode(text, add_special_tokens=False).ids) for text in texts)
-    counted = look.count_documents(ALMANAC, documents, tiny / "base")
+    counted = inputs.count_documents(ALMANAC, documents, tiny / "base")
     assert (counted.tokens, counted.counted) == (exact, True)
     assert counted.words == sum(len(text.split()) for text in texts)
-    guessed = look.count_documents(ALMANAC, documents, None)
+    guessed = inputs.count_documents(ALMANAC, documents, None)
     assert (guessed.tokens, guessed.counted) == (round(sum(len(t.encode()) for t in texts) / BYTES_PER_TOKEN), False)
-    monkeypatch.setattr(look, "COUNTED_BYTES", 5000)  # a sample of every fifth or so
-    assert abs(look.count_documents(ALMANAC, documents, tiny / "base").tokens - exact) < 0.05 * exact
+    monkeypatch.setattr(inputs, "COUNTED_BYTES", 5000)  # a sample of every fifth or so
+    assert abs(inputs.count_documents(ALMANAC, documents, tiny / "base").tokens - exact) < 0.05 * exact
 
 
 @pytest.mark.parametrize(("count", "epochs"), [(1, 40), (5, 20), (20, 8), (99, 8), (100, 5)])

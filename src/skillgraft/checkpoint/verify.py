@@ -137,7 +137,7 @@ def verify_checkpoint(
 
 
 def _attempt(findings: list[Finding], subject: str, read: Callable[..., Result], *arguments: Any) -> Result | None:
-    """Return what `read` returns; a refusal becomes an error among `findings` and None."""
+    """Call `read`; a refusal becomes an error among `findings`, and the result None."""
     try:
         return read(*arguments)
     except SkillgraftError as error:

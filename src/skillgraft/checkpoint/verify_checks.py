@@ -87,7 +87,7 @@ def size_findings(index: Mapping[str, Any] | None, tensors: Mapping[str, TensorI
 
 
 def metadata_findings(headers: list[Header]) -> Iterator[Finding]:
-    """Yield what is wrong with the metadata in the files' headers: a foreign format, unreadable or differing inputs."""
+    """Check the metadata in the files' headers: a foreign format, unreadable or differing inputs."""
     inputs: dict[str, str] = {}
     for header in headers:
         name = header.tensors[0].file.name if header.tensors else WEIGHTS_FILE
@@ -123,7 +123,7 @@ def metadata_findings(headers: list[Header]) -> Iterator[Finding]:
 
 
 def provenance_findings(directory: Path, headers: list[Header], fingerprint: str | None) -> Iterator[Finding]:
-    """Yield what is wrong with `skillgraft.json`: malformed fingerprints, or weights that it does not describe."""
+    """Check `skillgraft.json`: malformed fingerprints, or weights that it does not describe."""
     provenance = read_provenance(directory)
     if provenance is None:
         return
@@ -224,7 +224,7 @@ def tie_findings(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -
 def tokenizer_findings(
     directory: Path, config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]
 ) -> Iterator[Finding]:
-    """Yield what is wrong with the tokenizer's files, and ids that the embedding has no row for."""
+    """Check the tokenizer's files, and that the embedding has a row for every id."""
     for name in SIDE_FILES:
         try:
             if os.path.lexists(directory / name):

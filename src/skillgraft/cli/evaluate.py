@@ -30,7 +30,7 @@ def evaluate(
         return
     from skillgraft.report.terminal import score_table
 
-    out_console.print(score_table(evaluation))  # type: ignore[arg-type]
+    out_console.print(score_table(evaluation))
     for row in evaluation["comparisons"]:
         text = f"{row['row']} - {row['against']}, {row['metric']}: {row['difference']:+.3f}"
         say(f"{text} [{row['low']:+.3f}, {row['high']:+.3f}]")

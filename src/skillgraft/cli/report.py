@@ -6,7 +6,7 @@ import json
 from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +14,9 @@ from skillgraft.cli.completion import complete_runs
 from skillgraft.cli.console import err_console, say
 from skillgraft.cli.options import JsonOption
 from skillgraft.errors import OutputExistsError, RecipeError, StorageError
+
+if TYPE_CHECKING:
+    from skillgraft.report.facts import Facts
 
 
 def report(
@@ -44,7 +47,7 @@ def report(
         raise OutputExistsError(f"{out} is a run's folder, whose own report would be lost; choose another -o")
     if len({run.resolve() for run in runs}) < len(runs):
         raise RecipeError(f"{', '.join(map(str, runs))}: a run was given twice; expected different runs")
-    facts_by_run: dict[str, Any] = {}
+    facts_by_run: dict[str, Facts] = {}
     for directory in runs:
         facts = read_report(directory)
         with phases(as_json) as progress:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from skillgraft.cli.completion import complete_recipes
 from skillgraft.cli.console import err_console, out_console, say
 from skillgraft.cli.options import JsonOption
+
+if TYPE_CHECKING:
+    from skillgraft.evals.evaluation import Evaluation
 
 RecipeArgument = Annotated[
     Path, typer.Argument(help="Recipe file (YAML).", show_default=False, autocompletion=complete_recipes)
@@ -68,11 +71,11 @@ def run(
     say(f"Report: {result.report}", out_console)
 
 
-def _show_evaluations(evaluations: list[Any]) -> None:
+def _show_evaluations(evaluations: list[Evaluation]) -> None:
     from skillgraft.report.terminal import headline, score_table
 
     for evaluation in evaluations:
-        out_console.print(score_table(evaluation))  # type: ignore[arg-type]
+        out_console.print(score_table(evaluation))
         out_console.print(headline(evaluation))
 
 

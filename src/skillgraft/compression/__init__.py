@@ -171,7 +171,7 @@ def _localisation(
 
 
 def _steps(skill: Skill, passes: int, progress: Progress | None) -> Callable[[str], None]:
-    """Return what is to be called after each tensor of each pass."""
+    """Return the function to call after each tensor of each pass; it reports progress."""
     sizes = {name: skill.entry(name).elements for name in skill.names}
     done = 0
 

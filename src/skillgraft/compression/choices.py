@@ -180,7 +180,7 @@ def _within_budget(skill: Skill, settings: PackSettings, overhead: int, files: F
 
 
 def _part(skill: Skill, name: str, settings: PackSettings, files: Files) -> Directions | Either | None:
-    """Return what may be kept of one matrix, of an embedding either elements or directions; None for a vector."""
+    """Return the options for one matrix: directions, or for an embedding also elements; None for a vector."""
     if len(skill.shape(name)) != 2:
         return None
     entry, directions = skill.entry(name), _directions(skill, name, settings, files)

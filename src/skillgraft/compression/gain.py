@@ -93,7 +93,7 @@ def kept_gain(
 
 
 def score_rows(gain: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return what `kept_gain` found as rows for a manifest: three models, and the share of the gain that is kept."""
+    """Return the result of `kept_gain` as rows for a manifest: three models, and the share of the gain that is kept."""
     facts = {"questions": gain["questions"], "data": gain["data"][:_SHORT], "target": gain["target"][:_SHORT]}
     names = {"target": "target", "original": "target + original", "packed": "target + this skill"}
     rows = [

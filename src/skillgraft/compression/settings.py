@@ -74,7 +74,7 @@ class PackSettings:
         return self.form in ("lowrank", "packed") and not (self.form == "lowrank" and self.rank)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return what was given, for the manifest."""
+        """Return the settings that were given, for the manifest."""
         return {key: value for key, value in asdict(self).items() if value is not None and key != "form"}
 
 

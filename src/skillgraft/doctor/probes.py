@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 
-def look_at_torch() -> dict[str, Any]:
+def inspect_torch() -> dict[str, Any]:
     """Return Torch's version, threads, accelerators and which precision pays."""
     import torch
 
@@ -43,7 +43,7 @@ def _accelerators(kind: str) -> list[dict[str, Any]]:
     return accelerators
 
 
-def look_at_numba() -> dict[str, Any]:
+def inspect_numba() -> dict[str, Any]:
     """Return Numba's version and where it keeps compiled kernels (None: nowhere)."""
     import numba
 
@@ -53,7 +53,7 @@ def look_at_numba() -> dict[str, Any]:
     return {"version": numba.__version__, "cache": None if kernels is None else str(kernels)}
 
 
-PROBES: dict[str, Callable[[], dict[str, Any]]] = {"torch": look_at_torch, "numba": look_at_numba}
+PROBES: dict[str, Callable[[], dict[str, Any]]] = {"torch": inspect_torch, "numba": inspect_numba}
 
 
 def tell(name: str) -> None:

@@ -37,7 +37,7 @@ class Installed:
 
 
 def installed(name: str = "skillgraft") -> Installed:
-    """Return what is installed, from the metadata alone: no package is imported."""
+    """Return the installed versions from the metadata alone: no package is imported."""
     from packaging.requirements import Requirement
 
     try:

@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypedDict
 
 import numpy as np
 
+from skillgraft.evals.evaluation import Interval
+
 RESAMPLES = 4000
-
-
-class Interval(TypedDict):
-    """A mean with its 95% percentile bootstrap interval over `n` observations."""
-
-    mean: float
-    low: float
-    high: float
-    n: int
 
 
 def bootstrap(

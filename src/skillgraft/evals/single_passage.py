@@ -19,6 +19,7 @@ from skillgraft.data.passages import Passage
 from skillgraft.data.tasks import Question
 from skillgraft.evals import table
 from skillgraft.evals.answers import closed_book, score
+from skillgraft.evals.evaluation import Evaluation
 from skillgraft.evals.retention import measure
 from skillgraft.evals.tasks import read_retention
 from skillgraft.models.loading import count_parameters
@@ -99,8 +100,8 @@ def build_table(
     about: Mapping[str, Mapping[str, Any]],
     questions: Sequence[Question],
     documents: Sequence[Document],
-) -> dict[str, Any]:
-    """Return the evaluation that a report shows (`report.facts.Evaluation`), intervals over passages.
+) -> Evaluation:
+    """Return the evaluation that a report shows, with intervals over passages.
 
     `about` describes each row and says whether it `learns`: what learning all passages cost is then added to its cost.
     """

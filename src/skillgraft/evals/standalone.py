@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from skillgraft.checkpoint.default_model import resolve_base
 from skillgraft.checkpoint.layout import read_layout
 from skillgraft.checkpoint.tokenizer import tokenizer_identity
 from skillgraft.data.tasks import read_questions
 from skillgraft.evals import table
+from skillgraft.evals.evaluation import Evaluation
 
 
 def evaluate_models(
@@ -20,7 +20,7 @@ def evaluate_models(
     retention: bool = True,
     max_new_tokens: int = 32,
     say: Callable[[str], None] = lambda message: None,
-) -> dict[str, Any]:
+) -> Evaluation:
     """Return the evaluation (rows with intervals, differences to the first model, examples) of `models`.
 
     Raises:

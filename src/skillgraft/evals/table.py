@@ -7,10 +7,11 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from skillgraft.data.documents import Document
 from skillgraft.data.tasks import Task
+from skillgraft.evals.evaluation import Answer, Comparison, Evaluation, EvaluationRow, Example, Retained
 from skillgraft.evals.intervals import Interval, bootstrap, bootstrap_of_strata
 
 RIVALS = ("control", "base", "open_book", "few_shot")
@@ -22,14 +23,14 @@ def build_row(
     tasks: Sequence[Task],
     about: Mapping[str, Any],
     before: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
+) -> EvaluationRow:
     """Return one row: `about` (model, label, role, note, cost) and each metric's mean and interval over documents.
 
     Its `retention` is the mean over tasks, each counting alike; `retained` has every task and held-out text by itself,
     with the paired change from the raw result `before`. `found` says how well retrieval did, where there was any.
     """
     clusters = [task.cluster for task in tasks]
-    row = {
+    row: dict[str, Any] = {
         **about,
         "scores": {name: bootstrap(raw["scores"][name], clusters) for name in raw["scores"]},
         "retention": bootstrap_of_strata(_strata(raw, raw["retention"])) if raw["retention"] else None,
@@ -42,7 +43,7 @@ def build_row(
         row["prompt_tokens"] = raw["prompt_tokens"]
     if "found" in raw:
         row["found"] = {name: bootstrap(values, clusters) for name, values in raw["found"].items()}
-    return row
+    return cast(EvaluationRow, row)
 
 
 def _strata(raw: Mapping[str, Any], values: Sequence[float]) -> list[list[float]]:
@@ -52,20 +53,20 @@ def _strata(raw: Mapping[str, Any], values: Sequence[float]) -> list[list[float]
     return [list(values[end - size : end]) for size, end in zip(sizes, ends, strict=True)]
 
 
-def retained(raw: Mapping[str, Any], before: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+def retained(raw: Mapping[str, Any], before: Mapping[str, Any] | None) -> list[Retained]:
     """Return each measure of a raw result's retention: task, metric, score, its paired change from `before` or None."""
-    found = []
+    measures: list[Retained] = []
     theirs = (before or {}).get("tasks", {})
     for task, by_metric in raw.get("tasks", {}).items():
         items = [str(i) for i in range(len(next(iter(by_metric.values()))))]
         for metric, values in by_metric.items():
             other = theirs.get(task, {}).get(metric)
             change = bootstrap([a - b for a, b in zip(values, other, strict=True)], items) if other else None
-            found.append(_measure(task, metric, bootstrap(values, items), change))
-    return found + _retained_text(raw.get("text"), (before or {}).get("text"))
+            measures.append(_measure(task, metric, bootstrap(values, items), change))
+    return measures + _retained_text(raw.get("text"), (before or {}).get("text"))
 
 
-def _retained_text(text: Mapping[str, Any] | None, before: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+def _retained_text(text: Mapping[str, Any] | None, before: Mapping[str, Any] | None) -> list[Retained]:
     """Return bits per byte and token perplexity; documents are redrawn, or blocks where the text is but one.
 
     Changes are paired by block, so there are none where another tokenizer cut the text otherwise; that of perplexity is
@@ -94,7 +95,7 @@ def _retained_text(text: Mapping[str, Any] | None, before: Mapping[str, Any] | N
 
 def _measure(
     task: str, metric: str, interval: Interval, change: Interval | None, less_is_better: bool = False
-) -> dict[str, Any]:
+) -> Retained:
     return {"task": task, "metric": metric, "score": interval, "change": change, "less_is_better": less_is_better}
 
 
@@ -109,13 +110,13 @@ def differences(
     labels: Mapping[str, str],
     pairs: Sequence[tuple[str, str]],
     tasks: Sequence[Task],
-) -> list[dict[str, Any]]:
+) -> list[Comparison]:
     """Return, for each pair (model, against) and metric, the paired difference with its 95% interval.
 
     Answers are redrawn by document, retention items one by one within their task.
     """
     clusters = [task.cluster for task in tasks]
-    found = []
+    comparisons: list[Comparison] = []
     for model, against in pairs:
         mine, theirs = raws[model], raws[against]
         compared = {metric: (mine["scores"][metric], theirs["scores"][metric]) for metric in mine["scores"]}
@@ -127,7 +128,7 @@ def differences(
             change = [a - b for a, b in zip(mine["retention"], theirs["retention"], strict=True)]
             intervals["retention"] = bootstrap_of_strata(_strata(mine, change))
         for metric, interval in intervals.items():
-            found.append(
+            comparisons.append(
                 {
                     "metric": metric,
                     "row": labels[model],
@@ -137,7 +138,7 @@ def differences(
                     "high": interval["high"],
                 }
             )
-    return found
+    return comparisons
 
 
 def pairs_to_compare(roles: Mapping[str, str], baseline: str | None = None) -> list[tuple[str, str]]:
@@ -168,7 +169,7 @@ def examples(
     tasks: Sequence[Task],
     documents: Mapping[str, Document],
     most: int = 200,
-) -> list[dict[str, Any]]:
+) -> list[Example]:
     """Return up to `most` tasks, evenly spaced over all, with every model's answer and its scores side by side."""
     step = max(1, -(-len(tasks) // most))
     return [
@@ -178,11 +179,14 @@ def examples(
             "question": task.prompt,
             "gold": list(task.answers),
             "answers": [
-                {
-                    "model": labels[model],
-                    "text": raw["answers"][i],
-                    **{m: values[i] for m, values in raw["scores"].items()},
-                }
+                cast(
+                    Answer,
+                    {
+                        "model": labels[model],
+                        "text": raw["answers"][i],
+                        **{m: values[i] for m, values in raw["scores"].items()},
+                    },
+                )
                 for model, raw in raws.items()
             ],
         }
@@ -190,7 +194,7 @@ def examples(
     ]
 
 
-def write_table(out: Path, evaluation: Mapping[str, Any], raws: Mapping[str, Any]) -> None:
+def write_table(out: Path, evaluation: Evaluation, raws: Mapping[str, Any]) -> None:
     """Write a table and the answers that it is made of into the new directory `out`."""
     out.mkdir()
     (out / "evaluation.json").write_text(json.dumps(evaluation, indent=1, ensure_ascii=False))

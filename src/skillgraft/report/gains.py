@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
-from skillgraft.report.facts import Evaluation, ScoreRow
+from skillgraft.report.facts import Evaluation, EvaluationRow
 from skillgraft.report.wording import compared_pair, find_comparison, headline_metrics, metric_name, verdict
 from skillgraft.support.formatting import finite, percent, signed
 
@@ -44,37 +44,43 @@ def gain_view(evaluation: Evaluation) -> dict[str, Any] | None:
     }
 
 
-def _change(evaluation: Evaluation, metric: str, row: ScoreRow, start: ScoreRow) -> dict[str, Any]:
+class Change(NamedTuple):
+    """A difference of two rows (None if unknown), with the interval of the pairs if they were compared."""
+
+    difference: float | None
+    interval: tuple[float, float] | None = None
+
+
+def _change(evaluation: Evaluation, metric: str, row: EvaluationRow, start: EvaluationRow) -> Change:
     """Return the difference of two rows with its paired interval, of the means alone where they were not compared."""
     comparison = find_comparison(evaluation, metric, row["label"], start["label"])
     if comparison is not None and verdict(comparison) != "unknown":
-        return {"difference": comparison["difference"], "interval": (comparison["low"], comparison["high"])}
+        return Change(comparison["difference"], (comparison["low"], comparison["high"]))
     means = [finite(one["scores"][metric]["mean"]) if metric in one["scores"] else None for one in (row, start)]
-    known = means[0] is not None and means[1] is not None
-    return {"difference": means[0] - means[1] if known else None, "interval": None}  # type: ignore[operator]
+    return Change(None if means[0] is None or means[1] is None else means[0] - means[1])
 
 
-def _cell(change: dict[str, Any], gain: dict[str, Any] | None) -> dict[str, Any]:
-    interval = change["interval"]
+def _cell(change: Change, gain: Change | None) -> dict[str, Any]:
+    interval = change.interval
     share = None
-    if gain is not None and change["difference"] is not None and gain["interval"] and gain["interval"][0] > 0:
-        share = max(0.0, change["difference"]) / gain["difference"]
+    if gain is not None and gain.difference and gain.interval and gain.interval[0] > 0:
+        share = None if change.difference is None else max(0.0, change.difference) / gain.difference
     return {
-        "difference": signed(change["difference"]),
+        "difference": signed(change.difference),
         "interval": f"{signed(interval[0])} to {signed(interval[1])}" if interval else "not compared in pairs",
         "share": share,
         "percent": "" if share is None else percent(share),
     }
 
 
-def _sentence(metric: str, gain: dict[str, Any], rows: list[dict[str, Any]], place: int) -> str:
+def _sentence(metric: str, gain: Change, rows: list[dict[str, Any]], place: int) -> str:
     name = metric_name(metric)
     shares = [(row["cells"][place]["share"], row) for row in rows if row["cells"][place]["share"] is not None]
     if not shares:
         return f"On {name} no gain is shown, so there is nothing for the controls to explain."
-    start = f"Of the gain of {signed(gain['difference'])} on {name} the controls explain"
+    start = f"Of the gain of {signed(gain.difference)} on {name} the controls explain"
     most, row = max(shares, key=lambda pair: pair[0])
-    start = f"Of the gain of {signed(gain['difference'])} on {name} the controls explain"
+    start = f"Of the gain of {signed(gain.difference)} on {name} the controls explain"
     if most == 0:
         return f"{start} nothing: none of them gains."
     change = row["cells"][place]["difference"]

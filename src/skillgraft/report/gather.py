@@ -7,14 +7,15 @@ import datetime
 import json
 import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from skillgraft.checkpoint.fingerprint import fingerprint_checkpoint
 from skillgraft.checkpoint.provenance import software_versions
 from skillgraft.recipe.schema import Recipe
-from skillgraft.report.change_map import stage_records, where_it_sits
+from skillgraft.report.change_map import Phases, map_change, stage_records
+from skillgraft.report.facts import Base, Evaluation, Facts, Geometry, Machine, Skill, StageRecord, Training
 from skillgraft.report.scales import sweeps
 from skillgraft.settings.base import BASE
 from skillgraft.stages.inject import InjectStage
@@ -28,22 +29,22 @@ def gather(
     command: str,
     stages: list[PlannedStage],
     reused: set[str],
-    kept_geometry: Mapping[str, Any] | None = None,
-    progress: Callable[[str], Any] | None = None,
-) -> dict[str, Any]:
-    """Return the facts of a finished run (see `report.facts.Facts`); `reused` names the stages that did not run.
+    former: Geometry | None = None,
+    progress: Phases | None = None,
+) -> Facts:
+    """Return the facts of a finished run; `reused` names the stages that did not run.
 
-    `kept_geometry` is the geometry of a former report; it is used if it still holds, and `progress` is called when it
-    is computed again.
+    `former` is the geometry of a former report; it is used if it still holds, and `progress` is called when it is
+    computed again.
     """
-    records = {stage.name: {**stage.record(), "directory": str(stage.directory)} for stage in stages}
-    evaluations: list[Any] = [
+    records = {stage.name: cast(StageRecord, {**stage.record(), "directory": str(stage.directory)}) for stage in stages}
+    evaluations: list[Evaluation] = [
         _with_eval_seconds(json.loads((stage.directory / "evaluation.json").read_text()))
         for stage in stages
         if stage.kind.makes == "table"
     ]
     versions = software_versions()
-    say_targets(evaluations, records)
+    note_targets(evaluations, records)
     return {
         "title": recipe.title or recipe.name,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -77,31 +78,32 @@ def gather(
             for skill, scale in stage.settings.injected
         ],
         "sweeps": sweeps(records, evaluations),
-        "geometry": where_it_sits(
-            records, kept_geometry, keys=[stage.key for stage in stages], with_ranks=False, progress=progress
+        "geometry": map_change(
+            records, former, keys=[stage.key for stage in stages], with_ranks=False, progress=progress
         ),
     }
 
 
-def _base(recipe: Recipe, stages: Sequence[PlannedStage]) -> dict[str, str]:
+def _base(recipe: Recipe, stages: Sequence[PlannedStage]) -> Base:
     path = next((stage.inputs[BASE] for stage in stages if BASE in stage.inputs), None)
     return {"name": recipe.base, "fingerprint": fingerprint_checkpoint(path) if path else ""}
 
 
-def renew(
-    facts: Mapping[str, Any], directory: Path, *, with_ranks: bool, progress: Callable[[str], Any] | None = None
-) -> dict[str, Any]:
+def renew(facts: Facts, directory: Path, *, with_ranks: bool, progress: Phases | None = None) -> Facts:
     """Return the facts of a former report with what can be read or computed from the stages that are still there."""
     records = stage_records(facts, directory)
-    evaluations: list[Any] = copy.deepcopy(facts["evaluations"])
-    say_targets(evaluations, records)
-    stages = [{**stage, "key": records.get(stage["name"], stage)["key"]} for stage in facts["stages"]]  # whole again
+    evaluations = copy.deepcopy(facts["evaluations"])
+    note_targets(evaluations, records)
+    stages = copy.deepcopy(facts["stages"])
+    for stage in stages:  # former versions cut the keys
+        if stage["name"] in records:
+            stage["key"] = records[stage["name"]]["key"]
     return {
         **facts,
         "stages": stages,
         "evaluations": evaluations,
         "sweeps": sweeps(records, evaluations) or facts.get("sweeps", []),
-        "geometry": where_it_sits(
+        "geometry": map_change(
             records,
             facts.get("geometry"),
             keys=[stage["key"] for stage in stages],
@@ -111,7 +113,7 @@ def renew(
     }
 
 
-def say_targets(evaluations: Sequence[dict[str, Any]], records: Mapping[str, Mapping[str, Any]]) -> None:
+def note_targets(evaluations: Sequence[Evaluation], records: Mapping[str, StageRecord]) -> None:
     """Note in each row that was made by injection which other row it was put on."""
     for evaluation in evaluations:
         labels = {row["model"]: row["label"] for row in evaluation["rows"]}
@@ -121,7 +123,7 @@ def say_targets(evaluations: Sequence[dict[str, Any]], records: Mapping[str, Map
                 row["on"] = labels[record["settings"]["target"]]
 
 
-def machine(records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def machine(records: Mapping[str, StageRecord]) -> Machine:
     """Describe this machine; the precision is the one that a stage recorded when it ran."""
     precision = next((r["facts"]["precision"] for r in records.values() if "precision" in r["facts"]), "")
     device, _, arithmetic = precision.partition(", ")
@@ -143,19 +145,25 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _with_eval_seconds(evaluation: dict[str, Any]) -> dict[str, Any]:
+def _with_eval_seconds(evaluation: Evaluation) -> Evaluation:
     for row in evaluation["rows"]:
         row["cost"]["eval_seconds"] = row["seconds"]
     return evaluation
 
 
-def _training(name: str, record: Mapping[str, Any]) -> dict[str, Any]:
+def _training(name: str, record: StageRecord) -> Training:
     facts = record["facts"]
-    common = {"stage": name, "kind": record["kind"], "seconds": record["seconds"]}
-    return {**common, **{key: facts[key] for key in ("tokens", "curve", "headline")}}
+    return {
+        "stage": name,
+        "kind": record["kind"],
+        "seconds": record["seconds"],
+        "tokens": facts["tokens"],
+        "curve": facts["curve"],
+        "headline": facts["headline"],
+    }
 
 
-def _skill(stage: PlannedStage, skill: str, scale: float, record: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
+def _skill(stage: PlannedStage, skill: str, scale: float, record: StageRecord, names: set[str]) -> Skill:
     directory = stage.inputs[skill]
     manifest = json.loads((directory / "skill.json").read_text())
     tensors = manifest["tensors"].values()

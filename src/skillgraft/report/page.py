@@ -13,7 +13,7 @@ import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 from markupsafe import Markup
@@ -22,7 +22,7 @@ from skillgraft.errors import DataError, MissingPathError, StorageError
 from skillgraft.report.answers import examples_view
 from skillgraft.report.charts import CHART_BOTTOM, CHART_HEIGHT, CHART_LEFT, CHART_RIGHT, CHART_TOP, CHART_WIDTH
 from skillgraft.report.curves import training_view
-from skillgraft.report.facts import Evaluation, Facts, Stage
+from skillgraft.report.facts import Evaluation, Facts, RunsFacts, Stage
 from skillgraft.report.gains import gain_view
 from skillgraft.report.heat import geometry_view
 from skillgraft.report.scales import sweep_view
@@ -37,20 +37,20 @@ LARGE_BYTES, EXAMPLES_BYTES, CELL_BYTES = 2_500_000, 1_500_000, 170
 TEMPLATES = Path(__file__).parent
 
 
-def render(facts: Mapping[str, Any]) -> str:
+def render(facts: Facts) -> str:
     """Return the page of `facts` (see `facts.Facts`); lists that are empty or absent leave their section out."""
     return environment().get_template("page.html.j2").render(**_page_view(escape_tree(facts)))
 
 
-def write_report(facts: Mapping[str, Any], directory: Path, html: str | None = None) -> Path:
-    """Write `report.json` and `report.html` (`html`, else the page of `facts`) into `directory`; return its path.
+def write_report(facts: Facts | RunsFacts, directory: Path, html: str | None = None) -> Path:
+    """Write `report.json` and `report.html` (`html`, else the page of one run) into `directory`; return its path.
 
     Both replace what a former report left, each in one step, and only once both are complete. Raises `StorageError`
     where a file cannot be written.
     """
     texts = {
         "report.json": json.dumps(_strict_json(facts), indent=2, allow_nan=False) + "\n",
-        "report.html": html or render(facts),
+        "report.html": html or render(cast(Facts, facts)),
     }
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -60,7 +60,7 @@ def write_report(facts: Mapping[str, Any], directory: Path, html: str | None = N
     return directory / "report.html"
 
 
-def read_report(directory: Path) -> dict[str, Any]:
+def read_report(directory: Path) -> Facts:
     """Return the facts in a run's `report.json`, strings as they are there.
 
     Raises `MissingPathError` where there is none and `DataError` for a file that is not a run's report.
@@ -72,7 +72,8 @@ def read_report(directory: Path) -> dict[str, Any]:
         )
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
-        render({**facts, **{name: facts[name] for name in ("title", "evaluations", "stages")}})
+        whole: Any = {**facts, **{name: facts[name] for name in ("title", "evaluations", "stages")}}
+        render(whole)
         json.dumps(_strict_json(facts), allow_nan=False)
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error.strerror}") from error
@@ -116,7 +117,7 @@ def _page_view(facts: Facts) -> dict[str, Any]:
 
 
 def frame_view(*styles: str) -> dict[str, Any]:
-    """Return what every page needs: its own style (with the files `styles` after it), script, and the policy."""
+    """Return the parts of every page: its own style (with the files `styles` after it), script, and the policy."""
     style = "".join((TEMPLATES / name).read_text(encoding="utf-8") for name in ("page.css", *styles))
     script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
     return {"style": Markup(style), "script": Markup(script), "policy": _policy(style, script)}

@@ -14,7 +14,7 @@ import yaml
 from skillgraft.report.answers import examples_view
 from skillgraft.report.charts import axis
 from skillgraft.report.curves import training_view
-from skillgraft.report.facts import Evaluation, Example, Facts, Interval, ScoreRow
+from skillgraft.report.facts import Evaluation, EvaluationRow, Example, Facts, Interval
 from skillgraft.report.heat import HeatMap, geometry_view, on_one_scale
 from skillgraft.report.page import environment, frame_view
 from skillgraft.report.tables import interval_ends, score_cell
@@ -28,7 +28,7 @@ LEAVES = 2_000  # of a recipe, and how deep
 DEPTH = 12
 
 
-def render_runs(runs: Mapping[str, Mapping[str, Any]]) -> str:
+def render_runs(runs: Mapping[str, Facts]) -> str:
     """Return one page of several runs' facts (see `facts.Facts`), by the names that the page calls them."""
     escaped = {escape(name): escape_tree(facts) for name, facts in runs.items()}
     return environment().get_template("runs.html.j2").render(**_view(escaped))
@@ -111,7 +111,7 @@ def _metric_view(metric: str, runs: Mapping[str, Facts], evaluations: Mapping[st
     }
 
 
-def _interval(metric: str, row: ScoreRow | None) -> Interval | None:
+def _interval(metric: str, row: EvaluationRow | None) -> Interval | None:
     if row is None:
         return None
     return row["retention"] if metric == "retention" else row["scores"].get(metric)
@@ -129,7 +129,7 @@ def _gain(metric: str, evaluation: Evaluation | None) -> dict[str, str] | None:
 
 
 def _costs(runs: Mapping[str, Facts], evaluations: Mapping[str, Evaluation]) -> list[dict[str, Any]]:
-    """Return what each run took in all, and what its row with the skill cost to train."""
+    """Return the total cost of each run, and the training cost of its row with the skill."""
 
     def grafted(name: str) -> Mapping[str, Any]:
         row = compared_pair(evaluations[name])[1] if name in evaluations else None
@@ -148,12 +148,12 @@ def _costs(runs: Mapping[str, Facts], evaluations: Mapping[str, Evaluation]) -> 
 
 
 def _where(runs: Mapping[str, Facts]) -> list[dict[str, Any]]:
-    found = []
+    views = []
     for name, facts in runs.items():
         view = geometry_view(facts.get("geometry"))
         if view is not None:
-            found.append({"name": name, **view})
-    return found
+            views.append({"name": name, **view})
+    return views
 
 
 def _maps(runs: Mapping[str, Facts]) -> list[dict[str, Any]]:
@@ -164,7 +164,7 @@ def _maps(runs: Mapping[str, Facts]) -> list[dict[str, Any]]:
             for figure in measure["figures"]:
                 members = measures.setdefault(measure["title"], {}).setdefault(figure.title, [])
                 members.append((run["name"], figure))
-    found: list[dict[str, Any]] = []
+    maps: list[dict[str, Any]] = []
     for title, vectors in measures.items():
         figures: list[HeatMap] = []
         for members in vectors.values():
@@ -173,9 +173,9 @@ def _maps(runs: Mapping[str, Facts]) -> list[dict[str, Any]]:
                 replace(figure, title=f"{name}: {figure.title}")
                 for (name, _), figure in zip(members, scaled, strict=True)
             ]
-        found.append({"title": title, "figures": figures})
-    cells = sum(len(figure.cells) for measure in found for figure in measure["figures"])
-    return found if cells <= MAP_CELLS else []
+        maps.append({"title": title, "figures": figures})
+    cells = sum(len(figure.cells) for measure in maps for figure in measure["figures"])
+    return maps if cells <= MAP_CELLS else []
 
 
 def _training(runs: Mapping[str, Facts]) -> list[dict[str, Any]]:
@@ -194,8 +194,8 @@ def _examples(evaluations: Mapping[str, Evaluation]) -> dict[str, Any] | None:
     """Return the questions that all runs show, with the answers of each run's SFT + skill (else of its first row)."""
     if len(evaluations) < 2:
         return None
-    shown = {name: (compared_pair(one)[1] or one["rows"][0])["label"] for name, one in evaluations.items()}
-    titles = {name: f"{name}: {label}" for name, label in shown.items()}
+    labels = {name: (compared_pair(one)[1] or one["rows"][0])["label"] for name, one in evaluations.items()}
+    titles = {name: f"{name}: {label}" for name, label in labels.items()}
     by_question = {
         name: {(item["document"], item["question"]): item for item in one["examples"]}
         for name, one in evaluations.items()
@@ -209,7 +209,7 @@ def _examples(evaluations: Mapping[str, Evaluation]) -> dict[str, Any] | None:
             {**answer, "model": titles[name]}
             for name in by_question
             for answer in by_question[name][question]["answers"]
-            if answer["model"] == shown[name]
+            if answer["model"] == labels[name]
         ]
         merged.append({**item, "answers": answers})  # type: ignore[typeddict-item]
     rows = [{**one["rows"][0], "label": titles[name], "role": "other"} for name, one in evaluations.items()]
@@ -218,7 +218,7 @@ def _examples(evaluations: Mapping[str, Evaluation]) -> dict[str, Any] | None:
 
 
 def _differences(runs: Mapping[str, Facts]) -> list[dict[str, Any]]:
-    """Return what differs between the resolved recipes, versions and machines, setting by setting."""
+    """Return the differences between the resolved recipes, versions and machines, setting by setting."""
     settings = [
         {
             **_flat(facts.get("recipe_yaml", "")),

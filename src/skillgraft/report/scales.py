@@ -8,13 +8,13 @@ from typing import Any
 
 from skillgraft.report.change_map import skills_of
 from skillgraft.report.charts import band_chart
-from skillgraft.report.facts import Evaluation, Interval, ScoreRow
+from skillgraft.report.facts import Evaluation, EvaluationRow, Interval, StageRecord, Sweep
 from skillgraft.report.wording import metric_name, metric_order
 from skillgraft.support.formatting import finite, score, significant
 
 
-def sweeps(records: Mapping[str, Mapping[str, Any]], evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
-    """Return, for each evaluation, the models that differ in λ alone: `points` of scale and row label (`facts.Sweep`).
+def sweeps(records: Mapping[str, StageRecord], evaluations: Sequence[Evaluation]) -> list[Sweep]:
+    """Return, for each evaluation, the models that differ in λ alone: `points` of scale and row label.
 
     The target itself, where it was evaluated, is the point at 0.
     """
@@ -28,7 +28,7 @@ def sweeps(records: Mapping[str, Mapping[str, Any]], evaluations: Sequence[Evalu
         key = json.dumps(combination, sort_keys=True)
         groups.setdefault(key, []).append((float(settings.get("scale", 1.0)), name))
         names[key] = (settings["target"], " and ".join(skills))
-    comparable = []
+    comparable: list[Sweep] = []
     for evaluation in evaluations:
         labels = {row["model"]: row["label"] for row in evaluation["rows"]}
         for key, members in groups.items():
@@ -49,7 +49,7 @@ def sweeps(records: Mapping[str, Mapping[str, Any]], evaluations: Sequence[Evalu
     return comparable
 
 
-def sweep_view(sweep: Mapping[str, Any], evaluations: Sequence[Evaluation]) -> dict[str, Any] | None:
+def sweep_view(sweep: Sweep, evaluations: Sequence[Evaluation]) -> dict[str, Any] | None:
     """Return a sweep's charts, one for each metric that at least two of its points have."""
     evaluation = next((one for one in evaluations if one["stage"] == sweep["evaluation"]), None)
     if evaluation is None:
@@ -58,10 +58,11 @@ def sweep_view(sweep: Mapping[str, Any], evaluations: Sequence[Evaluation]) -> d
     points = [(point["scale"], rows[point["row"]]) for point in sweep["points"] if point["row"] in rows]
     metrics = metric_order({metric for _, row in points for metric in row["scores"]} | {"retention"})
     charts = [chart for metric in metrics if (chart := _chart(metric, points))]
-    return {**{name: sweep[name] for name in ("evaluation", "target", "skill")}, "charts": charts} if charts else None
+    view = {"evaluation": sweep["evaluation"], "target": sweep["target"], "skill": sweep["skill"], "charts": charts}
+    return view if charts else None
 
 
-def _chart(metric: str, points: Sequence[tuple[float, ScoreRow]]) -> dict[str, Any] | None:
+def _chart(metric: str, points: Sequence[tuple[float, EvaluationRow]]) -> dict[str, Any] | None:
     drawn: list[tuple[float, float, float, float]] = []
     for scale, row in points:
         ends = _ends(row["retention"] if metric == "retention" else row["scores"].get(metric))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from skillgraft.report.charts import Axis, axis, dot
-from skillgraft.report.facts import Comparison, Evaluation, Interval, Retained, ScoreRow
+from skillgraft.report.facts import Comparison, Evaluation, EvaluationRow, Interval, Retained
 from skillgraft.report.wording import VERDICTS, compared_pair, metric_name, metric_order, verdict
 from skillgraft.support.formatting import count, duration, finite, one_decimal, operations, score, signed
 
@@ -65,7 +65,7 @@ def difference_groups(evaluation: Evaluation) -> list[dict[str, Any]]:
     ]
 
 
-def _row_view(row: ScoreRow) -> dict[str, Any]:
+def _row_view(row: EvaluationRow) -> dict[str, Any]:
     cost = row["cost"] or {}
     seconds = cost.get("eval_seconds")
     return {
@@ -81,8 +81,8 @@ def _row_view(row: ScoreRow) -> dict[str, Any]:
     }
 
 
-def _note(row: ScoreRow) -> str:
-    """Return what the row is, with how retrieval did and how long its prompts were."""
+def _note(row: EvaluationRow) -> str:
+    """Return a row's note, with the quality of retrieval and the length of its prompts."""
     retrieval = row.get("found", {})
     parts = [row["note"]]
     if "recall" in retrieval:
@@ -143,7 +143,7 @@ def score_cell(on: Axis, interval: Interval | None, reference: Interval | None) 
 
 def _difference(on: Axis, item: Comparison) -> dict[str, Any]:
     kind = verdict(item)
-    kept = item.get("kept")
+    retained = item.get("kept")
     return {
         "row": item["row"],
         "against": item["against"],
@@ -151,7 +151,7 @@ def _difference(on: Axis, item: Comparison) -> dict[str, Any]:
         "interval": f"{signed(item['low'])} to {signed(item['high'])}" if kind != "unknown" else "–",
         "kind": kind,
         "verdict": VERDICTS[kind],
-        "kept": None if kept is None else "kept" if kept else "not kept",
+        "kept": None if retained is None else "kept" if retained else "not kept",
         "dot": dot(on, item["difference"], item["low"], item["high"], 0.0),
     }
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.table import Table
 from rich.text import Text
 
-from skillgraft.report.facts import Evaluation, Interval, ScoreRow
+from skillgraft.report.facts import Evaluation, EvaluationRow, Interval
 from skillgraft.report.wording import headline, metric_name, metrics_of
 from skillgraft.support.escape import escape_line, escape_tree
 from skillgraft.support.formatting import MISSING, finite, one_decimal, score
@@ -39,7 +39,7 @@ def _capitalized(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _cells(row: ScoreRow, metrics: Sequence[str]) -> list[Text]:
+def _cells(row: EvaluationRow, metrics: Sequence[str]) -> list[Text]:
     scores = row["scores"]
     texts = [
         escape_line(row["label"], 120),

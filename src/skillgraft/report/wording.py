@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from skillgraft.data.metrics import METRICS
-from skillgraft.report.facts import Comparison, Evaluation, Interval, ScoreRow
+from skillgraft.report.facts import Comparison, Evaluation, EvaluationRow, Interval
 from skillgraft.support.escape import escape_tree
 from skillgraft.support.formatting import count, finite, score, signed
 
@@ -26,7 +26,7 @@ CONTROL_REMARKS = {  # reading of the strongest control beside the grafted row, 
 
 
 class Headline(NamedTuple):
-    """The result in parts: what was found, the numbers behind it, and what the controls say to it."""
+    """Headline in parts: the finding, the numbers behind it, and the controls beside it."""
 
     finding: str
     numbers: str
@@ -34,7 +34,7 @@ class Headline(NamedTuple):
 
 
 def metric_name(metric: str) -> str:
-    """Return what a reader calls a metric."""
+    """Return the display name of a metric."""
     return METRIC_NAMES.get(metric, metric.replace("_", " "))
 
 
@@ -63,7 +63,7 @@ def verdict(comparison: Comparison | None) -> str:
 
 
 def headline(evaluation: Evaluation) -> str:
-    """Return what an evaluation shows: SFT + skill against SFT, with intervals, n and the strongest control."""
+    """Return the headline of an evaluation: SFT + skill against SFT, with intervals, n and the strongest control."""
     escaped: Evaluation = escape_tree({**evaluation, "examples": []})
     return " ".join(part for part in headline_parts(escaped) if part)
 
@@ -93,7 +93,7 @@ def headline_parts(evaluation: Evaluation) -> Headline:
     )
 
 
-def compared_pair(evaluation: Evaluation) -> tuple[ScoreRow | None, ScoreRow | None]:
+def compared_pair(evaluation: Evaluation) -> tuple[EvaluationRow | None, EvaluationRow | None]:
     """Return the SFT row and the grafted row that the headline speaks of."""
     rows = evaluation["rows"]
     grafted = next((row for row in rows if row["role"] == "grafted"), None)
@@ -126,20 +126,20 @@ def retention_remark(evaluation: Evaluation) -> list[str]:
     return [
         f"{first} (n = {count(interval['n'])}).",
         *(
-            _retention_sentence(evaluation, (row, kept), reference)
-            for row, kept in scored
-            if kept is not None and row is not start
+            _retention_sentence(evaluation, (row, retention), reference)
+            for row, retention in scored
+            if retention is not None and row is not start
         ),
     ]
 
 
-def _finding(evaluation: Evaluation, grafted: ScoreRow, sft: ScoreRow, metrics: list[str]) -> str:
-    found: dict[str, list[str]] = {}
+def _finding(evaluation: Evaluation, grafted: EvaluationRow, sft: EvaluationRow, metrics: list[str]) -> str:
+    metrics_by_kind: dict[str, list[str]] = {}
     for metric in metrics:
         kind = verdict(find_comparison(evaluation, metric, grafted["label"], sft["label"]))
-        found.setdefault(kind, []).append(metric_name(metric))
+        metrics_by_kind.setdefault(kind, []).append(metric_name(metric))
     this, that = grafted["label"], sft["label"]
-    named = {kind: " and ".join(names) for kind, names in found.items()}
+    named = {kind: " and ".join(names) for kind, names in metrics_by_kind.items()}
     if "gain" in named and "loss" in named:
         main = f"{this} scores higher than {that} on {named['gain']} but lower on {named['loss']}"
     elif "gain" in named or "loss" in named:
@@ -154,7 +154,7 @@ def _finding(evaluation: Evaluation, grafted: ScoreRow, sft: ScoreRow, metrics: 
     return "; ".join([main, *rest]) + "."
 
 
-def _numbers(evaluation: Evaluation, grafted: ScoreRow, sft: ScoreRow, metrics: list[str]) -> str:
+def _numbers(evaluation: Evaluation, grafted: EvaluationRow, sft: EvaluationRow, metrics: list[str]) -> str:
     parts = []
     for metric in metrics:
         comparison = find_comparison(evaluation, metric, grafted["label"], sft["label"])
@@ -174,7 +174,7 @@ def _numbers(evaluation: Evaluation, grafted: ScoreRow, sft: ScoreRow, metrics: 
     return text[0].upper() + text[1:] + choice
 
 
-def _controls(evaluation: Evaluation, grafted: ScoreRow) -> str:
+def _controls(evaluation: Evaluation, grafted: EvaluationRow) -> str:
     controls = [row for row in evaluation["rows"] if row["role"] == "control"]
     strongest = {}
     for metric in headline_metrics(evaluation):
@@ -190,18 +190,22 @@ def _controls(evaluation: Evaluation, grafted: ScoreRow) -> str:
         for metric, (mean, row) in strongest.items()
     )
     start = f"The strongest control, {labels[0]}, reached" if one else "The strongest controls reached"
-    found: dict[str, list[str]] = {}
+    metrics_by_kind: dict[str, list[str]] = {}
     for metric, (mean, row) in strongest.items():
-        found.setdefault(_against_control(evaluation, grafted, metric, mean, row), []).append(metric_name(metric))
+        metrics_by_kind.setdefault(_against_control(evaluation, grafted, metric, mean, row), []).append(
+            metric_name(metric)
+        )
     remarks = [
         CONTROL_REMARKS[kind].format(metrics=" and ".join(names), grafted=grafted["label"])
-        for kind, names in found.items()
+        for kind, names in metrics_by_kind.items()
         if kind in CONTROL_REMARKS
     ]
     return " ".join([f"{start} {values}.", *remarks])
 
 
-def _against_control(evaluation: Evaluation, grafted: ScoreRow, metric: str, mean: float, control: ScoreRow) -> str:
+def _against_control(
+    evaluation: Evaluation, grafted: EvaluationRow, metric: str, mean: float, control: EvaluationRow
+) -> str:
     own = _mean(grafted, metric)
     if own is None:
         return "not scored"
@@ -221,7 +225,7 @@ def _best_row(evaluation: Evaluation) -> str:
 
 
 def _retention_sentence(
-    evaluation: Evaluation, row: tuple[ScoreRow, Interval], reference: tuple[ScoreRow, Interval]
+    evaluation: Evaluation, row: tuple[EvaluationRow, Interval], reference: tuple[EvaluationRow, Interval]
 ) -> str:
     label, base = row[0]["label"], reference[0]["label"]
     comparison = find_comparison(evaluation, "retention", label, base)
@@ -239,7 +243,7 @@ def _retention_sentence(
     return f"{label}: {_with_interval(row[1])}, {remark}."
 
 
-def _mean(row: ScoreRow, metric: str) -> float | None:
+def _mean(row: EvaluationRow, metric: str) -> float | None:
     return finite(row["scores"][metric]["mean"]) if metric in row["scores"] else None
 
 

@@ -88,7 +88,7 @@ def adapter_card_text(manifest: Manifest, report: Mapping[str, Any]) -> str:
 
 
 def error_rows(manifest: Manifest) -> dict[str, str]:
-    """Return what was lost of the exact skill, and of a packed one how and where; untrusted text, not escaped."""
+    """Return rows on the reconstruction error, of a packed skill also how and where; untrusted text, not escaped."""
     most = "at most " if manifest.error_is_bound else ""
     rows = {"reconstruction error": f"{most}{manifest.reconstruction_error:.3g} (relative Frobenius)"}
     if (packing := manifest.packing) is None:

@@ -91,7 +91,7 @@ def skill_findings(target_layout: Layout, skill: Skill, allow_other_base: bool =
 
 
 def adapter_findings(target_layout: Layout, adapter: PeftAdapter) -> list[Finding]:
-    """Return what headers say of a PEFT adapter on a target; its base cannot be known from it, which is a remark."""
+    """Check the headers of a PEFT adapter against a target; that its base cannot be known from it is a remark."""
     findings = adapter_tensor_findings(target_layout, adapter)
     if tie := tie_problem(target_layout, tuple(adapter.deltas)):
         findings.append(Finding("refused", "ties", tie))

@@ -29,7 +29,7 @@ def contents_finding(skill: Skill) -> Finding | None:
 
 
 def content_problem(skill: Skill, name: str) -> str | None:
-    """Return what is wrong with the numbers of one delta; streamed, but for factors, which are held."""
+    """Return the problem with the numbers of one delta, None without one; streamed, except for factors."""
     entry, buffer = skill.entry(name), memoryview(bytearray(CHUNK_BYTES))
     for info in (skill.stored[key] for key in stored_names(name, entry.form)):
         if info.is_float and (wrong := sum(count_not_finite(info, buffer))):

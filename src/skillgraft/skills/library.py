@@ -83,7 +83,7 @@ def list_skills(base: str | None = None, domain: str | None = None) -> list[Entr
 
 
 def read_entry(name: str) -> Entry:
-    """Return what is known of one entry; a damaged one is returned with its problem, not raised."""
+    """Read one entry; a damaged one is returned with its problem, not raised."""
     path = library_home() / name
     try:
         skill = load_skill(path)
@@ -188,7 +188,7 @@ def named_skill(name: str) -> Path | None:
 
 
 def resolve_skill(text: str | os.PathLike[str]) -> Resolved:
-    """Return what `find_skill` finds, or raise `MissingPathError`."""
+    """Resolve a text as `find_skill` does, or raise `MissingPathError`."""
     resolved = find_skill(text)
     if resolved is not None:
         return resolved
@@ -227,7 +227,7 @@ def _is_known(name: str) -> bool:
 
 
 def _bases(text: str) -> tuple[str, ...]:
-    """Return what a skill's base may be called when `text` names it."""
+    """Return the ids and fingerprints by which a skill may name the base `text`."""
     path = Path(text)
     if not path.is_dir():
         return (text,)

@@ -49,7 +49,7 @@ def skill_facts(skill: Skill) -> dict[str, Any]:
 
 
 def adapter_facts(adapter: PeftAdapter) -> dict[str, Any]:
-    """Return what the header and config of a PEFT adapter say; its norms are not known without its numbers."""
+    """Return the facts in the header and config of a PEFT adapter; norms would need its numbers."""
     return {
         "path": str(adapter.path),
         "kind": "PEFT adapter",

@@ -139,7 +139,7 @@ def best_factors(
 
 
 def _plan(skill: Skill, bound: int | None) -> tuple[list[_Module], dict[str, str]]:
-    """Return what goes into the adapter, and the reason of each parameter that does not."""
+    """Return the modules of the adapter, and the reason for each parameter that is left out."""
     modules, unfit = [], {}
     architecture = skill.manifest.architecture
     for name in skill.names:

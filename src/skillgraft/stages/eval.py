@@ -14,6 +14,7 @@ from skillgraft.data.retrieval import require_bm25s
 from skillgraft.data.slices import choose
 from skillgraft.domains import get_domain
 from skillgraft.errors import RecipeError, did_you_mean
+from skillgraft.evals.evaluation import Evaluation
 from skillgraft.evals.in_context import read_examples
 from skillgraft.evals.tasks import read_retention
 from skillgraft.settings.base import Chooses, DataPath, Ref, Slice
@@ -144,7 +145,7 @@ def run(settings: EvalStage, context: Context) -> StageResult:
     roles = {name: about[name]["role"] for name in raw_results}
     reference = table.before_adapting(roles, settings.baseline)
     pairs = table.pairs_to_compare(roles, settings.baseline)
-    evaluation = {
+    evaluation: Evaluation = {
         "stage": context.name,
         "questions": len(questions),
         "documents": len({question.cluster for question in questions}),

@@ -1,6 +1,6 @@
 """`skillgraft init`: look at the documents, the base and the machine, and write a first recipe that runs as it is.
 
-look.py    what there is: documents, questions, the base, a skill that fits it
+inputs.py  documents, questions, the base, a skill that fits it
 write.py   the recipe's text, from that alone
 """
 
@@ -15,7 +15,7 @@ from skillgraft.recipe.load import load_recipe
 from skillgraft.recipe.schema import order
 from skillgraft.stages import KINDS
 from skillgraft.stages.costs import Costing, estimated_seconds
-from skillgraft.starter.look import Cost, Start, survey
+from skillgraft.starter.inputs import Cost, Start, survey
 from skillgraft.starter.write import recipe_text
 from skillgraft.support import resources
 

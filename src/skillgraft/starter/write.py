@@ -15,7 +15,7 @@ import yaml
 from skillgraft.checkpoint.default_model import DEFAULT_BASE
 from skillgraft.settings.base import is_local
 from skillgraft.skills.names import ANSWER_FORMAT, RECALL
-from skillgraft.starter.look import QUESTIONS, Cost, Start
+from skillgraft.starter.inputs import QUESTIONS, Cost, Start
 from skillgraft.support.units import duration
 
 GENERIC = {"", "documents", "docs", "data", "target", "source", "text", "texts", "train", "stages"}

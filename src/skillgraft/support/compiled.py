@@ -145,7 +145,7 @@ def _source(module: str) -> Path:
 
 
 def _way(argument: str) -> Callable[[Any, list[Any]], Any]:
-    """Return what appends an argument's words to those of a call, and returns what must be kept alive."""
+    """Return the converter of an argument: it appends its words to those of a call and returns what must stay alive."""
     kind, dimensions = _parts(argument)
     if not dimensions:
         convert = float if kind == "f8" else int

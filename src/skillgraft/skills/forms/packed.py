@@ -51,7 +51,7 @@ def factor_bytes(length: int, bits: Mapping[int, int]) -> int:
 
 
 def direction_bytes(rows: int, columns: int, width: int) -> int:
-    """Return what one direction of a (rows, columns) matrix takes, with its scales."""
+    """Return the bytes of one direction of a (rows, columns) matrix, scales included."""
     return row_bytes(rows, width) + row_bytes(columns, width) + 2 * (groups(rows) + groups(columns))
 
 

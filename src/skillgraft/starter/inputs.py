@@ -70,7 +70,7 @@ def survey(documents: Path, base: str, questions: Path | None, source: Path | No
     """Survey the inputs; `SkillgraftError` for documents, questions or a base that are missing or wrong."""
     documents, beside = find_documents(documents)
     texts = read_documents(documents)
-    known = look_at_base(base)
+    known = inspect_base(base)
     if questions is None:
         questions = _own_questions(documents)
     tasks = read_questions(questions) if questions else []
@@ -111,8 +111,8 @@ def find_documents(path: Path) -> tuple[Path, Path | None]:
     raise DataError(f"documents: {path} holds several sets: {', '.join(sets)}; name one: skillgraft init {path}/NAME")
 
 
-def look_at_base(base: str) -> Base:
-    """Return what is known of a base without reaching a network."""
+def inspect_base(base: str) -> Base:
+    """Inspect a base without reaching a network."""
     directory = local_base(base)
     shipped = shipped_skills().get(RECALL)
     if directory is None:
