@@ -129,7 +129,7 @@ def test_status(finished, tmp_path):
     assert {row["state"] for row in rows} == {"finished"}
     cut = tmp_path / "runs" / "stages" / "rl-0.work" / "checkpoint-40"
     cut.mkdir(parents=True)
-    assert "goes on from step 40" in json.loads(invoke("status", tmp_path / "runs", "--json").stdout)[0]["state"]
+    assert "resumes from step 40" in json.loads(invoke("status", tmp_path / "runs", "--json").stdout)[0]["state"]
     assert "not a directory" in fails("status", tmp_path / "none")
 
 
@@ -250,7 +250,7 @@ def test_ctrl_c_keeps_the_work_and_the_rerun_goes_on(tmp_path):
     assert "resumes from the last checkpoint" in stderr
     assert "Traceback" not in stderr
     [row] = json.loads(invoke("status", tmp_path / "runs", "--json").stdout)
-    assert "goes on from step" in row["state"]
+    assert "resumes from step" in row["state"]
     assert not list((tmp_path / "runs").rglob("stage.json"))
 
 

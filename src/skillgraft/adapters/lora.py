@@ -28,7 +28,7 @@ from skillgraft.errors import RecipeError, did_you_mean
 from skillgraft.models.loading import load_model
 
 ALL = "all-linear"
-"""What PEFT calls all linear layers but the output head."""
+"""PEFT's name for all linear layers but the output head."""
 DEFAULTS: dict[str, Any] = {"r": 8, "lora_alpha": 16, "target_modules": ALL, "bias": "none"}
 ADAPTER = "adapter"
 """Folder of a trained checkpoint that holds its LoRA factors, from which `extract` takes the skill exactly."""
@@ -138,7 +138,7 @@ class LoraAdapter:
         self._config = lora_config(arguments)
 
     def check(self, model: PreTrainedModel) -> None:
-        """Raise `RecipeError` for modules that `model`, which has no weights, has not."""
+        """Raise `RecipeError` for modules that `model`, which has no weights, does not have."""
         check_fit(model, self._config)
 
     def apply(self, model: PreTrainedModel) -> LoraConfig:

@@ -20,13 +20,13 @@ def chunks(text: str, offsets: Sequence[tuple[int, int]], sizes: Sequence[int], 
 
     `offsets` are the characters [start, end) of each token. A document that fits into a chunk is one whole chunk.
     """
-    found: dict[str, None] = {}
+    pieces: dict[str, None] = {}
     for size in sizes:
         if len(offsets) <= size:
-            found[text] = None
+            pieces[text] = None
             continue
         for start, end in windows(len(offsets), size, overlap):
             piece = text[offsets[start][0] : offsets[end - 1][1]].strip()
             if piece:
-                found[piece] = None
-    return list(found)
+                pieces[piece] = None
+    return list(pieces)

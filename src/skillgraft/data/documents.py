@@ -89,7 +89,7 @@ def _documents_in_jsonl(file: Path) -> Iterator[Document]:
 
 
 def read_records(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield where it stands and the object of each line of a JSONL file; `DataError` for a line that is none."""
+    """Yield (location, object) per line of a JSONL file; `DataError` for a line that is not an object."""
     for number, line in enumerate(read_text(file).split("\n"), start=1):
         if not line.strip():
             continue
@@ -98,7 +98,7 @@ def read_records(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             record = json.loads(line)
             json.dumps(record, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
-            raise DataError(f"{where}: holds half of a surrogate pair, which is no text; remove it") from error
+            raise DataError(f"{where}: contains a lone surrogate, which is not text; remove it") from error
         except (ValueError, RecursionError) as error:
             raise DataError(f"{where}: not JSON ({error}); expected one JSON object a line") from error
         if not isinstance(record, dict):

@@ -20,8 +20,8 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 def normalize(text: str) -> str:
     """Return `text` in lower case without punctuation and articles, words separated by single spaces."""
-    kept = "".join(c for c in text.lower() if c not in string.punctuation and unicodedata.category(c)[0] != "P")
-    return " ".join(_ARTICLES.sub(" ", kept).split())
+    letters = "".join(c for c in text.lower() if c not in string.punctuation and unicodedata.category(c)[0] != "P")
+    return " ".join(_ARTICLES.sub(" ", letters).split())
 
 
 def exact_match(prediction: str, answers: Sequence[str]) -> float:

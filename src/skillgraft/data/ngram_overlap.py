@@ -1,4 +1,4 @@
-"""Whether training text gives away the questions of an evaluation: overlap of normalised word sequences."""
+"""N-gram overlap: training text that gives away evaluation questions, by normalized word sequences."""
 
 from __future__ import annotations
 

@@ -21,5 +21,5 @@ def passages(documents: Sequence[Document], limit: int | None = None) -> list[Pa
     groups: dict[str, list[Document]] = {}
     for document in documents:
         groups.setdefault(document.source or document.id, []).append(document)
-    found = [Passage(replace(group[0], id=name), tuple(group)) for name, group in groups.items()]
-    return found if limit is None else found[:limit]
+    every = [Passage(replace(group[0], id=name), tuple(group)) for name, group in groups.items()]
+    return every if limit is None else every[:limit]

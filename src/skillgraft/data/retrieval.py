@@ -64,13 +64,13 @@ def rank(found_in: Sequence[Chunk], questions: Sequence[Task], top_k: int) -> li
 
     index = bm25s.BM25(k1=1.5, b=0.75, method="lucene")
     index.index([searched(chunk.text) for chunk in found_in], show_progress=False)
-    found = []
+    ranked = []
     for question in questions:
         asked = searched(question.prompt)
         scores = index.get_scores(asked) if asked else np.zeros(len(found_in))
         best = np.argsort(-scores, kind="stable")[:top_k]
-        found.append([found_in[i] for i in best if scores[i] > 0])
-    return found
+        ranked.append([found_in[i] for i in best if scores[i] > 0])
+    return ranked
 
 
 def recall(found: Sequence[Sequence[Chunk]], questions: Sequence[Task]) -> dict[str, list[float]]:

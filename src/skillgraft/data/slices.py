@@ -35,8 +35,8 @@ def choose(documents: Sequence[Document], limit: int | None = None, part: str | 
 
 def asked_documents(documents: Sequence[Document], questions: Sequence[Question], rounds: int) -> list[Document]:
     """Return the documents that questions are about; `RecipeError` for fewer of them than rounds."""
-    asked = {question.document for question in questions}
-    used = [document for document in documents if document.id in asked]
+    ids = {question.document for question in questions}
+    used = [document for document in documents if document.id in ids]
     if len(used) < rounds:
         raise RecipeError(
             f"rounds: {len(used)} documents have questions, fewer than {rounds} rounds; give more, or lower it"

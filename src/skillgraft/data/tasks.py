@@ -85,14 +85,14 @@ def read_questions(path: Path, documents: Sequence[Document] | None = None) -> l
     if documents is None:
         return questions
     known = {document.origin for document in documents}
-    kept = [question for question in questions if question.document in known]
-    if not kept:
+    about = [question for question in questions if question.document in known]
+    if not about:
         raise DataError(
             f"questions: {file} names no known document: it asks about '{questions[0].document}', "
             f"the documents are '{documents[0].origin}'{' and others' if len(documents) > 1 else ''}; "
             "'document' must be a document's id"
         )
-    return kept
+    return about
 
 
 def check_questions(path: Path, questions: Sequence[Question], all_documents: Sequence[Document]) -> None:

@@ -58,8 +58,8 @@ def answer_and_score(
     `prompts` stand in for the domain's own.
     """
     start = time.monotonic()
-    asked = prompts or [domain.prompt(tokenizer, task) for task in tasks]
-    answers, tokens = answer(model, tokenizer, asked, max_new_tokens, batch_size, progress)
+    inputs = prompts or [domain.prompt(tokenizer, task) for task in tasks]
+    answers, tokens = answer(model, tokenizer, inputs, max_new_tokens, batch_size, progress)
     scores = score(answers, tasks, domain)
     seconds = time.monotonic() - start
     return {

@@ -64,7 +64,7 @@ def run_harness(
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory(prefix="skillgraft-lm-eval-") as folder:
         files = [str(_task_file(task, data, limit, Path(folder))) for task in tasks]
-        made = simple_evaluate(
+        evaluated = simple_evaluate(
             model="hf",
             model_args={"pretrained": str(directory), "dtype": dtype},
             tasks=files,
@@ -74,12 +74,12 @@ def run_harness(
             bootstrap_iters=0,
             log_samples=True,
         )
-    found = {}
+    scores = {}
     for task in tasks:
-        samples = sorted(made["samples"][task], key=lambda sample: sample["doc_id"])
+        samples = sorted(evaluated["samples"][task], key=lambda sample: sample["doc_id"])
         metrics = [name for name in ("acc", "acc_norm") if name in samples[0]]
-        found[task] = {metric: [float(sample[metric]) for sample in samples] for metric in metrics}
-    return found
+        scores[task] = {metric: [float(sample[metric]) for sample in samples] for metric in metrics}
+    return scores
 
 
 def _task_file(task: str, data: Path | None, limit: int | None, folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""What the rows of an eval stage put into their prompts: documents (open book) or worked examples. No torch."""
+"""In-context rows of an evaluation: documents (open book) or worked examples in the prompt. Loads no torch."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ def read_examples(path: Path, shots: int, evaluated: Sequence[Task]) -> list[Que
     examples = read_questions(path)
     if len(examples) < shots:
         raise DataError(f"shots_from: {path} has {len(examples)} questions, but shots: {shots} are asked for")
-    asked = {(question.cluster, normalize(question.prompt)) for question in evaluated}
+    evaluated_ids = {(question.cluster, normalize(question.prompt)) for question in evaluated}
     plain = {(normalize(q.prompt), normalize(answer)) for q in evaluated for answer in q.answers}
     for example in examples:
         text = normalize(example.prompt)
-        if (example.cluster, text) in asked or any((text, normalize(a)) in plain for a in example.answers):
+        if (example.cluster, text) in evaluated_ids or any((text, normalize(a)) in plain for a in example.answers):
             raise DataError(
                 f"shots_from: {path} holds a question that is evaluated: '{example.prompt}' (document "
                 f"'{example.cluster}'); draw examples from other questions"

@@ -1,4 +1,4 @@
-"""How likely a model finds given texts: the score of a choice, and a smooth stand-in for answering a question."""
+"""Log-likelihood of given texts: scores of choices, and a smooth stand-in for answering a question."""
 
 from __future__ import annotations
 
@@ -54,16 +54,16 @@ def log_likelihood(
     """
     inputs = [(*context, *ending[:-1]) for context, ending in pairs]
     rows = {row: number for number, row in enumerate(dict.fromkeys(inputs))}
-    width, kept = max(map(len, rows)), max(len(ending) for _, ending in pairs)
+    width, longest = max(map(len, rows)), max(len(ending) for _, ending in pairs)
     ids = torch.zeros(len(rows), width, dtype=torch.long)
     mask = torch.zeros_like(ids)
     for row, number in rows.items():
         ids[number, width - len(row) :] = torch.tensor(row)
         mask[number, width - len(row) :] = 1
-    log_probabilities = torch.log_softmax(_last_logits(model, ids, mask, kept), dim=-1)
+    log_probabilities = torch.log_softmax(_last_logits(model, ids, mask, longest), dim=-1)
     totals = torch.empty(len(pairs))
     for number, (row, (_, ending)) in enumerate(zip(inputs, pairs, strict=True)):
-        here = log_probabilities[rows[row], kept - len(ending) :]
+        here = log_probabilities[rows[row], longest - len(ending) :]
         totals[number] = here.gather(-1, torch.tensor(ending, device=here.device)[:, None]).sum()
     return totals
 
@@ -73,5 +73,5 @@ def _last_logits(model: PreTrainedModel, ids: Tensor, mask: Tensor, kept: int) -
     optional = {"position_ids": (mask.cumsum(1) - 1).clamp_min(0).to(model.device), "logits_to_keep": kept}
     known = inspect.signature(model.forward).parameters  # not every architecture takes them
     arguments = {name: value for name, value in optional.items() if name in known}
-    made = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False, **arguments)
-    return made.logits[:, -kept:].float()
+    output = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False, **arguments)
+    return output.logits[:, -kept:].float()

@@ -1,4 +1,4 @@
-"""How well a model predicts held-out text: negative log-likelihood in a sliding window, by blocks of tokens and bytes.
+"""Perplexity of held-out text: negative log-likelihood in a sliding window, by blocks of tokens and bytes.
 
     bits per byte = Σ −ln p(token) / (ln 2 · bytes)        token perplexity = exp(Σ −ln p(token) / tokens)
 
@@ -44,8 +44,8 @@ def score_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, reten
     computed = 0
     for document in retention.text:
         text = document.rendered()
-        made = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        ids, places = [before, *made["input_ids"]], [at for at, _ in made["offset_mapping"]] + [len(text)]
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids, places = [before, *encoded["input_ids"]], [at for at, _ in encoded["offset_mapping"]] + [len(text)]
         if len(ids) == 1:  # nothing but what the tokenizer drops
             continue
         places[0] = 0

@@ -43,7 +43,7 @@ def choice_likelihoods(
             split = min(prompt, len(whole) - 1)
             pairs.append((whole[max(len(whole) - 1 - longest, 0) : split], whole[split:]))
             owners.append(number)
-    found: list[list[float]] = [[] for _ in items]
+    likelihoods: list[list[float]] = [[] for _ in items]
     totals = [0.0] * len(pairs)
     tokens = done = 0
     for rows in batches([len(context) + len(ending) for context, ending in pairs], batch_size):
@@ -54,8 +54,8 @@ def choice_likelihoods(
         done += len(rows)
         progress(done * len(items) // len(pairs))
     for owner, total in zip(owners, totals, strict=True):
-        found[owner].append(total)
-    return found, tokens
+        likelihoods[owner].append(total)
+    return likelihoods, tokens
 
 
 def accuracies(items: Sequence[Item], likelihoods: Sequence[Sequence[float]]) -> dict[str, list[float]]:
@@ -97,8 +97,10 @@ def measure(
 
         def score(name: str = name, items: list[Item] = items, before: int = before) -> dict[str, Any]:
             start = time.monotonic()
-            found, used = choice_likelihoods(model, tokenizer, items, progress=lambda done: progress(before + done))
-            scores = accuracies(items, found)
+            likelihoods, used = choice_likelihoods(
+                model, tokenizer, items, progress=lambda done: progress(before + done)
+            )
+            scores = accuracies(items, likelihoods)
             by_metric = {metric: scores[metric] for metric in metrics_of(name)}
             return {"scores": by_metric, "tokens": used, "seconds": time.monotonic() - start}
 

@@ -155,12 +155,12 @@ def row_prompts(
     def offsets(text: str) -> Sequence[tuple[int, int]]:
         return tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)["offset_mapping"]
 
-    found = find_chunks(row, task.documents, offsets, task.questions)
+    retrieved = find_chunks(row, task.documents, offsets, task.questions)
     prompts = [
         as_prompt(tokenizer, question.prompt, context=as_context(chunks))
-        for question, chunks in zip(task.questions, found, strict=True)
+        for question, chunks in zip(task.questions, retrieved, strict=True)
     ]
-    return prompts, {"found": recall(found, task.questions)}
+    return prompts, {"found": recall(retrieved, task.questions)}
 
 
 def _file(place: Path, name: str) -> Path:

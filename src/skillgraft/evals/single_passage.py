@@ -46,10 +46,10 @@ def score_passages(
     A passage's result is written to `work` before the next one is learnt, so that a kill loses at most one passage.
     Passages without questions are not learnt.
     """
-    asked: dict[str, list[int]] = {}
+    places: dict[str, list[int]] = {}
     for place, question in enumerate(questions):
-        asked.setdefault(question.document, []).append(place)
-    chosen = [passage for passage in passages if passage.document.id in asked]
+        places.setdefault(question.document, []).append(place)
+    chosen = [passage for passage in passages if passage.document.id in places]
     answerer = Answerer(start)
     learner = Learner(
         start,
@@ -76,14 +76,14 @@ def score_passages(
         def moved(step: int, steps: int, metrics: Mapping[str, float] = NO_METRICS, /, done: int = number) -> None:
             progress(done, len(chosen), metrics)
 
-        mine = [questions[place] for place in asked[passage.document.id]]
+        mine = [questions[place] for place in places[passage.document.id]]
         retention = number < settings.retention_passages
         make = partial(_read, learner, answerer, number, passage, reading, mine, settings, retention, moved)
         results.append(load_or_compute(work / f"passage-{number:05d}.json", make))
         learner.forget()
         progress(number + 1, len(chosen), _so_far(results))
-    raws = {row: common[row] if row in common else _joined(row, results, asked, len(questions)) for row in vectors}
-    raws = {START: common[START], LEARNT: _joined(LEARNT, results, asked, len(questions)), **raws}
+    raws = {row: common[row] if row in common else _joined(row, results, places, len(questions)) for row in vectors}
+    raws = {START: common[START], LEARNT: _joined(LEARNT, results, places, len(questions)), **raws}
     learning = [result["learning"] for result in results]
     return raws, {
         "passages": len(chosen),
@@ -185,11 +185,11 @@ def _joined(
             answers[place] = part["answers"][at]
             for name in scores:
                 scores[name][place] = part["scores"][name][at]
-    kept = [part["retention"] for _, part in parts if part["retention"]]
+    measured = [part["retention"] for _, part in parts if part["retention"]]
     return {
         "answers": answers,
         "scores": scores,
-        "retention": [sum(items) / len(kept) for items in zip(*kept, strict=True)],
+        "retention": [sum(items) / len(measured) for items in zip(*measured, strict=True)],
         "seconds": sum(part["seconds"] for _, part in parts),
         "flops": sum(part["flops"] for _, part in parts),
     }
@@ -199,8 +199,8 @@ def _so_far(results: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Return what the progress line shows: the last passage's last loss, and containment after learning so far."""
     contained = [score for result in results for score in result["rows"][LEARNT]["scores"]["containment"]]
     losses = results[-1]["learning"]["losses"]
-    shown = {"containment": sum(contained) / len(contained)}
-    return {"loss": losses[-1][1], **shown} if losses else shown
+    metrics = {"containment": sum(contained) / len(contained)}
+    return {"loss": losses[-1][1], **metrics} if losses else metrics
 
 
 def _mean_curve(curves: Sequence[Sequence[Sequence[float]]]) -> list[dict[str, float]]:

@@ -151,13 +151,13 @@ def _check(item: Item) -> None:
 
 def task_records(name: str, data: Path | None, limit: int | None = None) -> list[tuple[str, dict[str, Any]]]:
     """Return the first `limit` records of a task, each with its place; see `_files` for where they are looked for."""
-    found: list[tuple[str, dict[str, Any]]] = []
+    records: list[tuple[str, dict[str, Any]]] = []
     for file in _files(name, data):
         for pair in _parquet(file) if file.suffix == ".parquet" else read_records(file):
-            if limit is not None and len(found) == limit:
-                return found
-            found.append(pair)
-    return found
+            if limit is not None and len(records) == limit:
+                return records
+            records.append(pair)
+    return records
 
 
 def _files(name: str, data: Path | None) -> list[Path]:

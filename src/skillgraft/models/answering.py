@@ -49,11 +49,11 @@ def answer(
     tokens = done = 0
     for rows in batches(sizes, batch_size):
         batch = encode_prompts(tokenizer, [prompts[i] for i in rows]).to(model.device)
-        made = model.generate(
+        output = model.generate(
             **batch, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id
         )
-        tokens += made.numel()
-        completions = tokenizer.batch_decode(made[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+        tokens += output.numel()
+        completions = tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
         for row, text in zip(rows, completions, strict=True):
             answers[row] = text.strip()
         done += len(rows)

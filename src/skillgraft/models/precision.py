@@ -1,4 +1,4 @@
-"""Which precision training and generation run in on this machine, measured once rather than guessed.
+"""Precision of training and generation on this machine: bf16 or fp32, measured once rather than guessed.
 
 On CPUs with bfloat16 units, bf16 autocast over fp32 weights is 2 to 3 times as fast as fp32; on those without, it is
 several times slower. A short matrix product tells.

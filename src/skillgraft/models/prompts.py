@@ -14,7 +14,7 @@ INSTRUCTION = "Answer with a short phrase."
 """Said before every question, in RL and in evaluation alike, so that habit is not all there is to learn."""
 
 Prompt = str | list[dict[str, str]]
-"""What TRL takes as a prompt: plain text, or a chat."""
+"""A prompt as TRL takes it: plain text, or a chat."""
 
 
 def as_prompt(
@@ -33,12 +33,12 @@ def as_prompt(
     `Question: … / Answer:` lines. An empty instruction is left out.
     """
     if tokenizer.chat_template is None:
-        worked = "".join(f"Question: {asked}\nAnswer: {answer}\n\n" for asked, answer in examples)
+        worked = "".join(f"Question: {example}\nAnswer: {answer}\n\n" for example, answer in examples)
         text = f"{context}\n\n" if context else ""
         return f"{instruction}\n{worked}{text}Question: {question}\nAnswer:".lstrip()
     turns = []
-    for asked, answer in examples:
-        turns += [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+    for example, answer in examples:
+        turns += [{"role": "user", "content": example}, {"role": "assistant", "content": answer}]
     turns.append({"role": "user", "content": f"{context}\n\nQuestion: {question}" if context else question})
     if not instruction:
         return turns

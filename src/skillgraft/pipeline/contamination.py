@@ -36,11 +36,11 @@ def check_contamination(stages: Sequence[PlannedStage], reader: PlannedStage) ->
     sources = [source for path in learnt if (source := stage_named(path)) is not None]
     by_name = {stage.name: stage for stage in stages}
     for evaluation in stages if sources else ():
-        asked = _asked(evaluation.settings)
-        if not asked or reader.name not in ancestors(by_name, [evaluation.name]):
+        questions = _asked(evaluation.settings)
+        if not questions or reader.name not in ancestors(by_name, [evaluation.name]):
             continue
         for source in sources:
-            leaks = Leakage(asked, WHOLE)
+            leaks = Leakage(questions, WHOLE)
             given_away = [
                 (where, number)
                 for where, text in _renderings(reader.inputs[source])
@@ -49,10 +49,10 @@ def check_contamination(stages: Sequence[PlannedStage], reader: PlannedStage) ->
             if given_away:
                 where, number = given_away[0]
                 raise DataError(
-                    f"stages.{reader.name}: {len({n for _, n in given_away})} of the {len(asked)} questions that "
+                    f"stages.{reader.name}: {len({n for _, n in given_away})} of the {len(questions)} questions that "
                     f"'{evaluation.name}' asks stand in the renderings of '{source}', the first, "
-                    f"'{asked[number].question}', in '{where}'; a synthesize stage leaves out what its held_out names: "
-                    f"{evaluation.settings.questions}"
+                    f"'{questions[number].question}', in '{where}'; a synthesize stage leaves out what its "
+                    f"held_out names: {evaluation.settings.questions}"
                 )
 
 

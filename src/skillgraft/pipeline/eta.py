@@ -1,4 +1,4 @@
-"""How long a stage has yet to go, from the rate that was measured. Loads no torch."""
+"""ETA: the remaining time of a stage, from its measured rate. Loads no torch."""
 
 from __future__ import annotations
 

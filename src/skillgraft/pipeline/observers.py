@@ -1,4 +1,4 @@
-"""How a run shows itself where there is no terminal: plain lines, or JSON for scripts (`docs/reference/events.md`)."""
+"""Run observers without a terminal: plain lines, or JSON events for scripts (`docs/reference/events.md`)."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def share(step: int, steps: int) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """Return JSON data with None for numbers that JSON has not."""
+    """Return JSON data with None for numbers JSON cannot represent."""
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

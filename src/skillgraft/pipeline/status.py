@@ -1,4 +1,4 @@
-"""What lies in a runs directory: finished stages, and interrupted ones with how far they came. Loads no torch."""
+"""Status of a runs directory: finished stages, and interrupted ones with their progress. Loads no torch."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _row(folder: Path) -> dict[str, Any]:
         }
     steps = [int(p.name.rpartition("-")[2]) for p in folder.rglob("checkpoint-*")]
     reached = sum(len(log.read_text().splitlines()) for log in folder.rglob("log.jsonl"))
-    state = f"interrupted, goes on from step {max(steps)}" if steps else "interrupted"
+    state = f"interrupted, resumes from step {max(steps)}" if steps else "interrupted"
     if (written := folder / RENDERINGS).is_file():
         state += f" ({len(written.read_bytes().splitlines())} renderings kept)"
     if reached:

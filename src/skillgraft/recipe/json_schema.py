@@ -14,7 +14,7 @@ from skillgraft.arithmetic.methods import all_methods
 from skillgraft.recipe.schema import Recipe
 
 DIALECT = "http://json-schema.org/draft-07/schema#"
-"""What editors know best; the schemas use nothing that is newer."""
+"""Draft 7, which editors support best; the schemas use nothing newer."""
 
 
 def recipe_schema() -> dict[str, Any]:

@@ -76,14 +76,14 @@ def _expanded(recipe: Recipe, where: str) -> Recipe:
         if expand is None:
             stages[name] = stage
             continue
-        for made, (place, settings) in expand(name, stage).items():
-            if made != name and made in recipe.stages:
+        for stage_name, (place, settings) in expand(name, stage).items():
+            if stage_name != name and stage_name in recipe.stages:
                 raise RecipeError(
-                    f"stages.{made}: the {stage.kind} stage '{name}' makes a stage of this name; rename one"
+                    f"stages.{stage_name}: the {stage.kind} stage '{name}' makes a stage of this name; rename one"
                 )
             model = SETTINGS[settings["kind"]]
             try:
-                stages[made] = model.model_validate(settings)
+                stages[stage_name] = model.model_validate(settings)
             except ValidationError as error:
                 keys = [str(part) for part in error.errors()[0]["loc"]]
                 message = explain_at(error, [*place.split("."), *keys], holder(model, keys[:-1]))
@@ -118,19 +118,20 @@ def _check_stage_named(name: str, stages: Mapping[str, Any]) -> None:
     """Raise for an override of a stage that is not there, or is one of those that a `refine` entry stands for."""
     if name in stages:
         return
-    made: dict[str, tuple[str, str]] = {}
+    expanded_stages: dict[str, tuple[str, str]] = {}
     for entry, settings in stages.items():
         kind = KINDS.get(str(settings.get("kind"))) if isinstance(settings, dict) else None
         if kind is not None and kind.expand is not None:
             with contextlib.suppress(ValidationError, RecipeError):  # an entry that is wrong is reported later
                 expanded = kind.expand(entry, kind.settings.model_validate(settings))
-                made |= {stage: (kind.name, place) for stage, (place, _) in expanded.items()}
-    if name in made:
+                expanded_stages |= {stage: (kind.name, place) for stage, (place, _) in expanded.items()}
+    if name in expanded_stages:
+        kind_name, place = expanded_stages[name]
         raise RecipeError(
-            f"--set: '{name}' is one of the stages that a {made[name][0]} stage stands for; set {made[name][1]}, which "
-            "decides it in every round"
+            f"--set: '{name}' is one of the stages that a {kind_name} stage stands for; set {place}, which decides it "
+            "in every round"
         )
-    raise RecipeError(f"--set: there is no stage '{name}'{did_you_mean(name, {*stages, *made})}")
+    raise RecipeError(f"--set: there is no stage '{name}'{did_you_mean(name, {*stages, *expanded_stages})}")
 
 
 def _check_choices(name: str, stage: Settings) -> None:

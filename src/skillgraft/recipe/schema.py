@@ -59,7 +59,7 @@ def order(recipe: Recipe) -> list[str]:
 
 
 NOUNS = {"documents": "folder of documents", "questions": "set of questions"}
-"""What a kind makes -> how a message says it."""
+"""Result of a stage kind -> its name in messages."""
 
 
 def _check_references(recipe: Recipe, name: str, stage: Settings) -> None:
@@ -77,8 +77,8 @@ def check_makers(recipe: Recipe, name: str) -> None:
     """Raise where a stage refers to one that makes something else than what is needed there."""
     stage = recipe.stages[name]
     for field, marker, reference in sites(stage, Ref):
-        if reference in recipe.stages and (made := KINDS[recipe.stages[reference].kind].makes) != marker.makes:
-            noun = NOUNS.get(made, made)
+        if reference in recipe.stages and (result := KINDS[recipe.stages[reference].kind].makes) != marker.makes:
+            noun = NOUNS.get(result, result)
             raise RecipeError(f"stages.{name}.{field}: '{reference}' makes a {noun}, expected a {marker.makes}")
 
 

@@ -1,4 +1,4 @@
-"""What is wrong with a recipe, in its own words: pydantic's first error, with what to write instead."""
+"""Validation messages: pydantic's first error in the recipe's own words, with what to write instead."""
 
 from __future__ import annotations
 
@@ -71,15 +71,15 @@ def wording(first: Any) -> str:
 
 def _written(path: Sequence[int | str], data: Any) -> list[str]:
     """Return an error's path as a user wrote it: without the tags of unions, which are no keys of the data."""
-    found = []
+    keys = []
     for part in path:
         known = isinstance(data, dict) and part in data
         if known or (isinstance(data, list) and isinstance(part, int)):
             data = data[part]
         elif part != path[-1] or not isinstance(data, dict):
             continue
-        found.append(str(part))
-    return found
+        keys.append(str(part))
+    return keys
 
 
 def holder(model: type[Settings], location: Sequence[str]) -> type[Settings]:
@@ -97,4 +97,4 @@ def _mapping_of(annotation: Any) -> type[Settings]:
     """Return the class of the mapping that a field may hold: the first in its annotation."""
     if isinstance(annotation, type) and issubclass(annotation, Settings):
         return annotation
-    return next((found for each in get_args(annotation) if (found := _mapping_of(each)) is not Settings), Settings)
+    return next((mapping for each in get_args(annotation) if (mapping := _mapping_of(each)) is not Settings), Settings)

@@ -186,7 +186,7 @@ def addressed(settings: Settings) -> dict[str, Any]:
 
 
 def _pruned(settings: Settings, dumped: Mapping[str, Any]) -> dict[str, Any]:
-    kept: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for name, info in type(settings).model_fields.items():
         key = info.alias or name
         if key not in dumped:
@@ -206,8 +206,8 @@ def _pruned(settings: Settings, dumped: Mapping[str, Any]) -> dict[str, Any]:
             if isinstance(marker, Ordered):
                 entry = list(entry.items())
         if entry != {} or value == {}:
-            kept[key] = entry
-    return kept
+            result[key] = entry
+    return result
 
 
 def _left_out(settings: Settings, markers: list[Any]) -> bool:

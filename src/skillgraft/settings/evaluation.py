@@ -23,7 +23,7 @@ class RetentionSettings(Settings):
     data: Annotated[Path | None, DataPath()] = Field(
         None, description="folder with TASK.jsonl, TASK.parquet or the public sets as they are"
     )
-    limit: int | None = Field(None, ge=1, description="the first so many questions of each task")
+    limit: int | None = Field(None, ge=1, description="limit to the first N questions of each task")
     text: Annotated[Path | None, DataPath()] = Field(
         None, description="held-out text: .txt, .md, a folder of them, or JSONL with id, text"
     )
@@ -121,7 +121,7 @@ class SinglePassageSettings(Settings):
     trainer: TrainerArguments = Field({}, description="arguments of TRL's SFTConfig, for each passage anew")
     text: TextSettings = Field(WHOLE, description="how documents become training examples")
     retention_passages: int = Field(
-        0, ge=0, description="score general-knowledge questions in every row after the first so many passages"
+        0, ge=0, description="score general-knowledge questions in every row after the first N passages"
     )
     max_new_tokens: int = Field(32, ge=1, description="longest answer, in tokens")
     batch_size: int = Field(64, ge=1, description="questions answered at once")

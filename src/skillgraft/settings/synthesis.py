@@ -57,7 +57,7 @@ class SynthesisSettings(Settings):
     given: Annotated[Path | None, DataPath()] = Field(
         None, description="read renderings instead: JSONL with document, text; or SEAL's JSON"
     )
-    given_samples: int | None = Field(None, ge=1, description="of given, each document's first so many only")
+    given_samples: int | None = Field(None, ge=1, description="of given, limit to each document's first N")
     styles: list[str] = Field([], description="names of prompt files: implications, rewrite, summary, questions, …")
     prompts: Annotated[Path | None, DataPath()] = Field(None, description="folder of prompt files of your own")
     samples: int = Field(1, ge=1, description="renderings of each chunk in each style")

@@ -105,15 +105,15 @@ def preflight(given: Preflight) -> Iterable[str]:
 def needs(settings: DistillStage, costing: Costing) -> Needs:
     """Estimate the cost: a sampled answer, and what student and teacher read, for each question of each round."""
     documents = costing.documents(settings)
-    asked = len(documents)
+    prompts = len(documents)
     if settings.questions and documents:
-        asked = len(costing.questions(settings, documents)) or asked
-    shown = sum(text_tokens(document.text) for document in documents) / max(len(documents), 1)
-    rounds = settings.trainer.get("num_train_epochs", 2) * asked
+        prompts = len(costing.questions(settings, documents)) or prompts
+    context_tokens = sum(text_tokens(document.text) for document in documents) / max(len(documents), 1)
+    rounds = settings.trainer.get("num_train_epochs", 2) * prompts
     if "max_steps" in settings.trainer:
         rounds = settings.trainer["max_steps"] * settings.trainer.get("per_device_train_batch_size", 16)
     per_weight = training_bytes(settings.adapt) + 4  # the teacher's weights beside the student's
-    tokens = 8 * ANSWER_TOKENS + 2 * (shown + ANSWER_TOKENS)
+    tokens = 8 * ANSWER_TOKENS + 2 * (context_tokens + ANSWER_TOKENS)
     parameters = costing.parameters
     return Needs(parameters * rounds * tokens, parameters * per_weight + 2**30, parameters * (per_weight + 4))
 

@@ -193,9 +193,9 @@ def needs(settings: EvalStage, costing: Costing) -> Needs:
     """Estimate the cost from the tokens of prompts, answers and retention."""
     documents = costing.documents(settings)
     about = documents if written(settings.documents, costing.inputs) else None
-    asked = len(costing.questions(settings, about))
-    tokens: float = asked * (ANSWER_TOKENS + settings.max_new_tokens) * len(settings.models)
-    tokens += asked * sum(_row_tokens(row, documents) + settings.max_new_tokens for row in settings.rows)
+    questions = len(costing.questions(settings, about))
+    tokens: float = questions * (ANSWER_TOKENS + settings.max_new_tokens) * len(settings.models)
+    tokens += questions * sum(_row_tokens(row, documents) + settings.max_new_tokens for row in settings.rows)
     tokens += _retention_tokens(settings.retention) * len(settings.models)
     return Needs(4 * costing.parameters * tokens, costing.parameters * 4 + 2**30, 2**20)
 
@@ -215,9 +215,9 @@ def _retention_tokens(setting: bool | RetentionSettings) -> float:
     if retention is None:
         return 0.0
     items = [item for items in retention.tasks.values() for item in items]
-    asked = sum(len(item.choices) * len(item.prompt.encode()) + sum(map(len, item.choices)) for item in items)
+    prompt_bytes = sum(len(item.choices) * len(item.prompt.encode()) + sum(map(len, item.choices)) for item in items)
     overlap = retention.window / retention.stride
-    return (asked + overlap * sum(len(document.text.encode()) for document in retention.text)) / BYTES_PER_TOKEN
+    return (prompt_bytes + overlap * sum(len(document.text.encode()) for document in retention.text)) / BYTES_PER_TOKEN
 
 
 def rows(stages: Stages, planned: PlannedStage) -> dict[str, dict[str, Any]]:

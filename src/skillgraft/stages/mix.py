@@ -81,8 +81,8 @@ def run(settings: MixStage, context: Context) -> StageResult:
 
 def needs(settings: MixStage, costing: Costing) -> Needs:
     """Estimate the cost from one answer a question."""
-    asked = len(costing.questions(settings))
-    tokens = asked * (ANSWER_TOKENS + settings.max_new_tokens)
+    questions = len(costing.questions(settings))
+    tokens = questions * (ANSWER_TOKENS + settings.max_new_tokens)
     return Needs(4 * costing.parameters * tokens, costing.parameters * 4 + 2**30, 2**24)
 
 

@@ -36,7 +36,7 @@ class RefineStage(Settings):
         description="JSONL with document, question, answers: RL asks those on the round's slice"
     )
     limit_documents: Annotated[int | None, Chooses()] = Field(
-        None, ge=1, description="use the first so many documents only, in all rounds"
+        None, ge=1, description="limit to the first N documents, in all rounds"
     )
     rounds: int = Field(2, ge=1, le=100, description="K, the number of rounds and of slices")
     scale: Finite = Field(1.0, description="λ at which a round starts from v")
@@ -65,22 +65,22 @@ def rounds_of(name: str, stage: RefineStage) -> dict[str, tuple[str, dict[str, A
     if stage.limit_documents is not None:
         data["limit_documents"] = stage.limit_documents
     where = f"stages.{name}"
-    made: dict[str, tuple[str, dict[str, Any]]] = {}
+    stages: dict[str, tuple[str, dict[str, Any]]] = {}
     for number in range(1, stage.rounds + 1):
         if stage.rounds > 1:
             data["part"] = f"{number}/{stage.rounds}"
         sft, rl, start = f"{name}_sft_{number}", f"{name}_rl_{number}", f"{name}_sft_{number}"
         last = number == stage.rounds
-        made[sft] = (f"{where}.sft", {"kind": "sft", "from": stage.from_, **data, **stage.sft})
+        stages[sft] = (f"{where}.sft", {"kind": "sft", "from": stage.from_, **data, **stage.sft})
         if number > 1:
             start = f"{name}_init_{number}"
             before = {"skill": f"{name}_v_{number - 1}", "scale": stage.scale}
-            made[start] = (where, {"kind": "inject", "target": sft, **before})
-        made[rl] = (f"{where}.rl", {"kind": "rl", "from": start, "questions": stage.questions, **data, **stage.rl})
+            stages[start] = (where, {"kind": "inject", "target": sft, **before})
+        stages[rl] = (f"{where}.rl", {"kind": "rl", "from": start, "questions": stage.questions, **data, **stage.rl})
         about = {"domain": stage.domain, "license": stage.license}
         skill = {"kind": "extract", "rl": rl, "sft": sft, **about, **({"dtype": stage.dtype} if last else {})}
-        made[name if last else f"{name}_v_{number}"] = (where, {k: v for k, v in skill.items() if v is not None})
-    return made
+        stages[name if last else f"{name}_v_{number}"] = (where, {k: v for k, v in skill.items() if v is not None})
+    return stages
 
 
 REFINE = StageKind(settings=RefineStage, makes="skill", expand=rounds_of)

@@ -96,11 +96,11 @@ def check(name: str, settings: RlStage) -> None:
 def _check_judge(name: str, settings: RlStage) -> None:
     if settings.judge is not None and settings.judge_endpoint is not None:
         raise RecipeError(f"stages.{name}: both judge and judge_endpoint are given; the reward asks one of them")
-    asked = JUDGE in (settings.reward or {})
+    needs_judge = JUDGE in (settings.reward or {})
     named = settings.judge is not None or settings.judge_endpoint is not None
-    if asked and not named:
+    if needs_judge and not named:
         raise RecipeError(f"stages.{name}.reward: '{JUDGE}' needs judge: CHECKPOINT or judge_endpoint: {{url, model}}")
-    if named and not asked:
+    if named and not needs_judge:
         raise RecipeError(f"stages.{name}: a judge is given that no reward asks; add reward: {{{JUDGE}: 1.0}}")
 
 

@@ -160,10 +160,10 @@ def check_chain(stages: Stages, settings: SftStage) -> None:
         start = before.from_
     if start in stages or not learnt:
         return
-    asked = _asked_ids(stages, settings.questions)
-    if asked and not asked & learnt:
+    question_ids = _asked_ids(stages, settings.questions)
+    if question_ids and not question_ids & learnt:
         raise DataError(
-            f"its questions are about '{min(asked)}'{' and others' if len(asked) > 1 else ''}, and none "
+            f"its questions are about '{min(question_ids)}'{' and others' if len(question_ids) > 1 else ''}, and none "
             f"of the {len(learnt)} documents learnt before it, such as '{min(learnt)}'; give the questions on those, "
             "or name the documents that they are about by `about`"
         )

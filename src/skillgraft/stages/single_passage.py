@@ -115,8 +115,8 @@ def needs(settings: SinglePassageStage, costing: Costing) -> Needs:
     path = written(settings.documents, costing.inputs)
     chosen = passages(read_documents(path), settings.limit_documents) if path else []
     tokens = sum(text_tokens(each.rendered()) for passage in chosen for each in passage.renderings)
-    asked = len(costing.questions(settings, [passage.document for passage in chosen] or None))
-    answered = asked * (ANSWER_TOKENS + settings.max_new_tokens) * (2 + len(settings.rows))
+    questions = len(costing.questions(settings, [passage.document for passage in chosen] or None))
+    answered = questions * (ANSWER_TOKENS + settings.max_new_tokens) * (2 + len(settings.rows))
     learnt = tokens * settings.trainer.get("num_train_epochs", 8)
     per_weight = training_bytes(settings.adapt) + 4  # the model that learns and the one that answers
     parameters = costing.parameters

@@ -113,9 +113,9 @@ def needs(settings: SynthesizeStage, costing: Costing) -> Needs:
     if settings.given is not None or settings.endpoint is not None:
         return Needs(0, 2**30, 2**24)
     sizes = [text_tokens(document.text) for document in costing.documents(settings)]
-    asked = sum(max(len(style.kinds), 1) for style in read_styles(settings.styles, settings.prompts))
+    prompts = sum(max(len(style.kinds), 1) for style in read_styles(settings.styles, settings.prompts))
     chunks = [(min(size, most), math.ceil(size / most)) for size in sizes for most in settings.chunk_tokens]
-    tokens = asked * settings.samples * sum((size + settings.max_new_tokens) * count for size, count in chunks)
+    tokens = prompts * settings.samples * sum((size + settings.max_new_tokens) * count for size, count in chunks)
     return Needs(2 * costing.parameters * tokens, costing.parameters * 4 + 2**30, 2**24)
 
 

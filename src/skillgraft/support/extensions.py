@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 from skillgraft.errors import ExtensionError
 
 GROUPS = ("stages", "methods", "rewards", "adapters", "domains")
-"""What can be extended; the entry-point group of each is `skillgraft.<name>`."""
+"""Groups that can be extended; the entry-point group of each is `skillgraft.<name>`."""
 
 T = TypeVar("T")
 

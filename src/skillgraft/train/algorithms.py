@@ -1,4 +1,4 @@
-"""What an `rl` stage learns by: GRPO and RLOO as TRL has them, ReMax on TRL's GRPO trainer, on groups with variance.
+"""RL algorithms: GRPO and RLOO as TRL has them, ReMax on TRL's GRPO trainer, on groups with variance.
 
 All three weigh the log-probability of a sampled answer by its advantage, the reward less a baseline (r: reward of one
 of G answers to a question):
@@ -41,7 +41,7 @@ class _Ours:
     rewards: Any = None
     """Of the answers under way, weighted and summed, (answers,), over all processes."""
     baselines: Any = None
-    """What they are compared with where that is no mean of theirs, (answers,)."""
+    """Per-answer baselines for algorithms that do not use the group mean, (answers,)."""
 
     def _get_train_sampler(self: Any, dataset: Dataset | None = None) -> Sampler[int]:
         return EpochSampler(super()._get_train_sampler(dataset))  # type: ignore[misc]
@@ -49,9 +49,9 @@ class _Ours:
     def _calculate_rewards(
         self: Any, inputs: list[dict[str, Any]], prompts: list[Any], completions: list[Any], ids: list[Any]
     ) -> Tensor:
-        found = super()._calculate_rewards(inputs, prompts, completions, ids)  # type: ignore[misc]
-        self.rewards = (found * self.reward_weights.to(found.device)).nansum(dim=1)
-        return found
+        rewards = super()._calculate_rewards(inputs, prompts, completions, ids)  # type: ignore[misc]
+        self.rewards = (rewards * self.reward_weights.to(rewards.device)).nansum(dim=1)
+        return rewards
 
     def _generate_and_score_completions(self: Any, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self.rewards = self.baselines = None
@@ -66,8 +66,8 @@ class _Ours:
         if self.baselines is not None:
             advantages = self.rewards - self.baselines
             batch["advantages"] = advantages[mine]
-            for shown, advantage in zip(range(-len(advantages), 0), advantages.tolist(), strict=True):
-                self._logs["advantages"][shown] = advantage
+            for place, advantage in zip(range(-len(advantages), 0), advantages.tolist(), strict=True):
+                self._logs["advantages"][place] = advantage
         varied = with_variance(self.rewards, self.num_generations, self.baselines)
         if self.skip_without_variance:
             batch = only_rows(batch, varied[mine], self.args.steps_per_generation)
@@ -107,11 +107,11 @@ class Remax(_Ours, SharedPrompts, GRPOTrainer):
         """Return the likeliest answers to `prompts` and their tokens; what TRL reports of sampled answers stays."""
         metrics = {name: list(values) for name, values in self._metrics["train"].items()}
         with _greedily(self):
-            made = self._generate(prompts)
+            output = self._generate(prompts)
         tokens = self._metrics["train"]["num_tokens"]
         self._metrics["train"].clear()
         self._metrics["train"].update({**metrics, "num_tokens": tokens})
-        return made[3], made[1]
+        return output[3], output[1]
 
 
 @contextlib.contextmanager
@@ -147,7 +147,8 @@ def only_rows(
     keep: Tensor,  # (answers,), boolean
     parts: int,
 ) -> dict[str, Any]:
-    """Return the batch with the answers of `keep` alone, as if the others had not been in it (DAPO, 2503.14476, 3.2).
+    """Return the batch with the answers of `keep` alone (DAPO, 2503.14476, 3.2). Advantages stay
+    scaled by the whole batch where `scale_rewards` is `batch`.
 
     Where their number is 0 or cannot be cut into `parts` equal ones, as many of the others stay as that takes; their
     advantages are 0. Departure: no other questions are asked in their place.

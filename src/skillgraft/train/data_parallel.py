@@ -1,4 +1,4 @@
-"""What processes that train one stage together agree on, and which part of each batch is whose.
+"""Data-parallel training: barriers and per-rank batch sharding.
 
 A recipe's `trainer.per_device_train_batch_size` is the batch of the whole run: each of N processes trains on one Nth of
 it, in the order of a process alone, so that the gradient is the same up to rounding and a stage's address need not say
@@ -124,11 +124,13 @@ def check_shares(args: TrainingArguments, count: int) -> None:
     """Raise `RecipeError` where `count` processes could not train by `args`, as a process alone has them."""
     if count == 1:
         return
-    given = {name: getattr(args, name, None) for name in NEUTRAL}
-    found = [(name, repr(NEUTRAL[name])) for name, value in given.items() if value not in (None, [], NEUTRAL[name])]
+    values = {name: getattr(args, name, None) for name in NEUTRAL}
+    unsupported = [
+        (name, repr(NEUTRAL[name])) for name, value in values.items() if value not in (None, [], NEUTRAL[name])
+    ]
     if getattr(args, "loss_type", None) in OWN_MEAN:
-        found.append(("loss_type", "another"))
-    for name, expected in found:
+        unsupported.append(("loss_type", "another"))
+    for name, expected in unsupported:
         raise RecipeError(
             f"trainer: {name} is {getattr(args, name)!r}, by which {count} processes would not compute what one does; "
             f"expected {expected}, or start the run without a launcher"

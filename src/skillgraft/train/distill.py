@@ -177,27 +177,27 @@ class _Trainer(DistillationTrainer):
         return EpochSampler(super()._get_train_sampler(dataset))
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        made = super()._generate_and_score_completions(inputs)
+        batch = super()._generate_and_score_completions(inputs)
         tokens, _, _ = self._tokenize_prompts([row["teacher_prompt"] for row in inputs])
         rows = [torch.tensor(ids) for ids in tokens]
-        made["teacher_ids"] = pad(rows, padding_value=self._tokenizer.pad_token_id, padding_side="left")
-        made["teacher_mask"] = pad([torch.ones_like(row) for row in rows], padding_value=0, padding_side="left")
+        batch["teacher_ids"] = pad(rows, padding_value=self._tokenizer.pad_token_id, padding_side="left")
+        batch["teacher_mask"] = pad([torch.ones_like(row) for row in rows], padding_value=0, padding_side="left")
         for name in ("teacher_ids", "teacher_mask"):
-            made[name] = made[name].to(made["completion_ids"].device)
-        answers = made["completion_mask"]
+            batch[name] = batch[name].to(batch["completion_ids"].device)
+        answers = batch["completion_mask"]
         if self.skip_tokens:
             # TRL's mask of what tools said, multiplied with the answer's own: where it is 0 there is no loss.
-            made["tool_mask"] = torch.ones_like(answers)
-            made["tool_mask"][:, : self.skip_tokens] = 0
-            made["num_items_in_batch"] = self.accelerator.gather((answers * made["tool_mask"]).sum()).sum()
+            batch["tool_mask"] = torch.ones_like(answers)
+            batch["tool_mask"][:, : self.skip_tokens] = 0
+            batch["num_items_in_batch"] = self.accelerator.gather((answers * batch["tool_mask"]).sum()).sum()
         accumulated = self.args.gradient_accumulation_steps
         for name, count in (
-            ("trained_tokens", made["num_items_in_batch"]),
-            ("student_tokens", made["prompt_mask"].sum() + answers.sum()),
-            ("teacher_tokens", made["teacher_mask"].sum() + answers.sum()),
+            ("trained_tokens", batch["num_items_in_batch"]),
+            ("student_tokens", batch["prompt_mask"].sum() + answers.sum()),
+            ("teacher_tokens", batch["teacher_mask"].sum() + answers.sum()),
         ):
             self._metrics["train"][name].append(count.item() / accumulated)
-        return made
+        return batch
 
     def _compute_loss(self, unwrapped_student: PreTrainedModel, inputs: dict[str, Any], num_items_in_batch: Any) -> Any:
         self._teacher_prompt = inputs["teacher_ids"], inputs["teacher_mask"]
@@ -244,13 +244,13 @@ def weights_of(model: PreTrainedModel | PeftModel) -> dict[str, Tensor]:
     if not isinstance(model, PeftModel):
         return dict(model.named_parameters())
     plain = model.get_base_model()
-    found = {
+    weights = {
         name.replace(".base_layer.", "."): weight for name, weight in plain.named_parameters() if "lora_" not in name
     }
     for name, layer in plain.named_modules():
         if isinstance(layer, LoraLayer):
-            found[f"{name}.weight"] = layer.get_base_layer().weight + layer.get_delta_weight("default")
-    return found
+            weights[f"{name}.weight"] = layer.get_base_layer().weight + layer.get_delta_weight("default")
+    return weights
 
 
 def _asked(

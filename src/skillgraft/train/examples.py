@@ -1,4 +1,4 @@
-"""What fine-tuning reads: rows of token ids, and labels that say which of them carry loss (-100: not learnt).
+"""Training examples: rows of token ids, and labels that say which of them carry loss (-100: not learnt).
 
 Documents: every token of title and text, as in continued pre-training (PaST, arXiv 2601.11258, section 3), or of the
 text alone; longer ones in chunks that carry their title. Questions: the prompt is that of RL and evaluation, only the
@@ -124,12 +124,12 @@ def _prompt_and_completion(
         ids = ids[:-1] if ids[-1] == tokenizer.eos_token_id else ids
         completion = f" {answer}{tokenizer.eos_token}"
     else:
-        asked = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+        prompt_text = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
         answered = [*prompt, {"role": "assistant", "content": answer}]
         whole = tokenizer.apply_chat_template(answered, tokenize=False)
-        ids = tokenizer(asked, add_special_tokens=False)["input_ids"]
+        ids = tokenizer(prompt_text, add_special_tokens=False)["input_ids"]
         # A template that writes something else before a finished answer: the answer and the end alone.
-        completion = whole[len(asked) :] if whole.startswith(asked) else answer + tokenizer.eos_token
+        completion = whole[len(prompt_text) :] if whole.startswith(prompt_text) else answer + tokenizer.eos_token
     return ids, tokenizer(completion, add_special_tokens=False)["input_ids"]
 
 
@@ -177,15 +177,15 @@ def replay_rows(
 
 def _pieces(text: str, size: int) -> list[tuple[int, int]]:
     """Return [start, end) of consecutive pieces of at most `size` characters, ended at white space where there is."""
-    found, start = [], 0
+    pieces, start = [], 0
     while start < len(text):
         end = min(start + size, len(text))
         if end < len(text):
             end = max((text.rfind(mark, start + size // 2, end) + 1 for mark in " \n"), default=0) or end
         if text[start:end].strip():
-            found.append((start, end))
+            pieces.append((start, end))
         start = end
-    return found
+    return pieces
 
 
 def learnt_tokens(rows: Sequence[Row]) -> int:

@@ -1,4 +1,4 @@
-"""Which questions can teach: those that the model answers sometimes, by sampling before RL starts.
+"""Pass rates: sample each task before RL, and keep those that are solved sometimes.
 
 GRPO learns from differences within a group of answers to one question. A question that is never or always answered
 gives none (compare dynamic sampling in DAPO, arXiv 2503.14476, section 3.2, which drops such groups during training;
@@ -90,7 +90,7 @@ def pass_rates(
     for start in range(0, len(tasks), step):
         rows = by_length[start : start + step]
         batch = encode_prompts(tokenizer, [domain.prompt(tokenizer, tasks[i]) for i in rows]).to(model.device)
-        made = model.generate(
+        output = model.generate(
             **batch,
             max_new_tokens=args.max_completion_length,
             do_sample=True,
@@ -102,7 +102,7 @@ def pass_rates(
             num_return_sequences=samples,
             pad_token_id=tokenizer.pad_token_id,
         )
-        texts = tokenizer.batch_decode(made[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+        texts = tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
         for place, row in enumerate(rows):
             answers = texts[place * samples : (place + 1) * samples]
             rates[row] = sum(domain.solved(text, tasks[row].answers) for text in answers) / samples

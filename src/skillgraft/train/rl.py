@@ -69,7 +69,7 @@ CURVE = {
     "greedy_reward": "greedy_reward",
     "judge_without_verdict": "judge_without_verdict",
 }
-"""What a person is shown of an RL stage -> its name in the log. The loss says nothing in GRPO and is left out.
+"""Metric of the report's RL curve -> its name in the trainer's log. The loss says nothing in GRPO and is left out.
 
 TRL's own share of groups without variance is 0 or 1 where rewards are scaled by the batch's deviation.
 """
@@ -97,7 +97,7 @@ def train_rl(
 ) -> Trained:
     """Train the checkpoint `model_dir` with RL on a domain's tasks; write weights, tokenizer and factors into `out`.
 
-    Trainer checkpoints live in `workdir`; a rerun goes on from the newest whole one. With `pass_rate_samples`, only
+    Trainer checkpoints live in `workdir`; a rerun resumes from the newest whole one. With `pass_rate_samples`, only
     questions that the model answers sometimes are trained on (see `train.pass_rates`). `rounds` are the steps of
     several rounds instead of `trainer.max_steps`: before each the pass rates are measured anew, so that what has been
     learnt by then is left out and what has come into reach is taken in; each starts a fresh optimiser. `algorithm` is
@@ -282,13 +282,13 @@ def _for_trl(
         **_: Any,
     ) -> list[float]:
         texts = [(c if isinstance(c, str) else c[-1]["content"]).strip() for c in completions]
-        asked = [tasks[place] for place in task]
+        answered = [tasks[place] for place in task]
         if reward is not None:
-            answers = zip(prompts, texts, completion_ids, asked, strict=True)
+            answers = zip(prompts, texts, completion_ids, answered, strict=True)
             return [reward(RewardInput(prompt, text, ids, one.answers, one)) for prompt, text, ids, one in answers]
         if judge is None:
             raise RecipeError(f"reward '{JUDGE}' needs a judge")
-        verdicts = judge.verdicts([(one.prompt, one.answers, text) for one, text in zip(asked, texts, strict=True)])
+        verdicts = judge.verdicts([(one.prompt, one.answers, text) for one, text in zip(answered, texts, strict=True)])
         log_metric("judge_without_verdict", sum(verdict is None for verdict in verdicts) / len(verdicts))
         return [float(verdict or 0.0) for verdict in verdicts]
 

@@ -59,7 +59,7 @@ class SharedPrompts:
         model = self.accelerator.unwrap_model(self.model)
         lora = isinstance(model, PeftModel)
         with _attending_as_loaded(model), merged(model) if lora else nullcontext():
-            made = sample(
+            sampled = sample(
                 model.get_base_model() if lora else model,
                 prompt_ids,
                 self.eos_token_ids,
@@ -67,7 +67,7 @@ class SharedPrompts:
                 warpers(self.generation_config) if self.generation_config.do_sample else None,
                 self.accelerator.autocast(),
             )
-        return made if isinstance(self, RLOOTrainer) else (made, None)
+        return sampled if isinstance(self, RLOOTrainer) else (sampled, None)
 
     def _compute_loss(self: Any, model: Any, inputs: dict[str, Any]) -> Tensor:
         moving = inputs["advantages"].abs() > NEGLIGIBLE
@@ -103,14 +103,16 @@ class SharedPrompts:
         whole = torch.arange(len(input_ids))
         parts = [whole] if self._learning is None else [whole[self._learning], whole[~self._learning]]
         chunks = [chunk for part in parts for chunk in part.split(batch_size or len(whole)) if len(chunk)]
-        found = []
+        results = []
         for rows in chunks:
             idle = self._learning is not None and not self._learning[rows[0]]
-            asked = self.accelerator.unwrap_model(model) if idle else model  # DDP counts on one forward pass a step
+            scorer = self.accelerator.unwrap_model(model) if idle else model  # DDP counts on one forward pass a step
             with torch.no_grad() if idle else nullcontext(), self.accelerator.autocast():
-                found.append(score(asked, input_ids[rows], attention_mask[rows], logits_to_keep, compute_entropy))
+                results.append(score(scorer, input_ids[rows], attention_mask[rows], logits_to_keep, compute_entropy))
         order = torch.cat(chunks).argsort()
-        log_p, entropy = (torch.cat(each)[order] if each[0] is not None else None for each in zip(*found, strict=True))
+        log_p, entropy = (
+            torch.cat(each)[order] if each[0] is not None else None for each in zip(*results, strict=True)
+        )
         return log_p, entropy, None
 
 

@@ -82,9 +82,9 @@ def train_writer(
         RecipeError: fewer passages with questions than rounds.
         TrainingError: no self-edit that could be kept, or one that the trainer would cut off.
     """
-    asked: dict[str, list[Question]] = {}
+    questions_of: dict[str, list[Question]] = {}
     for question in questions:
-        asked.setdefault(question.document, []).append(question)
+        questions_of.setdefault(question.document, []).append(question)
     used = asked_documents(documents, questions, stage.rounds)
     writer, rounds, done = model_dir, [], 0
     parameters = parameters_of(read_layout(model_dir))
@@ -93,20 +93,20 @@ def train_writer(
         this.here.mkdir(exist_ok=True)
         moved = partial(_from, progress, done, 2 * len(used) * stage.samples)
         requests, texts, tokens = _sample(this, documents_of_round, moved)
-        before, scored = _score(this, requests, texts, asked, moved)
+        before, scored = _score(this, requests, texts, questions_of, moved)
         scores = [each["score"] for each in scored]
-        kept = best(requests, scores, stage.keep)
-        pairs = [(requests[at].prompt, texts[at]) for at in kept]
+        best_places = best(requests, scores, stage.keep)
+        pairs = [(requests[at].prompt, texts[at]) for at in best_places]
         writer, taught = _teach(this, pairs, trainer, adapter, partial(moved, 2 * len(requests)))
         done += 2 * len(requests)
         rounds.append(
             {
                 "documents": len(documents_of_round),
                 "self_edits": sum(score is not None for score in scores),
-                "kept": len(kept),
+                "kept": len(best_places),
                 "score_before": before,
                 "score": _mean([score for score in scores if score is not None]),
-                "score_of_kept": _mean([scores[at] for at in kept]),
+                "score_of_kept": _mean([scores[at] for at in best_places]),
                 "documents_without_choice": _without_choice(requests, scores),
                 "tokens": tokens + taught["tokens"] + sum(each["tokens"] for each in scored),
                 "flops": 2.0 * parameters * tokens + taught["flops"] + sum(each["flops"] for each in scored),
@@ -118,7 +118,7 @@ def train_writer(
     return {
         "rounds": rounds,
         "documents": len(used),
-        "questions": sum(len(asked[document.id]) for document in used),
+        "questions": sum(len(questions_of[document.id]) for document in used),
         "tokens": sum(each["tokens"] for each in rounds),
         "flops": sum(each["flops"] for each in rounds),
     }
@@ -168,8 +168,8 @@ def _sample(this: Round, documents: Sequence[Document], moved: Moved) -> tuple[l
     stage = this.stage
     styles = read_styles([stage.style], stage.prompts)
     requests = plan_requests(documents, lambda document: [document.text], styles, stage.samples, this.seed)
-    kept = Kept(this.here)
-    if any(request.id not in kept.by_id for request in requests):
+    cache = Kept(this.here)
+    if any(request.id not in cache.by_id for request in requests):
         local = LocalWriter(
             this.writer,
             load_tokenizer(this.writer),
@@ -182,8 +182,8 @@ def _sample(this: Round, documents: Sequence[Document], moved: Moved) -> tuple[l
         def count(done: int, total: int, metrics: Mapping[str, float] = NO_METRICS, /) -> None:
             moved(done, metrics)
 
-        write_locally(requests, local, stage.batch_size, kept, count)
-    written = [kept.by_id[request.id] for request in requests]
+        write_locally(requests, local, stage.batch_size, cache, count)
+    written = [cache.by_id[request.id] for request in requests]
     texts = [each["text"] if each["complete"] else without_cut_end(each["text"]) for each in written]
     return requests, texts, sum(each["tokens"] for each in written)
 
@@ -198,10 +198,10 @@ def _score(
     """Return the mean score before anything is learnt, and of each self-edit its score and what learning it cost."""
     stage, scores = this.stage, this.here / "scores"
     scores.mkdir(exist_ok=True)
-    kept = Kept(scores)
+    cache = Kept(scores)
     wanted = ["before", *(request.id for request in requests)]
-    if all(name in kept.by_id for name in wanted):
-        return kept.by_id["before"]["score"], [kept.by_id[name] for name in wanted[1:]]
+    if all(name in cache.by_id for name in wanted):
+        return cache.by_id["before"]["score"], [cache.by_id[name] for name in wanted[1:]]
     answerer = Answerer(this.writer)
     learner = Learner(
         this.writer,
@@ -215,26 +215,28 @@ def _score(
 
     def measured(questions: Sequence[Question]) -> list[float]:
         prompts = [KNOWLEDGE.prompt(answerer.tokenizer, question) for question in questions]
-        said, _ = answer(answerer.model, answerer.tokenizer, prompts, stage.max_answer_tokens, 64)
-        return [KNOWLEDGE.metrics[stage.score](text, each.answers) for text, each in zip(said, questions, strict=True)]
+        answers, _ = answer(answerer.model, answerer.tokenizer, prompts, stage.max_answer_tokens, 64)
+        return [
+            KNOWLEDGE.metrics[stage.score](text, each.answers) for text, each in zip(answers, questions, strict=True)
+        ]
 
-    if "before" not in kept.by_id:
-        found = measured([q for name in dict.fromkeys(r.document.id for r in requests) for q in asked[name]])
-        kept.add([{"id": "before", "score": sum(found) / len(found)}])
+    if "before" not in cache.by_id:
+        before = measured([q for name in dict.fromkeys(r.document.id for r in requests) for q in asked[name]])
+        cache.add([{"id": "before", "score": sum(before) / len(before)}])
     for place, (request, text) in enumerate(zip(requests, texts, strict=True)):
-        if request.id not in kept.by_id:
+        if request.id not in cache.by_id:
             record: dict[str, Any] = {"id": request.id, "score": None, "tokens": 0, "flops": 0.0}
             if text:
                 passage = learning_texts(request.document, text, stage.split_lines)
                 trained, operand = learner.learn(place, passage)
                 answerer.become([operand])
-                found = measured(asked[request.document.id])
+                before = measured(asked[request.document.id])
                 learner.forget()
-                record |= {"score": sum(found) / len(found), "tokens": trained.tokens, "flops": trained.flops}
-            kept.add([record])
-        score = kept.by_id[request.id]["score"]
+                record |= {"score": sum(before) / len(before), "tokens": trained.tokens, "flops": trained.flops}
+            cache.add([record])
+        score = cache.by_id[request.id]["score"]
         moved(len(requests) + place + 1, {} if score is None else {stage.score: score})
-    return kept.by_id["before"]["score"], [kept.by_id[name] for name in wanted[1:]]
+    return cache.by_id["before"]["score"], [cache.by_id[name] for name in wanted[1:]]
 
 
 def _teach(
@@ -288,12 +290,12 @@ def writing_rows(
     rows: list[Row] = []
     for prompt, text in pairs:
         chat = as_chat(tokenizer, prompt)
-        asked = tokenizer(chat, add_special_tokens=chat == prompt)["input_ids"]
-        told = tokenizer(f"{text}{tokenizer.eos_token}", add_special_tokens=False)["input_ids"]
-        if max_length is not None and len(asked) + len(told) > max_length:
+        prompt_ids = tokenizer(chat, add_special_tokens=chat == prompt)["input_ids"]
+        text_ids = tokenizer(f"{text}{tokenizer.eos_token}", add_special_tokens=False)["input_ids"]
+        if max_length is not None and len(prompt_ids) + len(text_ids) > max_length:
             raise TrainingError(
-                f"a prompt of {len(asked)} tokens and its self-edit of {len(told)} are more than trainer.max_length = "
-                f"{max_length}: it would be cut off; raise it or lower max_new_tokens"
+                f"a prompt of {len(prompt_ids)} tokens and its self-edit of {len(text_ids)} are more than "
+                f"trainer.max_length = {max_length}: it would be cut off; raise it or lower max_new_tokens"
             )
-        rows.append({"input_ids": asked + told, "labels": [UNLEARNT] * len(asked) + told})
+        rows.append({"input_ids": prompt_ids + text_ids, "labels": [UNLEARNT] * len(prompt_ids) + text_ids})
     return rows

@@ -76,7 +76,7 @@ def train_sft(
     """Fine-tune the checkpoint `model_dir` and write weights and tokenizer into the existing directory `out`.
 
     `replay` are general texts and how many of their tokens are trained on for each token of documents and questions.
-    Trainer checkpoints live in `workdir`; a rerun goes on from the newest whole one.
+    Trainer checkpoints live in `workdir`; a rerun resumes from the newest whole one.
 
     Raises:
         RecipeError: an argument that the trainer or adapter does not know.

@@ -57,7 +57,7 @@ class Learner:
     def learn(self, number: int, passage: Passage, progress: Progress | None = None) -> tuple[Trained, dict[str, str]]:
         """Fine-tune on the passage's renderings; return the cost, and what was learnt as an operand of a merge.
 
-        A learning that was cut off goes on from its newest trainer checkpoint. The operand lies in the working folder
+        Interrupted learning resumes from its newest trainer checkpoint. The operand lies in the working folder
         until `forget`.
         """
         for old in self._work.glob(f"{LEARNING}-*"):

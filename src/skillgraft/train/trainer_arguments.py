@@ -63,19 +63,19 @@ def trainer_arguments(
         merged["per_device_train_batch_size"] //= count
         merged = {"ddp_find_unused_parameters": False, **merged}
     try:
-        made = config(**merged)
+        arguments = config(**merged)
     except (TypeError, ValueError, ArithmeticError) as error:
         raise RecipeError(f"trainer: {config.__name__} refuses these arguments: {error}") from error
-    made._n_gpu = min(made.n_gpu, 1)  # of several GPUs in sight the trainers would take all, in one process
-    if made.per_device_train_batch_size < 1:
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # of several GPUs in sight the trainers would take all, in one process
+    if arguments.per_device_train_batch_size < 1:
         raise RecipeError(
-            f"trainer: per_device_train_batch_size is {made.per_device_train_batch_size}, expected at least 1"
+            f"trainer: per_device_train_batch_size is {arguments.per_device_train_batch_size}, expected at least 1"
         )
-    if made.max_steps <= 0 and made.num_train_epochs <= 0:
+    if arguments.max_steps <= 0 and arguments.num_train_epochs <= 0:
         raise RecipeError(
-            f"trainer: num_train_epochs is {made.num_train_epochs}, expected more than 0: nothing is learnt"
+            f"trainer: num_train_epochs is {arguments.num_train_epochs}, expected more than 0: nothing is learnt"
         )
-    return made
+    return arguments
 
 
 def check_at_least(least: int, made: TrainingArguments, name: str) -> None:

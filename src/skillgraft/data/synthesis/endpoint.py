@@ -146,10 +146,10 @@ class Endpoint:
         """Return the server's own words on an error, short and without the key, which a server may repeat."""
         try:
             error = json.loads(content)["error"]
-            said = str(error["message"] if isinstance(error, dict) else error)
+            message = str(error["message"] if isinstance(error, dict) else error)
         except (ValueError, TypeError, KeyError, RecursionError):
-            said = content.decode(errors="replace")
-        return _short(said.replace(self.key, "***") if self.key else said)
+            message = content.decode(errors="replace")
+        return _short(message.replace(self.key, "***") if self.key else message)
 
 
 def _short(text: str) -> str:

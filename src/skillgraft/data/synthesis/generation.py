@@ -93,7 +93,7 @@ def write_locally(
         batch = by_length[start : start + batch_size]
         if any(request.id not in kept.by_id for request in batch):
             written = writer.write([request.prompt for request in batch], [request.seed for request in batch])
-            kept.add(_record(request, made) for request, made in zip(batch, written, strict=True))
+            kept.add(_record(request, generated) for request, generated in zip(batch, written, strict=True))
         progress(start + len(batch), len(requests))
 
 

@@ -16,7 +16,7 @@ from skillgraft.errors import DataError, MissingPathError
 def read_given(path: Path, documents: Sequence[Document], samples: int | None = None) -> list[tuple[str, str]]:
     """Return (document id, text) of every rendering in `path` that is of one of `documents`, in the file's order.
 
-    With `samples`, the first so many of each document only.
+    With `samples`, limited to the first N of each document.
 
     `path` is JSONL of `{"document", "text"}`, or a `.json` file as SEAL's: a list of records with `context` (the
     document's text) and `completions` (texts, or a string that holds a JSON or Python list of them). Empty texts of
@@ -28,27 +28,27 @@ def read_given(path: Path, documents: Sequence[Document], samples: int | None = 
     """
     if not path.is_file():
         raise MissingPathError(f"given: {path} does not exist; expected JSONL with document, text, or SEAL's JSON")
-    found = _of_seal(path, documents) if path.suffix == ".json" else _of_jsonl(path)
+    renderings = _of_seal(path, documents) if path.suffix == ".json" else _of_jsonl(path)
     known = {document.id for document in documents}
     taken: Counter[str] = Counter()
-    kept = []
-    for document, text in found:
+    chosen = []
+    for document, text in renderings:
         if document in known and (samples is None or taken[document] < samples):
             taken[document] += 1
-            kept.append((document, text))
-    if not kept:
+            chosen.append((document, text))
+    if not chosen:
         raise DataError(f"given: {path} holds no rendering of any of the {len(documents)} documents")
-    return kept
+    return chosen
 
 
 def _of_jsonl(path: Path) -> list[tuple[str, str]]:
-    found = []
+    renderings = []
     for where, record in read_records(path):
         document, text = record.get("document"), record.get("text")
         if not isinstance(document, str) or not isinstance(text, str):
             raise DataError(f"{where}: expected the strings 'document' and 'text'; the line has {sorted(record)}")
-        found.append((document, text))
-    return found
+        renderings.append((document, text))
+    return renderings
 
 
 def _of_seal(path: Path, documents: Sequence[Document]) -> list[tuple[str, str]]:
@@ -59,15 +59,15 @@ def _of_seal(path: Path, documents: Sequence[Document]) -> list[tuple[str, str]]
     if not isinstance(records, list):
         raise DataError(f"given: {path} holds a {type(records).__name__}, expected a list of records")
     by_text = {" ".join(document.text.split()): document.id for document in documents}
-    found = []
+    renderings = []
     for number, record in enumerate(records):
         where = f"given: {path}, record {number}"
         if not isinstance(record, dict) or not isinstance(record.get("context"), str):
             raise DataError(f"{where}: expected a mapping with context and completions")
         document = by_text.get(" ".join(record["context"].split()))
         if document is not None:
-            found += [(document, text) for text in _texts(record.get("completions"), where) if text.strip()]
-    return found
+            renderings += [(document, text) for text in _texts(record.get("completions"), where) if text.strip()]
+    return renderings
 
 
 def _texts(value: Any, where: str) -> list[str]:
@@ -81,5 +81,5 @@ def _texts(value: Any, where: str) -> list[str]:
     try:
         "".join(value).encode()
     except UnicodeEncodeError as error:
-        raise DataError(f"{where}: holds half of a surrogate pair, which is no text; remove it") from error
+        raise DataError(f"{where}: contains a lone surrogate, which is not text; remove it") from error
     return value

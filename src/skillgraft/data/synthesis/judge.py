@@ -58,8 +58,8 @@ class _Asked:
 
 def verdict_of(reply: str) -> float | None:
     """Return 1.0 for a reply that begins with yes, 0.0 for no, None for neither."""
-    found = _VERDICT.match(reply)
-    return None if found is None else float(found[1].lower() == "yes")
+    match = _VERDICT.match(reply)
+    return None if match is None else float(match[1].lower() == "yes")
 
 
 def prompt_for(question: str, answers: Sequence[str], given: str) -> str:
@@ -89,9 +89,9 @@ class Judge:
         prompts = [prompt_for(*triple) if triple[2].strip() else None for triple in triples]
         waiting = list(dict.fromkeys(p for p in prompts if p is not None and p not in self.judged))
         for more in ("", AGAIN):
-            asked = {prompt: _Asked(self._key(prompt + more), prompt + more) for prompt in waiting}
-            self.ask(list(asked.values()), self.kept)
-            self.judged |= {p: verdict_of(self.kept.by_id[one.id]["text"]) for p, one in asked.items()}
+            requests = {prompt: _Asked(self._key(prompt + more), prompt + more) for prompt in waiting}
+            self.ask(list(requests.values()), self.kept)
+            self.judged |= {p: verdict_of(self.kept.by_id[one.id]["text"]) for p, one in requests.items()}
             waiting = [prompt for prompt in waiting if self.judged[prompt] is None]
         self._check()
         return [0.0 if prompt is None else self.judged[prompt] for prompt in prompts]
@@ -104,22 +104,22 @@ class Judge:
         if len(self.judged) < ENOUGH or len(without) <= MOST_WITHOUT_VERDICT * len(self.judged):
             return
         last = self._key(without[-1] + AGAIN)
-        said = " ".join(self.kept.by_id[last]["text"].split())[:80]
+        reply = " ".join(self.kept.by_id[last]["text"].split())[:80]
         self.kept.drop(self._key(prompt + more) for prompt in without for more in ("", AGAIN))
         raise TrainingError(
             f"judge {self.name}: it said neither yes nor no to {len(without)} of {len(self.judged)} answers, last "
-            f"{said!r}; expected a model that follows the instruction: name another one as judge"
+            f"{reply!r}; expected a model that follows the instruction: name another one as judge"
         )
 
 
 @contextlib.contextmanager
 def judge_of(stage: Any, inputs: Mapping[str, Path], work: Path) -> Iterator[Judge | None]:
     """Yield the judge that an rl stage names, None where it names none; its replies are kept in `work`."""
-    kept = Kept(work, "judged.jsonl")
+    cache = Kept(work, "judged.jsonl")
     if stage.judge_endpoint is not None:
-        yield endpoint_judge(stage.judge_endpoint, kept)
+        yield endpoint_judge(stage.judge_endpoint, cache)
     elif stage.judge is not None:
-        yield local_judge(inputs[stage.judge], kept)
+        yield local_judge(inputs[stage.judge], cache)
     else:
         yield None
 

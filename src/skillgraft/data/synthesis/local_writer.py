@@ -82,14 +82,14 @@ class LocalWriter:
             if self.top_p < 1:
                 processors.append(TopPLogitsWarper(self.top_p))
             processors.append(GumbelNoise(seeds))
-        made = self.model.generate(
+        output = self.model.generate(
             **batch.to(self.model.device),
             max_new_tokens=self.max_new_tokens,
             do_sample=False,
             logits_processor=processors,
             pad_token_id=self.tokenizer.pad_token_id,
         )[:, batch["input_ids"].shape[1] :]
-        return [self._written(tokens, row.tolist()) for tokens, row in zip(rows, made, strict=True)]
+        return [self._written(tokens, row.tolist()) for tokens, row in zip(rows, output, strict=True)]
 
     def _written(self, prompt: list[int], made: list[int]) -> Written:
         ends = ends_of(self.model, self.tokenizer)

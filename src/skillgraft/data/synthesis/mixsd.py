@@ -71,7 +71,7 @@ def mix_answers(
     naive: list[list[bool]] = [[] for _ in asked]
     done = [False] * rows
     for _ in range(max_new_tokens):
-        made = model(
+        output = model(
             input_ids=step,
             attention_mask=mask,
             position_ids=positions,
@@ -79,7 +79,7 @@ def mix_answers(
             use_cache=True,
             logits_to_keep=1,
         )
-        past, logits = made.past_key_values, made.logits[:, -1].float()
+        past, logits = output.past_key_values, output.logits[:, -1].float()
         picks = [draw.random() < naive_share for draw in draws]
         scores = torch.where(torch.tensor(picks, device=logits.device)[:, None], logits[:rows], logits[rows:])
         if temperature > 0:
@@ -130,12 +130,12 @@ def mix_questions(
         DataError: no questions, or one about a document that is not there.
     """
     pairs = by_document(questions, documents, teacher_sees)
-    kept = Kept(work)
+    cache = Kept(work)
     if naive_share in (0.0, 1.0) and temperature == 0:
         attempts = 1  # nothing is drawn: every try is the same
     for start in range(0, len(pairs), batch_size):
         names = range(start, min(start + batch_size, len(pairs)))
-        open_rows = [row for row in names if str(row) not in kept.by_id]
+        open_rows = [row for row in names if str(row) not in cache.by_id]
         finished: dict[int, dict[str, Any]] = {}
         tokens = dict.fromkeys(open_rows, 0)
         for attempt in range(1, attempts + 1):
@@ -152,18 +152,18 @@ def mix_questions(
                 temperature=temperature,
                 max_new_tokens=max_new_tokens,
             )
-            for row, made in zip(waiting, written, strict=True):
-                tokens[row] += made.tokens
-                right = containment(made.text, pairs[row][0].answers) == 1
+            for row, mixed in zip(waiting, written, strict=True):
+                tokens[row] += mixed.tokens
+                right = containment(mixed.text, pairs[row][0].answers) == 1
                 if right or attempt == attempts:
-                    share = sum(made.naive) / max(len(made.naive), 1)
+                    share = sum(mixed.naive) / max(len(mixed.naive), 1)
                     finished[row] = {
-                        **{"text": made.text, "right": right, "attempts": attempt},
+                        **{"text": mixed.text, "right": right, "attempts": attempt},
                         **{"naive_share": round(share, 4), "tokens": tokens[row]},
                     }
-        kept.add({"id": str(row), **finished[row]} for row in sorted(finished))
+        cache.add({"id": str(row), **finished[row]} for row in sorted(finished))
         progress(names.stop, len(pairs))
-    return [kept.by_id[str(row)] for row in range(len(pairs))]
+    return [cache.by_id[str(row)] for row in range(len(pairs))]
 
 
 def write_mixed(questions: Sequence[Question], answers: Sequence[dict[str, Any]], out: Path) -> dict[str, Any]:

@@ -83,9 +83,9 @@ class Result:
 
     def counts(self) -> dict[str, Any]:
         """Return how many were kept by style and dropped by reason."""
-        made = [record for record in self.documents if record["style"] != "original"] + self.questions
+        synthetic = [record for record in self.documents if record["style"] != "original"] + self.questions
         return {
-            "kept": dict(sorted(Counter(record["style"] for record in made).items())),
+            "kept": dict(sorted(Counter(record["style"] for record in synthetic).items())),
             "dropped": dict(sorted(Counter(record["why"] for record in self.dropped).items())),
         }
 
@@ -98,7 +98,7 @@ def plan_requests(
     seed: int,
 ) -> list[Request]:
     """Return what is to be written, by document, chunk, style, kind of question and sample; `cut` gives the chunks."""
-    found = []
+    requests = []
     for document in documents:
         for number, chunk in enumerate(cut(document)):
             for style in styles:
@@ -106,7 +106,7 @@ def plan_requests(
                     for sample in range(samples):
                         name = f"{style.name}-{kind}" if kind else style.name
                         what = [seed, document.id, style.name, style.version, kind, number, sample]
-                        found.append(
+                        requests.append(
                             Request(
                                 f"{document.id}#{name}-{number}-{sample}",
                                 document,
@@ -116,14 +116,14 @@ def plan_requests(
                                 int.from_bytes(blake3(json.dumps(what).encode()).digest()[:4], "big") >> 1,
                             )
                         )
-    return found
+    return requests
 
 
 def pairs(text: str) -> list[tuple[str, str]]:
     """Return the (question, answer) pairs of lines `Q: …` and `A: …`, also numbered, bold or spelt out."""
     return [
-        (" ".join(found["question"].strip(" *_").split()), found["answer"].strip(" *_"))
-        for found in _PAIR.finditer(text)
+        (" ".join(match["question"].strip(" *_").split()), match["answer"].strip(" *_"))
+        for match in _PAIR.finditer(text)
     ]
 
 
@@ -134,7 +134,7 @@ def lines(text: str) -> list[str]:
 
 def without_cut_end(text: str) -> str:
     """Return a text that the token limit cut off, up to its last whole sentence or line; empty if there is none."""
-    ends = [found.end() for found in _SENTENCE_END.finditer(text)]
+    ends = [match.end() for match in _SENTENCE_END.finditer(text)]
     return text[: ends[-1]].rstrip() if ends else ""
 
 
@@ -243,10 +243,10 @@ def _items(renderings: Sequence[Rendering], makes_questions: Mapping[str, bool],
     for each in renderings:
         if makes_questions.get(each.style, False):
             whole = each.text if each.complete else each.text.rpartition("\n")[0]
-            found = pairs(whole)
-            for number, (question, answer) in enumerate(found):
+            questions = pairs(whole)
+            for number, (question, answer) in enumerate(questions):
                 yield _Item(f"{each.id}-{number}", each, question, answer)
-            if not found:
+            if not questions:
                 yield _Item(each.id, each, each.text, broken="no question with an answer")
             continue
         text = each.text.strip() if each.complete else without_cut_end(each.text)

@@ -38,11 +38,11 @@ def synthesize(
             that are wrong, a leak with `leakage: refuse`, or nothing left after the filters.
     """
     styles = read_styles(stage.styles, stage.prompts)
-    made: dict[str, Any] = {}
+    facts: dict[str, Any] = {}
     if stage.given is not None:
         renderings = _given(stage.given, documents, stage.given_samples)
     else:
-        renderings, made = _written(stage, styles, documents, model, work, seed, progress)
+        renderings, facts = _written(stage, styles, documents, model, work, seed, progress)
     held_out = [question for file in stage.held_out for question in read_questions(file)]
     result = select(
         documents,
@@ -70,7 +70,7 @@ def synthesize(
             "largest_overlap": max((record["overlap"] for record in result.leakage), default=0.0),
         },
         "prompts": {style.name: style.version for style in styles},
-        **made,
+        **facts,
     }
 
 
@@ -101,7 +101,7 @@ def _written(
         return chunks(document.text, offsets, stage.chunk_tokens, stage.overlap_tokens)
 
     requests = plan_requests(documents, cut, styles, stage.samples, seed)
-    kept = Kept(work)
+    cache = Kept(work)
     facts: dict[str, Any] = {}
     if stage.endpoint is not None:
         settings = stage.endpoint
@@ -110,28 +110,28 @@ def _written(
                 requests,
                 endpoint,
                 settings.at_once,
-                kept,
+                cache,
                 progress,
                 temperature=stage.temperature,
                 top_p=stage.top_p,
                 max_tokens=stage.max_new_tokens,
             )
     else:
-        facts = _write_locally(stage, requests, model, tokenizer, work, kept, progress)
+        facts = _write_locally(stage, requests, model, tokenizer, work, cache, progress)
     renderings = [
         Rendering(
             each.id,
             each.document,
             each.chunk,
             each.style.name,
-            kept.by_id[each.id]["text"],
+            cache.by_id[each.id]["text"],
             each.kind,
             each.instruction,
-            kept.by_id[each.id]["complete"],
+            cache.by_id[each.id]["complete"],
         )
         for each in requests
     ]
-    tokens = sum(kept.by_id[each.id]["tokens"] for each in requests)
+    tokens = sum(cache.by_id[each.id]["tokens"] for each in requests)
     return renderings, {"tokens": tokens, **facts}
 
 

@@ -1,4 +1,4 @@
-"""What the teacher of a self-distillation is shown that its student is not. Loads no torch.
+"""Teacher prompts of self-distillation: the document or answer that the student does not see. Loads no torch.
 
 The example of an answer is introduced and then asked to be said in own words, so that the teacher understands rather
 than repeats it (SDFT, arXiv 2601.19897, section 3). The words are our own; changing them raises the versions of the

@@ -38,8 +38,8 @@ SHARDING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_M
 """By which `accelerate launch` says that it is configured to cut the model itself into parts."""
 
 TIMEOUT = timedelta(hours=12)
-"""How long a process waits for the others of its group. One that dies is noticed at once; this is for the first, which
-measures pass rates before RL while the others wait."""
+"""Timeout of a process that waits for the others of its group. One that dies is noticed at once; this is for the
+first, which measures pass rates before RL while the others wait."""
 
 GRACE_SECONDS = 30.0
 """How long after another's failure the first may stay in what it is doing: a GPU's collective waits for ever."""
@@ -72,9 +72,9 @@ class Team:
         except (SkillgraftError, KeyboardInterrupt):
             raise
         except Exception as error:
-            told = self._told() or _lost(error)
-            if told is not None:
-                raise told from error
+            failure = self._told() or _lost(error)
+            if failure is not None:
+                raise failure from error
             raise
 
     def serve(self) -> NoReturn:
@@ -165,8 +165,8 @@ class Team:
         def watch() -> None:
             with contextlib.suppress(Exception):  # the launcher is gone, and its store
                 while not done.wait(1.0):
-                    if (told := mine._told()) is not None and not done.wait(GRACE_SECONDS):
-                        print(f"error {told}", file=sys.stderr, flush=True)
+                    if (failure := mine._told()) is not None and not done.wait(GRACE_SECONDS):
+                        print(f"error {failure}", file=sys.stderr, flush=True)
                         os._exit(2)
 
         threading.Thread(target=watch, daemon=True).start()
@@ -203,7 +203,7 @@ def _lost(error: Exception) -> SkillgraftError | None:
         return None
     return SkillgraftError(
         "another process of this run ended without a word, as by a kill for want of memory; see the system's log, then "
-        "start the same command again, which goes on from the last checkpoint"
+        "start the same command again, which resumes from the last checkpoint"
     )
 
 
@@ -237,9 +237,9 @@ def _meet() -> Team:
     from skillgraft.models.precision import device
 
     size = os.environ["WORLD_SIZE"]
-    if found := [name for name in SHARDING if os.environ.get(name, "").lower() == "true"]:
+    if sharding := [name for name in SHARDING if os.environ.get(name, "").lower() == "true"]:
         raise SkillgraftError(
-            f"the launcher is configured to cut the model into parts ({found[0]}); expected plain data parallelism: "
+            f"the launcher is configured to cut the model into parts ({sharding[0]}); expected plain data parallelism: "
             "accelerate launch --multi_gpu"
         )
     here, seen = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), _devices(device().type)

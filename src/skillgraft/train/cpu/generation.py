@@ -64,13 +64,13 @@ class _Roomy(DynamicLayer):
 
 def warpers(config: GenerationConfig) -> LogitsProcessorList:
     """Return what changes the logits before a token is drawn, in the order in which `generate` does it."""
-    given = (
+    settings = (
         (config.temperature, 1.0, TemperatureLogitsWarper),
         (config.top_k, 0, TopKLogitsWarper),
         (config.top_p, 1.0, TopPLogitsWarper),
         (config.min_p, None, MinPLogitsWarper),
     )
-    return LogitsProcessorList([kind(value) for value, neutral, kind in given if value not in (neutral, None)])
+    return LogitsProcessorList([kind(value) for value, neutral, kind in settings if value not in (neutral, None)])
 
 
 @torch.no_grad()
@@ -96,7 +96,7 @@ def sample(
     read = torch.tensor([places[tuple(prompt)] for prompt in prompts])
     chances = torch.rand(len(prompts), length, dtype=torch.float64)
     stops = torch.tensor(list(ends))
-    made: list[list[int]] = [[] for _ in prompts]
+    tokens: list[list[int]] = [[] for _ in prompts]
     cache = Cache(layers=[_Roomy(length) for _ in range(model.config.get_text_config().num_hidden_layers)])
     training = model.training
     model.eval()
@@ -110,25 +110,25 @@ def sample(
                 token = logits.argmax(-1) if warp is None else draw(warp(None, logits), chances[rows, step])
                 for row, drawn, on in zip(rows.tolist(), token.tolist(), going.tolist(), strict=True):
                     if on:
-                        made[row].append(drawn)
+                        tokens[row].append(drawn)
                 going &= ~torch.isin(token, stops)
                 if step + 1 == length or not going.any():
                     break
                 if going.float().mean() < KEEP:
-                    kept = going.nonzero()[:, 0]
-                    cache.batch_select_indices(kept)
-                    rows, token, mask, going = (x[kept] for x in (rows, token, mask, going))
+                    unfinished = going.nonzero()[:, 0]
+                    cache.batch_select_indices(unfinished)
+                    rows, token, mask, going = (x[unfinished] for x in (rows, token, mask, going))
                 mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
                 logits = _next(model, token[:, None], mask, mask.sum(-1, keepdim=True) - 1, cache)
     finally:
         model.train(training)
-    return made
+    return tokens
 
 
 def _next(model: PreTrainedModel, ids: Tensor, mask: Tensor, position: Tensor, cache: Cache) -> Tensor:
     """Return the logits of the next token, (rows, words) in fp32."""
-    given = {"input_ids": ids, "attention_mask": mask, "position_ids": position, "past_key_values": cache}
-    return model(**given, use_cache=True, logits_to_keep=1).logits[:, -1].float()
+    inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": position, "past_key_values": cache}
+    return model(**inputs, use_cache=True, logits_to_keep=1).logits[:, -1].float()
 
 
 def draw(logits: Tensor, chances: Tensor) -> Tensor:
@@ -138,5 +138,5 @@ def draw(logits: Tensor, chances: Tensor) -> Tensor:
     """
     cumulated = torch.softmax(logits, -1).cumsum(-1, dtype=torch.float64)
     last = cumulated[:, -1:].contiguous()
-    found = torch.searchsorted(cumulated, chances[:, None] * last, right=True)
-    return torch.minimum(found, torch.searchsorted(cumulated, last))[:, 0]
+    places = torch.searchsorted(cumulated, chances[:, None] * last, right=True)
+    return torch.minimum(places, torch.searchsorted(cumulated, last))[:, 0]

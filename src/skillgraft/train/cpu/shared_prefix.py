@@ -28,9 +28,9 @@ def flat_batch(
     """
     lengths = mask[:, -width:].sum(-1).tolist()
     groups: dict[tuple[int, ...], list[int]] = {}
-    for row, (tokens, kept) in enumerate(zip(ids[:, :-width], mask[:, :-width], strict=True)):
+    for row, (tokens, present) in enumerate(zip(ids[:, :-width], mask[:, :-width], strict=True)):
         if lengths[row]:
-            groups.setdefault(tuple(tokens[kept.bool()].tolist()), []).append(row)
+            groups.setdefault(tuple(tokens[present.bool()].tolist()), []).append(row)
     flat = [token for prompt in groups for token in prompt[:-1]]
     positions = [place for prompt in groups for place in range(len(prompt) - 1)]
     labels = [-100] * len(flat)
@@ -45,14 +45,14 @@ def flat_batch(
             row_of += [row] * len(answer)
             column_of += range(len(answer))
     starts = torch.tensor([0, *(len(prompt) - 1 for prompt in groups)]).cumsum(0)
-    given = {
+    inputs = {
         "input_ids": torch.tensor([flat]),
         "position_ids": torch.tensor([positions]),
         "shift_labels": torch.tensor([labels]),
         "cu_seq_lens_q": starts,
         "branches": [Branches.of([lengths[row] for row in rows]) for rows in groups.values()],
     }
-    return given, torch.tensor(row_of, dtype=torch.long), torch.tensor(column_of, dtype=torch.long)
+    return inputs, torch.tensor(row_of, dtype=torch.long), torch.tensor(column_of, dtype=torch.long)
 
 
 def score(
@@ -62,9 +62,9 @@ def score(
 
     `model` has TRL's fused head and attends by `packing.RAGGED`.
     """
-    given, rows, columns = flat_batch(ids, mask, width)
-    out = model(**given, fused_lm_head=True)
-    scored = given["shift_labels"][0] != -100
+    inputs, rows, columns = flat_batch(ids, mask, width)
+    out = model(**inputs, fused_lm_head=True)
+    scored = inputs["shift_labels"][0] != -100
 
     def back(flat: Tensor) -> Tensor:
         return flat.new_zeros(len(ids), width).index_put((rows, columns), flat[0, scored])

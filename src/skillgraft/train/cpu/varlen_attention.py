@@ -126,8 +126,8 @@ def ragged_attention(
             torch.cat([prefix.expand(each.count, -1, -1, -1), own], dim=2)
             for prefix, own in ((k[number], own_key), (v[number], own_value))
         )
-        found = _attend(own_query, keys, values, dropout, scaling)
-        done.append(_Gather.apply(found.transpose(1, 2).flatten(0, 1), each).transpose(0, 1)[None])
+        attended = _attend(own_query, keys, values, dropout, scaling)
+        done.append(_Gather.apply(attended.transpose(1, 2).flatten(0, 1), each).transpose(0, 1)[None])
     return torch.cat(done, dim=2).transpose(1, 2), None
 
 
@@ -147,19 +147,19 @@ class _Attention(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, hide: Tensor) -> Tensor:
         """Return (batch, heads, queries, width); `hide` (queries, keys) is 0 for keys that are seen, else −∞."""
         p = _probabilities(q, k, scale, hide)
-        found = (p @ v).view(q.shape)
-        ctx.save_for_backward(q, k, v, found, hide)
+        attended = (p @ v).view(q.shape)
+        ctx.save_for_backward(q, k, v, attended, hide)
         ctx.scale = scale
-        return found
+        return attended
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of q, k and v: dS = P ∘ (dP − rowsum(dO ∘ O))."""
-        q, k, v, found, hide = ctx.saved_tensors
+        q, k, v, attended, hide = ctx.saved_tensors
         p = _probabilities(q, k, ctx.scale, hide)
         grad = _by_key_head(grad, k)
         wide = grad.float()
-        score = (wide @ v.mT.float()).sub_(torch.linalg.vecdot(wide, _by_key_head(found, k).float())[..., None])
+        score = (wide @ v.mT.float()).sub_(torch.linalg.vecdot(wide, _by_key_head(attended, k).float())[..., None])
         score = score.mul_(p).mul_(ctx.scale).to(q.dtype)
         return (score @ k).view(q.shape), score.mT @ _by_key_head(q, k), p.mT @ grad, None, None
 
@@ -215,7 +215,7 @@ def use_attention(model: PreTrainedModel | PeftModel, name: str) -> None:
 
 @contextmanager
 def ragged_batches(trainer: SFTTrainer) -> Iterator[None]:
-    """Let TRL's trainer train on ragged batches meanwhile, where its model packs and its settings ask for no packing.
+    """Within this context, train on unpadded batches if the model supports it and the settings ask for no packing.
 
     A batch has the sequences that it would have had, so that loss and gradient are those of the padded batch.
     """
