@@ -138,7 +138,7 @@ def test_the_verbs_stand_alone(finished, tmp_path):
     more = ("--license", "cc0-1.0", "-o", tmp_path / "skill", "--json")
     done = invoke("extract", "--rl", runs / "rl", "--sft", runs / "sft", *more)
     assert json.loads(done.stdout)["form"] == "lowrank"
-    assert json.loads(invoke("skill", "show", tmp_path / "skill", "--json").stdout)["licence"] == "cc0-1.0"
+    assert json.loads(invoke("skill", "show", tmp_path / "skill", "--json").stdout)["license"] == "cc0-1.0"
     done = invoke(
         "inject", "--target", runs / "sft", "--skill", tmp_path / "skill", "--scale", 1.0, "-o", tmp_path / "out"
     )
