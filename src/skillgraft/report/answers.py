@@ -66,11 +66,7 @@ def _answer_view(answer: Answer, roles: dict[str, str]) -> dict[str, Any]:
     marks = [MARKS.get(name, metric_name(name)) for name in SOLVED if (finite(scores.get(name)) or 0) >= 1]
     if not SOLVED & scores.keys():
         marks = [metric_name(name) for name, value in scores.items() if (finite(value) or 0) >= 1]
-<<<<<<< HEAD
-    metric = next((name for name in scores if name not in SOLVED), next(iter(scores)))
-=======
     main = next((name for name in scores if name not in SOLVED), next(iter(scores)))
->>>>>>> refs/heads/store
     text = answer["text"].strip()
     return {
         "label": answer["model"],
@@ -79,13 +75,8 @@ def _answer_view(answer: Answer, roles: dict[str, str]) -> dict[str, Any]:
         "scrolls": len(text) > UNSCROLLED_CHARACTERS or text.count("\n") > UNSCROLLED_LINES,
         "correct": bool(marks),
         "mark": marks[0] if marks else "not contained" if "containment" in scores else "not solved",
-<<<<<<< HEAD
-        "metric": metric_name(metric),
-        "score": score(scores[metric]),
-=======
         "metric": metric_name(main),
         "score": score(scores[main]),
->>>>>>> refs/heads/store
     }
 
 
