@@ -55,7 +55,7 @@ def test_questions(tmp_path):
         ([{"id": 3, "text": "x"}], "line 1: 'id' is 3, expected a string"),
         (["{broken"], "line 1: not JSON"),
         (["[1]"], "line 1: got a list"),
-        ([r'{"id": "a", "text": "\ud83d"}'], "line 1: holds a lone surrogate"),
+        ([r'{"id": "a", "text": "\ud83d"}'], "line 1: contains a lone surrogate"),
         ([], "holds none"),
         ([r'{"id": "a", "text": "x\u0000y"}'], "'a' in .* holds a zero character"),
         (["[" * 100_000], "line 1: not JSON"),

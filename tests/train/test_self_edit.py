@@ -9,7 +9,7 @@ from skillgraft.adapters import get_adapter
 from skillgraft.adapters.lora import LoraAdapter
 from skillgraft.data.documents import Document
 from skillgraft.data.metrics import METRICS
-from skillgraft.data.synthesis.generation import Kept
+from skillgraft.data.synthesis.generation import GenerationCache
 from skillgraft.data.synthesis.prompt_templates import read_styles
 from skillgraft.data.synthesis.requests import plan_requests
 from skillgraft.data.tasks import Question
@@ -149,8 +149,8 @@ def test_two_rounds(tmp_path, letters):
     assert steps[-1] == (24, 24)
     assert [step for step, _ in steps] == sorted(step for step, _ in steps)
     for number, made in enumerate(facts["rounds"]):
-        written = Kept(work / f"round-{number}").by_id
-        scored = Kept(work / f"round-{number}" / "scores").by_id
+        written = GenerationCache(work / f"round-{number}").by_id
+        scored = GenerationCache(work / f"round-{number}" / "scores").by_id
         assert set(scored) == {*written, "before"}
         values = {name: record["score"] for name, record in scored.items() if name != "before"}
         documents = {name.partition("#")[0] for name in values}
@@ -172,8 +172,10 @@ def test_two_rounds(tmp_path, letters):
 
 def _check_score(tmp_path, writer, here):
     """One self-edit of the second round, learnt and asked about by the stages' own functions on files."""
-    scores = Kept(here / "scores").by_id
-    name, written = next((n, w) for n, w in sorted(Kept(here).by_id.items()) if scores[n]["score"] is not None)
+    scores = GenerationCache(here / "scores").by_id
+    name, written = next(
+        (n, w) for n, w in sorted(GenerationCache(here).by_id.items()) if scores[n]["score"] is not None
+    )
     document = next(d for d in DOCUMENTS if d.id == name.partition("#")[0])
     text = written["text"] if written["complete"] else self_edit.without_cut_end(written["text"])
     recorded = scores[name]

@@ -30,7 +30,7 @@ from skillgraft.checkpoint.layout import parameters_of, read_layout
 from skillgraft.data.documents import Document
 from skillgraft.data.passages import Passage
 from skillgraft.data.slices import asked_documents
-from skillgraft.data.synthesis.generation import Kept, write_locally
+from skillgraft.data.synthesis.generation import GenerationCache, write_locally
 from skillgraft.data.synthesis.local_writer import LocalWriter, as_chat
 from skillgraft.data.synthesis.prompt_templates import read_styles
 from skillgraft.data.synthesis.requests import Request, lines, plan_requests, without_cut_end
@@ -168,7 +168,7 @@ def _sample(this: Round, documents: Sequence[Document], moved: Moved) -> tuple[l
     stage = this.stage
     styles = read_styles([stage.style], stage.prompts)
     requests = plan_requests(documents, lambda document: [document.text], styles, stage.samples, this.seed)
-    cache = Kept(this.here)
+    cache = GenerationCache(this.here)
     if any(request.id not in cache.by_id for request in requests):
         local = LocalWriter(
             this.writer,
@@ -198,7 +198,7 @@ def _score(
     """Return the mean score before anything is learnt, and of each self-edit its score and what learning it cost."""
     stage, scores = this.stage, this.here / "scores"
     scores.mkdir(exist_ok=True)
-    cache = Kept(scores)
+    cache = GenerationCache(scores)
     wanted = ["before", *(request.id for request in requests)]
     if all(name in cache.by_id for name in wanted):
         return cache.by_id["before"]["score"], [cache.by_id[name] for name in wanted[1:]]

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from skillgraft import run
-from skillgraft.data.synthesis.generation import Kept
+from skillgraft.data.synthesis.generation import GenerationCache
 from skillgraft.data.synthesis.judge import AGAIN, ENOUGH, Judge, endpoint_judge, local_judge, prompt_for, verdict_of
 from skillgraft.errors import EndpointError, SkillgraftError, TrainingError
 from skillgraft.settings.synthesis import EndpointSettings
@@ -50,43 +50,45 @@ def test_an_answer_cannot_pass_for_a_line_of_ours():
 
 def test_each_answer_is_asked_once_and_kept_over_a_restart(tmp_path):
     ask, prompts = replying(lambda prompt: "yes" if 'Given: "in 1900' in prompt else "no")
-    judge = Judge("m", ask, Kept(tmp_path, "judged.jsonl"))
+    judge = Judge("m", ask, GenerationCache(tmp_path, "judged.jsonl"))
     given = [triple("in 1900"), triple("in 1901"), triple("in 1900"), triple("  "), triple("in 1900", "1901")]
     assert judge.verdicts(given) == [1.0, 0.0, 1.0, 0.0, 1.0]
     assert len(prompts) == 3  # the same twice, and nothing for an empty answer
     again, more = replying(lambda prompt: "no")
-    assert Judge("m", again, Kept(tmp_path, "judged.jsonl")).verdicts(given) == [1.0, 0.0, 1.0, 0.0, 1.0]
+    assert Judge("m", again, GenerationCache(tmp_path, "judged.jsonl")).verdicts(given) == [1.0, 0.0, 1.0, 0.0, 1.0]
     assert more == []
-    assert Judge("another", again, Kept(tmp_path, "judged.jsonl")).verdicts(given[:1]) == [0.0]  # its own opinion
+    assert Judge("another", again, GenerationCache(tmp_path, "judged.jsonl")).verdicts(given[:1]) == [
+        0.0
+    ]  # its own opinion
 
 
 def test_neither_is_asked_again_and_then_no_verdict(tmp_path):
     ask, prompts = replying(lambda prompt: "yes" if prompt.endswith(AGAIN) and "twice" in prompt else "well")
-    judge = Judge("m", ask, Kept(tmp_path, "judged.jsonl"))
+    judge = Judge("m", ask, GenerationCache(tmp_path, "judged.jsonl"))
     assert judge.verdicts([triple("twice"), triple("never")]) == [1.0, None]
     assert [prompt.endswith(AGAIN) for prompt in prompts] == [False, False, True, True]
 
 
 def test_a_judge_that_does_not_judge_stops_the_run_and_is_asked_anew(tmp_path):
     ask, _ = replying(lambda prompt: "yes" if '"good' in prompt else "hm\nwell")
-    judge = Judge("m", ask, Kept(tmp_path, "judged.jsonl"))
+    judge = Judge("m", ask, GenerationCache(tmp_path, "judged.jsonl"))
     good = [triple(f"good {i}") for i in range(ENOUGH - 5)]
     assert judge.verdicts([*good, *[triple(f"bad {i}") for i in range(5)]])[-5:] == [None] * 5  # a quarter: not yet
     with pytest.raises(TrainingError, match=r"judge m: it said neither yes nor no to 6 of 21 answers, last 'hm well'"):
         judge.verdicts([triple("bad 6")])
-    kept = Kept(tmp_path, "judged.jsonl")
+    kept = GenerationCache(tmp_path, "judged.jsonl")
     assert {record["text"] for record in kept.by_id.values()} == {"yes"}
     assert len(kept.by_id) == len(good)
 
 
 def test_a_local_judge_reads_what_it_is_asked(tmp_path):
     base = babbling_checkpoint(tmp_path / "base")
-    judge = local_judge(base, Kept(tmp_path, "judged.jsonl"))
+    judge = local_judge(base, GenerationCache(tmp_path, "judged.jsonl"))
     assert judge.verdicts([triple("in 1900"), triple("in 1901")]) == [None, None]  # it babbles
-    texts = [record["text"] for record in Kept(tmp_path, "judged.jsonl").by_id.values()]
+    texts = [record["text"] for record in GenerationCache(tmp_path, "judged.jsonl").by_id.values()]
     assert len(texts) == 4
     assert all(texts)
-    again = local_judge(base, Kept(tmp_path / "none", "judged.jsonl"))
+    again = local_judge(base, GenerationCache(tmp_path / "none", "judged.jsonl"))
     (tmp_path / "none").mkdir()
     again.verdicts([triple("in 1900"), triple("in 1901")])
     assert [record["text"] for record in again.kept.by_id.values()] == texts  # temperature 0
@@ -115,7 +117,7 @@ def endpoint(chat, **settings):
 
 @pytest.mark.loopback
 def test_an_endpoint_is_asked_at_temperature_0(chat, tmp_path):
-    judge = endpoint_judge(endpoint(chat), Kept(tmp_path, "judged.jsonl"))
+    judge = endpoint_judge(endpoint(chat), GenerationCache(tmp_path, "judged.jsonl"))
     assert judge.verdicts([triple("aa"), triple("a"), triple("b")]) == [1.0, 0.0, 1.0]
     assert {body["temperature"] for _, body in chat.requests} == {0.0}
     assert judge.verdicts([triple("c")]) == [1.0]  # waiting for another try is possible in every call
@@ -126,12 +128,12 @@ def test_an_endpoint_is_asked_at_temperature_0(chat, tmp_path):
 
 @pytest.mark.loopback
 def test_an_endpoint_that_fails_keeps_the_verdicts_so_far(chat, tmp_path):
-    judge = endpoint_judge(endpoint(chat, retries=0, at_once=1), Kept(tmp_path, "judged.jsonl"))
+    judge = endpoint_judge(endpoint(chat, retries=0, at_once=1), GenerationCache(tmp_path, "judged.jsonl"))
     chat.script = ["ok", (503, {})]
     with pytest.raises(EndpointError, match=r"status 503.*1 of 3 verdicts are kept"):
         judge.verdicts([triple("aa"), triple("a"), triple("b")])
     chat.script = []
-    judge = endpoint_judge(endpoint(chat), Kept(tmp_path, "judged.jsonl"))
+    judge = endpoint_judge(endpoint(chat), GenerationCache(tmp_path, "judged.jsonl"))
     assert judge.verdicts([triple("aa"), triple("a"), triple("b")]) == [1.0, 0.0, 1.0]
     assert len(chat.requests) == 4
 

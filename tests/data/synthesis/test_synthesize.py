@@ -104,7 +104,7 @@ def _child(recipe, runs, cache, after):
     torch.set_num_threads(1)
     from skillgraft.data.synthesis import generation
 
-    add = generation.Kept.add
+    add = generation.GenerationCache.add
     count = [0]
 
     def dying(self, new):
@@ -116,7 +116,7 @@ def _child(recipe, runs, cache, after):
             os._exit(9)
         add(self, new)
 
-    generation.Kept.add = dying
+    generation.GenerationCache.add = dying
     run(recipe, runs=runs)
 
 
@@ -290,14 +290,14 @@ def test_questions_of_a_stage(tmp_path):
             "retention": False,
         },
     )
-    from skillgraft.data.synthesis.local_writer import LocalWriter, Written
+    from skillgraft.data.synthesis.local_writer import Generated, LocalWriter
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             LocalWriter,
             "write",
             lambda self, prompts, seeds: [
-                Written("Q: When did the harbour of this place get finished?\nA: in 1901\nQ: And who", False, 9)
+                Generated("Q: When did the harbour of this place get finished?\nA: in 1901\nQ: And who", False, 9)
                 for _ in prompts
             ],
         )

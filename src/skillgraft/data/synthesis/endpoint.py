@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx2
 
-from skillgraft.data.synthesis.generation import Written
+from skillgraft.data.synthesis.generation import Generated
 from skillgraft.errors import EndpointError
 from skillgraft.settings.synthesis import EndpointSettings
 
@@ -74,7 +74,7 @@ class Endpoint:
         """Let every call of `ask` that waits for its next try give up."""
         self.stopped.set()
 
-    def ask(self, prompt: str, *, temperature: float, top_p: float, max_tokens: int, seed: int) -> Written:
+    def ask(self, prompt: str, *, temperature: float, top_p: float, max_tokens: int, seed: int) -> Generated:
         """Return the endpoint's reply to `prompt`.
 
         A reply that times out, breaks off, is nonsense, or has a status of 408, 409, 425, 429 or 5xx is asked for
@@ -103,7 +103,7 @@ class Endpoint:
                 self.sleep(min(max(self.backoff_seconds * 2**number, error.wait), LONGEST_WAIT))
         raise AssertionError("unreachable")
 
-    def _try(self, body: dict[str, Any]) -> Written:
+    def _try(self, body: dict[str, Any]) -> Generated:
         ends = time.monotonic() + self.timeout_seconds
         content = bytearray()
         try:
@@ -129,7 +129,7 @@ class Endpoint:
             raise EndpointError(f"endpoint {self.url}: {status}; check url, model and key")
         return self._read(bytes(content))
 
-    def _read(self, content: bytes) -> Written:
+    def _read(self, content: bytes) -> Generated:
         try:
             reply = json.loads(content)
             choice = reply["choices"][0]
@@ -140,7 +140,7 @@ class Endpoint:
             used = (reply.get("usage") or {}).get("total_tokens")
         except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
             raise _TryAgainError(f"a reply that is no chat completion: {self._said(content)}") from error
-        return Written(text.strip(), choice.get("finish_reason") != "length", used if type(used) is int else 0)
+        return Generated(text.strip(), choice.get("finish_reason") != "length", used if type(used) is int else 0)
 
     def _said(self, content: bytes) -> str:
         """Return the server's own words on an error, short and without the key, which a server may repeat."""

@@ -40,7 +40,7 @@ class Request(Protocol):
 
 
 @dataclass(frozen=True)
-class Written:
+class Generated:
     """One text: its text, whether it ended by itself, and the tokens of prompt and text together."""
 
     text: str
@@ -48,7 +48,7 @@ class Written:
     tokens: int
 
 
-class Kept:
+class GenerationCache:
     """What is written already, by the request's id; a line that a kill tore is cut off."""
 
     def __init__(self, work: Path, name: str = RENDERINGS) -> None:
@@ -81,7 +81,7 @@ class Kept:
 
 
 def write_locally(
-    requests: Sequence[Request], writer: LocalWriter, batch_size: int, kept: Kept, progress: Progress
+    requests: Sequence[Request], writer: LocalWriter, batch_size: int, kept: GenerationCache, progress: Progress
 ) -> None:
     """Have `writer` write what is missing, in batches of like length.
 
@@ -101,7 +101,7 @@ def write_by_endpoint(
     requests: Sequence[Request],
     endpoint: Endpoint,
     at_once: int,
-    kept: Kept,
+    kept: GenerationCache,
     progress: Progress,
     *,
     temperature: float,
@@ -111,7 +111,7 @@ def write_by_endpoint(
 ) -> None:
     """Have `endpoint` write what is missing, `at_once` at a time; a failure raises after what is under way is kept."""
     missing = iter([request for request in requests if request.id not in kept.by_id])
-    running: dict[Future[Written], Request] = {}
+    running: dict[Future[Generated], Request] = {}
     failure: EndpointError | None = None
     with ThreadPoolExecutor(at_once) as pool, _stopping(endpoint):
         while True:
@@ -149,5 +149,5 @@ def _stopping(endpoint: Endpoint) -> Iterator[None]:
         endpoint.stop()
 
 
-def _record(request: Request, made: Written) -> dict[str, Any]:
+def _record(request: Request, made: Generated) -> dict[str, Any]:
     return {"id": request.id, "text": made.text, "complete": made.complete, "tokens": made.tokens}

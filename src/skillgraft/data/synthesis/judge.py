@@ -18,7 +18,7 @@ from typing import Any
 from skillgraft.checkpoint.fingerprint import fingerprint_checkpoint
 from skillgraft.data.synthesis.endpoint import Endpoint
 from skillgraft.data.synthesis.endpoint_key import read_key
-from skillgraft.data.synthesis.generation import Kept, Request, write_by_endpoint, write_locally
+from skillgraft.data.synthesis.generation import GenerationCache, Request, write_by_endpoint, write_locally
 from skillgraft.errors import TrainingError
 from skillgraft.settings.synthesis import EndpointSettings
 from skillgraft.support.digest import digest
@@ -75,7 +75,9 @@ def prompt_for(question: str, answers: Sequence[str], given: str) -> str:
 class Judge:
     """Asks `ask(requests, kept)`, which has what is missing in `kept` written; `name` is the model's identity."""
 
-    def __init__(self, name: str, ask: Callable[[Sequence[Request], Kept], None], kept: Kept) -> None:
+    def __init__(
+        self, name: str, ask: Callable[[Sequence[Request], GenerationCache], None], kept: GenerationCache
+    ) -> None:
         self.name, self.ask, self.kept = name, ask, kept
         self.judged: dict[str, float | None] = {}
 
@@ -115,7 +117,7 @@ class Judge:
 @contextlib.contextmanager
 def judge_of(stage: Any, inputs: Mapping[str, Path], work: Path) -> Iterator[Judge | None]:
     """Yield the judge that an rl stage names, None where it names none; its replies are kept in `work`."""
-    cache = Kept(work, "judged.jsonl")
+    cache = GenerationCache(work, "judged.jsonl")
     if stage.judge_endpoint is not None:
         yield endpoint_judge(stage.judge_endpoint, cache)
     elif stage.judge is not None:
@@ -124,11 +126,11 @@ def judge_of(stage: Any, inputs: Mapping[str, Path], work: Path) -> Iterator[Jud
         yield None
 
 
-def endpoint_judge(settings: EndpointSettings, kept: Kept) -> Judge:
+def endpoint_judge(settings: EndpointSettings, kept: GenerationCache) -> Judge:
     """Return the model behind an endpoint as a judge."""
     key = read_key(settings.key_variable)
 
-    def ask(requests: Sequence[Request], kept: Kept) -> None:
+    def ask(requests: Sequence[Request], kept: GenerationCache) -> None:
         with Endpoint.from_settings(settings, key) as endpoint:
             write_by_endpoint(
                 requests,
@@ -145,14 +147,14 @@ def endpoint_judge(settings: EndpointSettings, kept: Kept) -> Judge:
     return Judge(f"{settings.model} at {settings.url}", ask, kept)
 
 
-def local_judge(directory: Path, kept: Kept) -> Judge:
+def local_judge(directory: Path, kept: GenerationCache) -> Judge:
     """Return the checkpoint in `directory` as a judge."""
     from skillgraft.data.synthesis.local_writer import LocalWriter
     from skillgraft.models.loading import load_tokenizer
 
     writer = LocalWriter(directory, load_tokenizer(directory), temperature=0.0, top_p=1.0, max_new_tokens=MOST_TOKENS)
 
-    def ask(requests: Sequence[Request], kept: Kept) -> None:
+    def ask(requests: Sequence[Request], kept: GenerationCache) -> None:
         missing = [request for request in requests if request.id not in kept.by_id]
         if missing:
             writer.check_length([request.prompt for request in missing])

@@ -21,7 +21,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from skillgraft.data.synthesis.generation import Written
+from skillgraft.data.synthesis.generation import Generated
 from skillgraft.errors import RecipeError
 from skillgraft.models.loading import count_parameters, load_model
 from skillgraft.models.precision import bf16_pays, device
@@ -72,7 +72,7 @@ class LocalWriter:
         return self.tokenizer(text, add_special_tokens=text == prompt)["input_ids"]
 
     @torch.no_grad()
-    def write(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Written]:
+    def write(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Generated]:
         """Return one rendering for each prompt, in one batch; temperature 0 takes the likeliest word each time."""
         rows = [self._tokens(prompt) for prompt in prompts]
         batch = self.tokenizer.pad({"input_ids": rows}, padding=True, padding_side="left", return_tensors="pt")
@@ -91,11 +91,11 @@ class LocalWriter:
         )[:, batch["input_ids"].shape[1] :]
         return [self._written(tokens, row.tolist()) for tokens, row in zip(rows, output, strict=True)]
 
-    def _written(self, prompt: list[int], made: list[int]) -> Written:
+    def _written(self, prompt: list[int], made: list[int]) -> Generated:
         ends = ends_of(self.model, self.tokenizer)
         length = next((i for i, word in enumerate(made) if word in ends), len(made))
         text = self.tokenizer.decode(made[:length], skip_special_tokens=True).strip()
-        return Written(text, length < len(made), len(prompt) + min(length + 1, len(made)))
+        return Generated(text, length < len(made), len(prompt) + min(length + 1, len(made)))
 
 
 def ends_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int | None]:

@@ -29,7 +29,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from skillgraft.data.documents import Document
 from skillgraft.data.metrics import containment
-from skillgraft.data.synthesis.generation import Kept
+from skillgraft.data.synthesis.generation import GenerationCache
 from skillgraft.data.synthesis.local_writer import GumbelNoise, ends_of
 from skillgraft.data.synthesis.teacher_prompts import by_document, with_context
 from skillgraft.data.tasks import Question
@@ -130,7 +130,7 @@ def mix_questions(
         DataError: no questions, or one about a document that is not there.
     """
     pairs = by_document(questions, documents, teacher_sees)
-    cache = Kept(work)
+    cache = GenerationCache(work)
     if naive_share in (0.0, 1.0) and temperature == 0:
         attempts = 1  # nothing is drawn: every try is the same
     for start in range(0, len(pairs), batch_size):

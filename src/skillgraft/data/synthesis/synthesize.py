@@ -10,7 +10,7 @@ from typing import Any
 from skillgraft.data.documents import Document
 from skillgraft.data.synthesis.endpoint import Endpoint
 from skillgraft.data.synthesis.endpoint_key import read_key
-from skillgraft.data.synthesis.generation import Kept, write_by_endpoint, write_locally
+from skillgraft.data.synthesis.generation import GenerationCache, write_by_endpoint, write_locally
 from skillgraft.data.synthesis.imported_renderings import read_given
 from skillgraft.data.synthesis.prompt_templates import Style, read_styles
 from skillgraft.data.synthesis.requests import GIVEN, Rendering, Request, plan_requests, select
@@ -101,7 +101,7 @@ def _written(
         return chunks(document.text, offsets, stage.chunk_tokens, stage.overlap_tokens)
 
     requests = plan_requests(documents, cut, styles, stage.samples, seed)
-    cache = Kept(work)
+    cache = GenerationCache(work)
     facts: dict[str, Any] = {}
     if stage.endpoint is not None:
         settings = stage.endpoint
@@ -141,7 +141,7 @@ def _write_locally(
     model: Path,
     tokenizer: Any,
     work: Path,
-    kept: Kept,
+    kept: GenerationCache,
     progress: Progress,
 ) -> dict[str, Any]:
     from skillgraft.data.synthesis.local_writer import LocalWriter
