@@ -5,6 +5,8 @@ import pytest
 from tests.golden import recipe
 from tests.golden.compare import check, read_golden, signature
 
+pytestmark = pytest.mark.train
+
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
