@@ -12,7 +12,7 @@ from skillgraft.checkpoint.tokenizer import tokenizer_identity
 from skillgraft.data.documents import read_documents
 from skillgraft.data.passages import passages
 from skillgraft.errors import naming
-from skillgraft.settings.base import Chooses, Ref, sites
+from skillgraft.settings.base import BASE, Chooses, Ref, sites
 from skillgraft.stages.costs import written
 from skillgraft.stages.planned import PlannedStage, Preflight
 
@@ -42,7 +42,7 @@ def _check_inputs(planned: PlannedStage, stages: Sequence[PlannedStage]) -> None
 
     made_here = {stage.name for stage in stages}
     for _, marker, reference in sites(planned.settings, Ref):
-        if marker.among is not None or marker.adapter or reference in made_here or reference == "base":
+        if marker.among is not None or marker.adapter or reference in made_here or reference == BASE:
             continue
         directory = planned.inputs[reference]
         if marker.makes == "skill":

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from skillgraft.settings.base import Ref, sites
 from skillgraft.stages.kind import StageKind
 
 RECORD = "stage.json"
@@ -67,11 +66,3 @@ class Preflight:
                 return None
             reference = getattr(planned.settings, planned.kind.trained_from)
         return planned.inputs[reference]
-
-
-def external_references(planned: PlannedStage, stages: Sequence[PlannedStage]) -> Iterator[tuple[Ref, Path]]:
-    """Yield the marker and directory of each reference to something that no stage of the recipe makes."""
-    names = {stage.name for stage in stages}
-    for _, marker, reference in sites(planned.settings, Ref):
-        if marker.among is None and reference not in names:
-            yield marker, planned.inputs[reference]
