@@ -1,5 +1,6 @@
 """Extraction from LoRA runs, against PEFT itself."""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -10,6 +11,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
+from skillgraft import adapters
+from skillgraft.adapters.kind import AdapterKind
+from skillgraft.adapters.lora import LoraAdapter
+from skillgraft.adapters.peft_file import read_adapter
 from skillgraft.arithmetic import extract, inject
 from skillgraft.checkpoint import fingerprint_checkpoint, fingerprint_file, write_provenance
 from skillgraft.errors import CheckpointError, CompatibilityError
@@ -95,6 +100,25 @@ def test_an_adapter_directory_alone_gives_the_same(models, rl, tmp_path):
 def test_an_adapter_in_a_folder_without_weights(models, rl, tmp_path):
     shutil.copytree(rl / "adapter", tmp_path / "rl" / "adapter")
     assert extract(tmp_path / "rl", models / "sft", tmp_path / "skill").form == "lowrank"
+
+
+def test_another_kind_of_adapter_gives_its_own_delta(models, rl, tmp_path, monkeypatch):
+    """An extension's kind, found by the `peft_type` that it saves, whose update is twice B @ A."""
+
+    def read_doubled(folder):
+        own = dataclasses.replace(read_adapter(rl / "adapter"), path=folder)
+        return dataclasses.replace(
+            own, deltas={name: delta._replace(scaling=2 * delta.scaling) for name, delta in own.deltas.items()}
+        )
+
+    doubled = AdapterKind(create=LoraAdapter, peft_type="DOUBLED", exact_delta=read_doubled, bytes_per_weight=4)
+    monkeypatch.setattr(adapters, "ADAPTERS", {**adapters.ADAPTERS, "doubled": doubled})
+    shutil.copytree(rl / "adapter", tmp_path / "doubled")
+    edit_json(tmp_path / "doubled" / "adapter_config.json", peft_type="DOUBLED")
+    plain = extract(rl / "adapter", models / "sft", tmp_path / "one")
+    twice = extract(tmp_path / "doubled", models / "sft", tmp_path / "two")
+    for name in plain.names:
+        torch.testing.assert_close(twice.delta(name), 2 * plain.delta(name), rtol=1e-6, atol=0)
 
 
 def test_bf16_factors_state_their_error(models, rl, tmp_path):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from skillgraft.adapters import peft_file
 from skillgraft.adapters.kind import FULL_BYTES, Adapter, AdapterKind
+from skillgraft.checkpoint.layout import ADAPTER_CONFIG_FILE, require_directory
+from skillgraft.checkpoint.safe_read import read_json_object
 from skillgraft.errors import RecipeError, did_you_mean
 from skillgraft.support.extensions import with_extensions
 
@@ -17,14 +21,8 @@ def _lora(arguments: Mapping[str, Any]) -> Adapter:
     return LoraAdapter(arguments)
 
 
-def _lora_delta(folder: Path) -> Any:
-    from skillgraft.adapters.peft_file import read_adapter
-
-    return read_adapter(folder)
-
-
 BUILTIN: dict[str, AdapterKind] = {
-    "lora": AdapterKind(create=_lora, exact_delta=_lora_delta, bytes_per_weight=4),
+    "lora": AdapterKind(create=_lora, peft_type="LORA", exact_delta=peft_file.read_adapter, bytes_per_weight=4),
 }
 
 ADAPTERS = with_extensions("adapters", BUILTIN)
@@ -51,3 +49,13 @@ def get_adapter(adapt: Mapping[str, Any] | None) -> Adapter | None:
 def training_bytes(adapt: Mapping[str, Any] | None) -> float:
     """Return the bytes of memory that each of the base's weights takes in training."""
     return FULL_BYTES if adapt is None else adapter_kind(adapt).bytes_per_weight
+
+
+def read_adapter(directory: str | os.PathLike[str]) -> peft_file.PeftAdapter:
+    """Return the update of the adapter saved in `directory`, read by its kind; reads no tensor data.
+
+    Raises `CheckpointError` and `CompatibilityError` as `peft_file.read_adapter` does, which reads what no kind claims.
+    """
+    stated = read_json_object(require_directory(directory) / ADAPTER_CONFIG_FILE).get("peft_type")
+    kind = next((kind for kind in ADAPTERS.values() if kind.peft_type == stated), ADAPTERS["lora"])
+    return kind.exact_delta(Path(directory))

@@ -44,10 +44,13 @@ class AdapterKind:
 
     Attributes:
         create: returns the adapter of a recipe's arguments, `RecipeError` for wrong ones; imports heavy libraries.
-        exact_delta: reads a saved adapter's update as stored factors, without rounding or training state.
+        peft_type: of the `adapter_config.json` that it saves, by which a saved adapter finds its kind again.
+        exact_delta: reads a saved adapter's update as stored factors (`peft_file.PeftAdapter`); `CompatibilityError`
+            where the update is no product of two factors.
         bytes_per_weight: of the base's weights in training; what the adapter itself takes is small beside them.
     """
 
     create: Callable[[Mapping[str, Any]], Adapter]
+    peft_type: str
     exact_delta: Callable[[Path], Any]
     bytes_per_weight: float

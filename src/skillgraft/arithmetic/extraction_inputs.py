@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from skillgraft.adapters.peft_file import LowRankDelta, PeftAdapter, adapter_base, is_adapter, read_adapter
+from skillgraft.adapters import read_adapter
+from skillgraft.adapters.peft_file import LowRankDelta, PeftAdapter, adapter_base, is_adapter
 from skillgraft.arithmetic.matching import check_adapter_fits, check_pair, check_tokenizers
 from skillgraft.arithmetic.norms import frobenius_norm
 from skillgraft.checkpoint.fingerprint import fingerprint_checkpoint, fingerprint_file

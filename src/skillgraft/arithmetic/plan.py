@@ -10,7 +10,8 @@ from typing import Any
 
 from blake3 import blake3
 
-from skillgraft.adapters.peft_file import PeftAdapter, read_adapter
+from skillgraft.adapters import read_adapter
+from skillgraft.adapters.peft_file import PeftAdapter
 from skillgraft.arithmetic.buffers import FileVersion, file_version
 from skillgraft.arithmetic.lookups import Lookup, of_adapter, of_model, of_skill
 from skillgraft.arithmetic.matching import check_adapter_fits, check_models, rows_of_vocabulary

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from skillgraft.adapters.peft_file import read_adapter
+from skillgraft.adapters import read_adapter
 from skillgraft.arithmetic.buffers import FileVersion, file_version
 from skillgraft.arithmetic.lookups import Lookup, of_adapter, of_skill
 from skillgraft.arithmetic.matching import check_adapter_fits, check_models, rows_of_vocabulary

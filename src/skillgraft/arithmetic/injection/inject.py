@@ -14,7 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from skillgraft.adapters.peft_file import is_adapter, read_adapter
+from skillgraft.adapters import read_adapter
+from skillgraft.adapters.peft_file import is_adapter
 from skillgraft.arithmetic.in_memory import operand_norms
 from skillgraft.arithmetic.injection.ledger import (
     Injected,

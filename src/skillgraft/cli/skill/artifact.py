@@ -141,7 +141,8 @@ def convert(
 
 def open_skill(text: str) -> Skill | PeftAdapter:
     """Return the skill or adapter that `text` names: a directory, else a name in the library."""
-    from skillgraft.adapters.peft_file import is_adapter, read_adapter
+    from skillgraft.adapters import read_adapter
+    from skillgraft.adapters.peft_file import is_adapter
     from skillgraft.skills.library import resolve_skill
     from skillgraft.skills.skill import load_skill
 
