@@ -3,7 +3,7 @@ import torch
 from skillgraft.data.tasks import Question
 from skillgraft.evals.likelihood import answer_likelihood
 from skillgraft.models.loading import load_model, load_tokenizer
-from skillgraft.models.prompts import encode
+from skillgraft.models.prompts import as_prompt, encode_prompts
 from tests.tiny import tiny_checkpoint
 
 QUESTIONS = [
@@ -15,7 +15,7 @@ QUESTIONS = [
 
 def by_hand(model, tokenizer, question, answer):
     """One sequence without padding, token by token."""
-    prompt = encode(tokenizer, [question])["input_ids"][0]
+    prompt = encode_prompts(tokenizer, [as_prompt(tokenizer, question)])["input_ids"][0]
     tokens = torch.tensor(tokenizer(answer, add_special_tokens=False)["input_ids"])
     total = 0.0
     for place, token in enumerate(tokens):

@@ -190,7 +190,7 @@ def test_mistakes_are_found_before_anything_runs(tmp_path, monkeypatch):
 
 
 def test_a_prompt_that_does_not_fit_says_which(tmp_path):
-    file = recipe_of(tmp_path, rows=[ROWS[0]], max_new_tokens=500)
-    with pytest.raises(RecipeError, match=r"rows: base\+gold: a prompt of \d+ tokens .* context of 512; lower top_k"):
+    file = recipe_of(tmp_path, rows=[ROWS[0]], max_new_tokens=430)
+    with pytest.raises(DataError, match=r"rows: base\+gold: a prompt of \d+ tokens .* context of 512; lower top_k"):
         run(file, runs=tmp_path / "runs")
     assert not list((tmp_path / "runs" / "stages").glob("eval-*/evaluation.json"))

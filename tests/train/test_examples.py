@@ -8,7 +8,7 @@ from skillgraft.data.documents import Document
 from skillgraft.data.tasks import Question
 from skillgraft.errors import DataError, RecipeError, TrainingError
 from skillgraft.models.loading import load_model
-from skillgraft.models.prompts import as_prompt, encode
+from skillgraft.models.prompts import as_prompt, prompt_ids
 from skillgraft.settings.text import TextSettings, check_text
 from skillgraft.train.examples import UNLEARNT, derange, document_rows, learnt_tokens, question_rows, replay_rows
 from tests.tiny import END, tiny_checkpoint, tiny_tokenizer
@@ -57,7 +57,7 @@ def test_only_answers_are_learnt_after_the_prompt_that_evaluation_asks():
     tokenizer = tiny_tokenizer()
     question = Question("a", "When was the harbour of Vell built?", ("1901",))
     [row] = question_rows(tokenizer, [question], None)
-    prompt = encode(tokenizer, [question.question])["input_ids"][0].tolist()
+    [prompt] = prompt_ids(tokenizer, [as_prompt(tokenizer, question.question)])
     assert row["input_ids"][: len(prompt)] == prompt
     assert row["labels"][: len(prompt)] == [UNLEARNT] * len(prompt)
     assert tokenizer.decode(row["labels"][len(prompt) :]) == f"1901{END}\n"

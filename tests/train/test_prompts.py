@@ -1,4 +1,4 @@
-from skillgraft.models.prompts import INSTRUCTION, as_prompt, encode
+from skillgraft.models.prompts import INSTRUCTION, as_prompt, encode_prompts
 from tests.tiny import CHAT_TEMPLATE, tiny_tokenizer
 
 
@@ -14,7 +14,7 @@ def test_chat_with_system_role():
     tokenizer = own_tokenizer(CHAT_TEMPLATE)
     prompt = as_prompt(tokenizer, "When?")
     assert [m["role"] for m in prompt] == ["system", "user"]
-    batch = encode(tokenizer, ["When?", "When was the harbour built?"])
+    batch = encode_prompts(tokenizer, [prompt, as_prompt(tokenizer, "When was the harbour built?")])
     text = tokenizer.decode(batch["input_ids"][1])
     expected = f"<|im_start|>system\n{INSTRUCTION}<|im_end|>\n<|im_start|>user\nWhen was the harbour built?<|im_end|>\n"
     assert text == expected + "<|im_start|>assistant\n"
@@ -32,7 +32,8 @@ def test_template_that_refuses_a_system_role():
 def test_no_template():
     tokenizer = own_tokenizer(None)
     assert as_prompt(tokenizer, "When?") == f"{INSTRUCTION}\nQuestion: When?\nAnswer:"
-    assert tokenizer.decode(encode(tokenizer, ["When?"])["input_ids"][0]).endswith("Question: When?\nAnswer:")
+    ids = encode_prompts(tokenizer, [as_prompt(tokenizer, "When?")])["input_ids"][0]
+    assert tokenizer.decode(ids).endswith("Question: When?\nAnswer:")
 
 
 def test_worked_examples_and_text_stand_in_the_form_of_questions():

@@ -26,6 +26,7 @@ from transformers import (
 from skillgraft.adapters.kind import Adapter
 from skillgraft.errors import RecipeError, did_you_mean
 from skillgraft.models.loading import load_model
+from skillgraft.models.saving import save_checkpoint
 
 ALL = "all-linear"
 """PEFT's name for all linear layers but the output head."""
@@ -173,12 +174,6 @@ def roll_out_merged(model: PeftModel, adapter: Adapter) -> None:
             return generate(*args, **kwargs)
 
     model.generate = generate_merged
-
-
-def save_checkpoint(model: PreTrainedModel, out: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Write weights and tokenizer into `out`."""
-    model.save_pretrained(str(out))
-    tokenizer.save_pretrained(str(out))
 
 
 def save_trained(

@@ -14,9 +14,10 @@ from skillgraft.arithmetic.merging import engine_for
 from skillgraft.chat.commands import Settings
 from skillgraft.chat.plan import ChatAnswer, ChatModelSpec
 from skillgraft.errors import DataError
-from skillgraft.models.loading import load_model, load_tokenizer
+from skillgraft.models.generation import end_tokens, generate
+from skillgraft.models.loading import context_length, load_model, load_tokenizer
 from skillgraft.models.precision import bf16_pays, device
-from skillgraft.models.prompts import encode
+from skillgraft.models.prompts import as_prompt, encode_prompts
 
 
 def bytes_per_parameter() -> int:
@@ -49,10 +50,10 @@ class ChatModel:
         Raises:
             DataError: prompt and longest answer exceed what the model can attend to.
         """
-        batch = encode(self._tokenizer, [prompt], settings.system).to(self._model.device)
-        length = batch["input_ids"].shape[1]
-        room = getattr(self._model.config, "max_position_embeddings", None)
-        if room is not None and length + settings.tokens > room:
+        asked = as_prompt(self._tokenizer, prompt, settings.system)
+        batch = encode_prompts(self._tokenizer, [asked]).to(self._model.device)
+        length, room = batch["input_ids"].shape[1], context_length(self._model)
+        if length + settings.tokens > room:
             raise DataError(
                 f"{self.spec.label}: the prompt has {length} tokens and the answer may have {settings.tokens}, the "
                 f"model takes {room} in all; shorten the prompt, or lower /tokens"
@@ -63,12 +64,9 @@ class ChatModel:
         began = time.monotonic()
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            token_ids = self._model.generate(
-                **batch, max_new_tokens=settings.tokens, pad_token_id=self._tokenizer.pad_token_id, **sampling
-            )
-        new = token_ids[0, length:].tolist()
-        ends = self._model.generation_config.eos_token_id
-        ended = bool(new) and new[-1] in (ends if isinstance(ends, list) else [ends])
+            output = generate(self._model, self._tokenizer, batch, max_new_tokens=settings.tokens, **sampling)
+        new = output[0].tolist()
+        ended = bool(new) and new[-1] in end_tokens(self._model, self._tokenizer)
         text = self._tokenizer.decode(new, skip_special_tokens=True).strip()
         return ChatAnswer(
             self.spec.label,

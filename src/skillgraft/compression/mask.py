@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from skillgraft.data.tasks import Question
 from skillgraft.errors import CompatibilityError
 from skillgraft.models.loading import load_model, load_tokenizer
 from skillgraft.models.precision import device
-from skillgraft.models.prompts import encode
+from skillgraft.models.prompts import as_prompt, prompt_ids
 from skillgraft.support.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -109,15 +110,16 @@ def optimise_mask(
     return largest({name: relaxed(base[name], s[name]).cpu() for name in deltas}, count)
 
 
-def answer_loss(model: torch.nn.Module, tokenizer: object, questions: Sequence[Question]) -> Float[Tensor, ""]:
+def answer_loss(
+    model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question]
+) -> Float[Tensor, ""]:
     """Return the mean negative log-likelihood of the tokens of the first answers and the end after them."""
     total, tokens = torch.zeros((), device=device()), 0
     for question in questions:
-        prompt = encode(tokenizer, [question.question])["input_ids"][0]  # type: ignore[arg-type]
-        answer = tokenizer(question.answers[0], add_special_tokens=False)["input_ids"]  # type: ignore[operator]
-        answer = torch.tensor([*answer, tokenizer.eos_token_id])  # type: ignore[attr-defined]
-        ids = torch.cat([prompt, answer])[None].to(device())
+        (prompt,) = prompt_ids(tokenizer, [as_prompt(tokenizer, question.question)])
+        answer = tokenizer(question.answers[0], add_special_tokens=False)["input_ids"]
+        ids = torch.tensor([[*prompt, *answer, tokenizer.eos_token_id]], device=device())
         logits = model(input_ids=ids).logits[0, len(prompt) - 1 : -1].float()
         total = total + torch.nn.functional.cross_entropy(logits, ids[0, len(prompt) :], reduction="sum")
-        tokens += len(answer)
+        tokens += len(answer) + 1
     return total / tokens

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from skillgraft.data.tasks import Question
 from skillgraft.models.answering import batches
-from skillgraft.models.prompts import encode
+from skillgraft.models.prompts import as_prompt, prompt_ids
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -30,7 +30,7 @@ def answer_likelihood(
     """
     pairs, owners = [], []
     for number, question in enumerate(questions):
-        (prompt,) = encode(tokenizer, [question.question])["input_ids"].tolist()
+        (prompt,) = prompt_ids(tokenizer, [as_prompt(tokenizer, question.question)])
         for answer in dict.fromkeys(question.answers):
             pairs.append((prompt, tokenizer(answer.strip(), add_special_tokens=False)["input_ids"]))
             owners.append(number)

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from skillgraft.evals.likelihood import log_likelihood
 from skillgraft.evals.tasks import Retention
+from skillgraft.models.loading import context_length
 
 
 def blocks(tokens: int, window: int, stride: int) -> list[tuple[int, int, int]]:
@@ -58,8 +59,3 @@ def score_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, reten
             computed += len(context) + len(ending) - 1
     seconds = time.monotonic() - start
     return {**found, "window": window, "stride": stride, "computed": computed, "seconds": seconds}
-
-
-def context_length(model: PreTrainedModel) -> int:
-    """Return how many tokens the model can see; without a limit, more than any text has."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**31

@@ -11,10 +11,11 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from skillgraft.evals.likelihood import log_likelihood
-from skillgraft.evals.perplexity import context_length, score_text
+from skillgraft.evals.perplexity import score_text
 from skillgraft.evals.tasks import Item, Retention, metrics_of
 from skillgraft.models.answering import batches
-from skillgraft.models.loading import count_parameters
+from skillgraft.models.loading import context_length, count_parameters
+from skillgraft.models.prompts import text_ids
 
 Kept = Callable[[str, Callable[[], Any]], Any]
 """Returns what was computed under a name before a kill, else computes and keeps it."""
@@ -37,9 +38,9 @@ def choice_likelihoods(
     longest = context_length(model)
     pairs, owners = [], []
     for number, item in enumerate(items):
-        prompt = len(tokenizer(item.prompt.rstrip())["input_ids"])
+        prompt = len(text_ids(tokenizer, item.prompt.rstrip()))
         for choice in item.choices:
-            whole = tokenizer(f"{item.prompt} {choice}")["input_ids"]
+            whole = text_ids(tokenizer, f"{item.prompt} {choice}")
             split = min(prompt, len(whole) - 1)
             pairs.append((whole[max(len(whole) - 1 - longest, 0) : split], whole[split:]))
             owners.append(number)

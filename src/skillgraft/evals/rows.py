@@ -20,14 +20,13 @@ from skillgraft.data.retrieval import recall
 from skillgraft.data.tasks import Task
 from skillgraft.domains.kind import Domain
 from skillgraft.domains.knowledge import KNOWLEDGE
-from skillgraft.errors import RecipeError
 from skillgraft.evals.answers import answer_and_score
 from skillgraft.evals.in_context import as_context, draw_examples, find_chunks, read_examples
-from skillgraft.evals.perplexity import context_length
 from skillgraft.evals.retention import measure
 from skillgraft.evals.tasks import Retention, read_retention
 from skillgraft.models.answering import load
-from skillgraft.models.prompts import Prompt, as_prompt, encode_prompts
+from skillgraft.models.loading import context_length
+from skillgraft.models.prompts import Prompt, as_prompt, check_prompts_fit, prompt_ids
 from skillgraft.settings.evaluation import EvalRow, EvaluationSettings
 from skillgraft.support.progress import NO_METRICS, Progress
 from skillgraft.support.resume import load_or_compute
@@ -128,15 +127,12 @@ def prompt_sizes(
     tokenizer: PreTrainedTokenizerBase,
     context: int,
 ) -> list[int]:
-    """Return the tokens of each prompt of a row; `RecipeError` for one that does not fit with its answer."""
-    sizes = [len(ids) for ids in encode_prompts(tokenizer, prompts, padding=False)["input_ids"]]
-    longest = task.settings.max_new_tokens
-    if row is not None and max(sizes) + longest > context:
-        raise RecipeError(
-            f"rows: {row.id}: a prompt of {max(sizes)} tokens and max_new_tokens: {longest} do not "
-            f"fit into the model's context of {context}; lower top_k, chunk_tokens or shots, or let bm25 "
-            "find parts of long documents"
-        )
+    """Return the tokens of each prompt of a row; `DataError` for one that does not fit with its answer."""
+    sizes = [len(ids) for ids in prompt_ids(tokenizer, prompts)]
+    where, remedy = "questions", "shorten the question"
+    if row is not None:
+        where, remedy = f"rows: {row.id}", "lower top_k, chunk_tokens or shots, or let bm25 find parts of documents"
+    check_prompts_fit(sizes, task.settings.max_new_tokens, context, where, remedy)
     return sizes
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from skillgraft.models.loading import load_model, load_tokenizer
+from skillgraft.models.generation import answer_text, generate
+from skillgraft.models.loading import context_length, load_model, load_tokenizer
 from skillgraft.models.precision import bf16_pays, device
-from skillgraft.models.prompts import Prompt, encode_prompts
+from skillgraft.models.prompts import Prompt, check_prompts_fit, encode_prompts, prompt_ids
 
 
 def batches(lengths: Sequence[int], rows: int, tokens: int = 16384) -> Iterator[list[int]]:
@@ -43,19 +44,20 @@ def answer(
     batch_size: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[list[str], int]:
-    """Return the greedy answers in the prompts' order, and the number of tokens that went through the model."""
-    sizes = [len(row) for row in encode_prompts(tokenizer, prompts, padding=False)["input_ids"]]
+    """Return the greedy answers in the prompts' order, and the number of tokens that went through the model.
+
+    Raises `DataError` for a prompt that does not fit with its answer into the model's context.
+    """
+    sizes = [len(row) for row in prompt_ids(tokenizer, prompts)]
+    check_prompts_fit(sizes, max_new_tokens, context_length(model), "questions")
     answers = [""] * len(prompts)
     tokens = done = 0
     for rows in batches(sizes, batch_size):
         batch = encode_prompts(tokenizer, [prompts[i] for i in rows]).to(model.device)
-        output = model.generate(
-            **batch, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id
-        )
-        tokens += output.numel()
-        completions = tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-        for row, text in zip(rows, completions, strict=True):
-            answers[row] = text.strip()
+        output = generate(model, tokenizer, batch, max_new_tokens=max_new_tokens, do_sample=False)
+        tokens += batch["input_ids"].numel() + output.numel()
+        for row, ids in zip(rows, output.tolist(), strict=True):
+            answers[row] = answer_text(tokenizer, ids)
         done += len(rows)
         if progress:
             progress(done, len(prompts))

@@ -1,17 +1,27 @@
-"""Load causal language models and tokenizers with Transformers, offline and without its own bars and advice."""
+"""Load causal language models and tokenizers with Transformers, offline and without its own bars and advice.
+
+Only what Transformers knows by itself is loaded: code that a checkpoint brings along is never run.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
+
+from skillgraft.checkpoint.layout import ADAPTER_CONFIG_FILE, read_config
+from skillgraft.errors import CheckpointError
+from skillgraft.models.chat_template import keep_template_arguments
+from skillgraft.models.saving import first_not_finite
 
 
 def quiet() -> None:
@@ -27,9 +37,19 @@ def quiet() -> None:
 
 
 def load_model(directory: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """Return the causal language model at `directory` in `dtype`, on the CPU."""
+    """Return the causal language model at `directory` in `dtype`, on the CPU.
+
+    Raises:
+        CheckpointError: what `check_loadable` refuses, weights that Transformers refuses or that are not finite.
+    """
     quiet()
-    model = AutoModelForCausalLM.from_pretrained(str(directory), dtype=dtype, local_files_only=True)
+    check_loadable(directory)
+    model = _load(AutoModelForCausalLM.from_pretrained, directory, "model", dtype=dtype)
+    if (name := first_not_finite(model)) is not None:
+        raise CheckpointError(
+            f"{directory}: tensor {name!r} holds NaN or infinity, expected finite values: training diverged or the "
+            "file is damaged; take an earlier checkpoint"
+        )
     # Generation hands the last position to the output head as a strided slice. Torch 2.13 multiplies that in bf16 on
     # the CPU without its fast kernel: 5.2 s instead of 0.02 s for 64 rows and 49,152 words.
     model.get_output_embeddings().register_forward_pre_hook(lambda head, inputs: (inputs[0].contiguous(), *inputs[1:]))
@@ -37,12 +57,59 @@ def load_model(directory: Path, dtype: torch.dtype = torch.float32) -> PreTraine
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
-    """Return the tokenizer at `directory`, with a padding token."""
+    """Return the tokenizer at `directory`, with a padding token.
+
+    Raises `CheckpointError` where Transformers cannot load it without running code of the checkpoint's.
+    """
     quiet()
-    tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
+    tokenizer = _load(AutoTokenizer.from_pretrained, directory, "tokenizer")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    keep_template_arguments(tokenizer)
     return tokenizer
+
+
+def check_loadable(directory: Path) -> None:
+    """Raise `CheckpointError` for a checkpoint that cannot be trained or asked; reads its config alone.
+
+    Refused are an adapter beside the weights, which Transformers would add to them, architectures that need code of
+    their own or are newer than Transformers, and models that are no causal language models. All of them can be merged.
+    """
+    if (directory / ADAPTER_CONFIG_FILE).is_file():
+        raise CheckpointError(
+            f"{directory} holds weights and {ADAPTER_CONFIG_FILE}: Transformers would load that adapter on top of "
+            "them; expected one of them: move the adapter's files into a folder of their own, or merge it first"
+        )
+    model_type = read_config(directory).get("model_type")
+    config = _load(AutoConfig.from_pretrained, directory, "config")
+    if type(config) not in AutoModelForCausalLM._model_mapping:
+        raise CheckpointError(
+            f"{directory}: a {model_type} model is no causal language model that Transformers knows, so it can be "
+            "neither trained nor asked here; expected one such as Llama, Qwen or Gemma (merging works for any)"
+        )
+
+
+def _load(load: Callable[..., Any], directory: Path, what: str, **arguments: Any) -> Any:
+    """Return what one of Transformers' loaders makes of `directory`, its refusals in one sentence."""
+    try:
+        return load(str(directory), local_files_only=True, trust_remote_code=False, **arguments)
+    except (ValueError, KeyError, ImportError, OSError, RuntimeError, TypeError, AttributeError) as error:
+        config = read_config(directory)
+        if "auto_map" in config or "trust_remote_code" in str(error):
+            raise CheckpointError(
+                f"{directory}: the {what} needs Python code that comes with the checkpoint, which is never run; "
+                "expected an architecture that Transformers has itself: convert it, or use one that it knows"
+            ) from error
+        reason = " ".join(str(error).split())
+        raise CheckpointError(
+            f"{directory}: Transformers cannot load the {what} ({config.get('model_type')!r}): "
+            f"{reason[:200]}{'…' * (len(reason) > 200)}; expected a checkpoint that this version of it knows"
+        ) from error
+
+
+def context_length(model: PreTrainedModel) -> int:
+    """Return how many tokens the model can see; without a limit, more than any text has."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**31
 
 
 def count_parameters(model: PreTrainedModel) -> int:

@@ -12,6 +12,7 @@ from skillgraft.checkpoint.tokenizer import tokenizer_identity
 from skillgraft.data.documents import read_documents
 from skillgraft.data.passages import passages
 from skillgraft.errors import naming
+from skillgraft.models.chat_template import NO_ARGUMENTS, with_template_arguments
 from skillgraft.settings.base import BASE, Chooses, Ref, sites
 from skillgraft.stages.costs import written
 from skillgraft.stages.planned import PlannedStage, Preflight
@@ -32,7 +33,8 @@ def check_plan(stages: Sequence[PlannedStage], processes: int = 1) -> list[str]:
 
 def check_stage(planned: PlannedStage, stages: Sequence[PlannedStage], processes: int = 1) -> list[str]:
     """Return a stage's own remarks; raise `SkillgraftError` for what its kind refuses."""
-    with naming(f"stages.{planned.name}"):
+    arguments = getattr(planned.settings, "chat_template_kwargs", NO_ARGUMENTS)
+    with naming(f"stages.{planned.name}"), with_template_arguments(arguments):
         return list(planned.kind.preflight(Preflight(planned, {stage.name: stage for stage in stages}, processes)))
 
 

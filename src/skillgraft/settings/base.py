@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 BASE = "base"
 """The name by which stages refer to the recipe's base model."""
@@ -123,6 +123,28 @@ TrainerArguments = Annotated[dict[str, Any], Ignored(keys=TRACKING_KEYS)]
 AdapterSettings = dict[str, Any] | None
 """An adapter's `kind` and arguments, which that kind checks; None: full fine-tuning."""
 ADAPT = "adapter to train instead of all weights: its kind (lora) and arguments (of PEFT's LoraConfig)"
+
+
+DECIDED_TEMPLATE_KEYS = {
+    *("conversation", "messages", "tools", "chat_template", "tokenize", "add_generation_prompt", "return_dict"),
+    *("continue_final_message", "padding", "truncation", "max_length", "return_tensors", "tokenizer_kwargs"),
+    "return_assistant_tokens_mask",
+}
+"""Arguments of `apply_chat_template` that are none of the template's."""
+
+
+def _template_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
+    if taken := sorted(DECIDED_TEMPLATE_KEYS & arguments.keys()):
+        raise ValueError(f"must not hold {', '.join(taken)}, which Skillgraft decides itself")
+    return arguments
+
+
+class PromptSettings(Settings):
+    """Base of the settings of stages that render prompts with a chat template."""
+
+    chat_template_kwargs: Annotated[dict[str, Any], AfterValidator(_template_arguments)] = Field(
+        {}, description="arguments of the model's chat template in every prompt, such as {enable_thinking: false}"
+    )
 
 
 class Site(NamedTuple):

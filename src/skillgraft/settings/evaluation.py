@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag
 
 from skillgraft.errors import RecipeError
-from skillgraft.settings.base import ADAPT, AdapterSettings, DataPath, Ref, Settings, TrainerArguments
+from skillgraft.settings.base import ADAPT, AdapterSettings, DataPath, PromptSettings, Ref, Settings, TrainerArguments
 from skillgraft.settings.text import WHOLE, TextSettings
 
 
@@ -113,7 +113,7 @@ class RowSkill(Settings):
         return self.row or Path(self.skill).name
 
 
-class SinglePassageSettings(Settings):
+class SinglePassageSettings(PromptSettings):
     """How each passage is learnt alone, and which rows are asked about it."""
 
     skills: list[RowSkill] = Field([], description="skills, each in a row of the table beside start and sft")
@@ -135,7 +135,7 @@ class SinglePassageSettings(Settings):
         return rows
 
 
-class EvaluationSettings(Settings):
+class EvaluationSettings(PromptSettings):
     """Which models are asked, with what in the prompt, and how they answer."""
 
     models: Annotated[list[str], Ref("checkpoint")] = Field(

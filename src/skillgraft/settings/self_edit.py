@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from skillgraft.settings.base import ADAPT, AdapterSettings, DataPath, Settings, TrainerArguments
+from skillgraft.settings.base import ADAPT, AdapterSettings, DataPath, PromptSettings, Settings, TrainerArguments
 
 
 class LearnSettings(Settings):
@@ -20,7 +20,7 @@ class LearnSettings(Settings):
     )
 
 
-class SelfEditSettings(Settings):
+class SelfEditSettings(PromptSettings):
     """How self-edits are sampled, scored and chosen."""
 
     rounds: int = Field(2, ge=1, description="rounds; each has its own equal slice of the documents")

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field
 
-from skillgraft.settings.base import DataPath, Ignored, Settings
+from skillgraft.settings.base import DataPath, Ignored, PromptSettings, Settings
 
 
 def _endpoint(url: str) -> str:
@@ -50,7 +50,7 @@ class SynthesisFilters(Settings):
     leakage: float = Field(0.6, gt=0, le=1, description="share of a held-out question's 4-word sequences that leaks it")
 
 
-class SynthesisSettings(Settings):
+class SynthesisSettings(PromptSettings):
     """How renderings are written, or read, and filtered."""
 
     endpoint: EndpointSettings | None = Field(None, description="let a model behind an endpoint write instead")

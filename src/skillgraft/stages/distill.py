@@ -12,7 +12,7 @@ from skillgraft.adapters import training_bytes
 from skillgraft.data.documents import read_documents
 from skillgraft.data.tasks import read_questions
 from skillgraft.errors import RecipeError
-from skillgraft.settings.base import ADAPT, AdapterSettings, Chooses, DataPath, Ref, Settings, TrainerArguments
+from skillgraft.settings.base import ADAPT, AdapterSettings, Chooses, DataPath, PromptSettings, Ref, TrainerArguments
 from skillgraft.settings.synthesis import LONGEST_ANSWER, SEES, TeacherSees
 from skillgraft.stages.context import Context, StageResult
 from skillgraft.stages.costs import ANSWER_TOKENS, Costing, Needs, text_tokens
@@ -20,10 +20,10 @@ from skillgraft.stages.kind import StageKind, Stages
 from skillgraft.stages.planned import Preflight
 from skillgraft.stages.reading import adapter_origin, read_data
 from skillgraft.stages.row_labels import RowLabel
-from skillgraft.stages.training import check_adaptation, in_one_precision, renamed_curve, trained_result, training
+from skillgraft.stages.training import check_adaptation, renamed_curve, running_models, trained_result, training
 
 
-class DistillStage(Settings):
+class DistillStage(PromptSettings):
     """On-policy self-distillation: the model learns, without a document, what it says with the document in context."""
 
     kind: Literal["distill"] = Field(description="learn from oneself with the document in context (SDFT)")
@@ -64,7 +64,7 @@ def check(name: str, settings: DistillStage) -> None:
         )
 
 
-@in_one_precision
+@running_models
 def run(settings: DistillStage, context: Context) -> StageResult:
     """Distill a model into itself: the teacher has the document in its context, the student has not."""
     from skillgraft.train.distill import train_distill
@@ -128,6 +128,7 @@ DISTILL = StageKind(
     settings=DistillStage,
     makes="checkpoint",
     run=run,
+    version=2,
     trained_from="from_",
     check=check,
     read=read,

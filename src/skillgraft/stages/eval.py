@@ -31,7 +31,7 @@ from skillgraft.stages.kind import StageKind, Stages
 from skillgraft.stages.planned import PlannedStage, Preflight
 from skillgraft.stages.reading import digests, documents_digest, documents_of, origins, questions_of
 from skillgraft.stages.row_labels import label_of, training_cost
-from skillgraft.stages.training import in_one_precision
+from skillgraft.stages.training import running_models
 from skillgraft.support.digest import digest
 
 
@@ -128,7 +128,7 @@ def read(settings: EvalStage) -> dict[str, str]:
     return data
 
 
-@in_one_precision
+@running_models
 def run(settings: EvalStage, context: Context) -> StageResult:
     """Score every model and row on the same questions; what was scored before a kill is not scored again."""
     from skillgraft.evals import table
@@ -161,15 +161,38 @@ def run(settings: EvalStage, context: Context) -> StageResult:
 
 
 def preflight(given: Preflight) -> Iterable[str]:
-    """Raise for what a model is asked to see at once and is more than its context."""
+    """Raise for models that cannot be asked, and for what one is asked to see at once and is more than its context."""
+    from skillgraft.models.preflight import check_checkpoint, remarks
+
     settings = given.planned.settings
+    named = [*settings.models, *(row.model for row in settings.rows)]
+    roots = list(dict.fromkeys(root for model in named if (root := given.root(model)) is not None))
+    for root in roots:
+        check_checkpoint(root)
+        _check_questions(given.planned, root)
     for model in settings.models if isinstance(settings.retention, RetentionSettings) else ():
         if root := given.root(model):
             check_window("retention", settings.retention, model, context_of(read_config(root)))
     for row in settings.rows:
         if row.context == "bm25" and (root := given.root(row.model)):
             _check_found(given.planned, row, root)
-    return ()
+    return [line for root in roots[:1] for line in remarks(root, settings.max_new_tokens)]
+
+
+def _check_questions(planned: PlannedStage, root: Path) -> None:
+    """Raise where a question does not fit into the model's context with its answer."""
+    settings, context = planned.settings, context_of(read_config(root))
+    questions = written(settings.questions, planned.inputs)
+    if context is None or questions is None:
+        return
+    from skillgraft.models.loading import load_tokenizer
+    from skillgraft.models.prompts import check_prompts_fit, prompt_ids
+
+    domain, tokenizer = get_domain(settings.domain), load_tokenizer(root)
+    documents = written(settings.documents, planned.inputs)
+    about = choose(read_documents(documents), settings.limit_documents, settings.part) if documents else None
+    prompts = [domain.prompt(tokenizer, task) for task in domain.read_tasks(questions, about)]
+    check_prompts_fit(list(map(len, prompt_ids(tokenizer, prompts))), settings.max_new_tokens, context, "questions")
 
 
 def _check_found(planned: PlannedStage, row: EvalRow, root: Path) -> None:
@@ -267,7 +290,7 @@ EVAL = StageKind(
     settings=EvalStage,
     makes="table",
     run=run,
-    version=2,
+    version=3,
     check=check,
     read=read,
     preflight=preflight,

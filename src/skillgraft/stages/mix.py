@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,15 +11,16 @@ from pydantic import Field
 from skillgraft.data.documents import read_documents
 from skillgraft.data.tasks import read_questions
 from skillgraft.errors import RecipeError
-from skillgraft.settings.base import BASE, Chooses, DataPath, Ref, Settings
+from skillgraft.settings.base import BASE, Chooses, DataPath, PromptSettings, Ref
 from skillgraft.settings.synthesis import SEES, TeacherSees
 from skillgraft.stages.context import Context, StageResult
 from skillgraft.stages.costs import ANSWER_TOKENS, Costing, Needs
 from skillgraft.stages.kind import StageKind
-from skillgraft.stages.training import in_one_precision
+from skillgraft.stages.planned import Preflight
+from skillgraft.stages.training import running_models
 
 
-class MixStage(Settings):
+class MixStage(PromptSettings):
     """Answers to train on, mixed word by word from what a model says with and without the fact in context (MixSD)."""
 
     kind: Literal["mix"] = Field(description="write answers near to what the model would say itself (MixSD)")
@@ -48,7 +50,7 @@ def check(name: str, settings: MixStage) -> None:
         raise RecipeError(f"stages.{name}: teacher_sees: {settings.teacher_sees} needs documents")
 
 
-@in_one_precision
+@running_models
 def run(settings: MixStage, context: Context) -> StageResult:
     """Write answers mixed from what the model says with and without the fact in its context."""
     import torch
@@ -79,6 +81,15 @@ def run(settings: MixStage, context: Context) -> StageResult:
     return StageResult(facts, flops=2.0 * count_parameters(model) * facts["tokens"], precision=describe())
 
 
+def preflight(given: Preflight) -> Iterable[str]:
+    """Raise for a model that cannot be asked."""
+    from skillgraft.models.preflight import check_checkpoint
+
+    if (root := given.root(given.planned.settings.model)) is not None:
+        check_checkpoint(root)
+    return ()
+
+
 def needs(settings: MixStage, costing: Costing) -> Needs:
     """Estimate the cost from one answer a question."""
     questions = len(costing.questions(settings))
@@ -90,7 +101,9 @@ MIX = StageKind(
     settings=MixStage,
     makes="questions",
     run=run,
+    version=2,
     check=check,
     writes=lambda settings: {"questions"},
+    preflight=preflight,
     needs=needs,
 )

@@ -12,23 +12,33 @@ from pydantic import Field
 
 from skillgraft.adapters import training_bytes
 from skillgraft.checkpoint.fingerprint import fingerprint_file
+from skillgraft.checkpoint.layout import context_of, read_config
 from skillgraft.data.documents import Document, read_documents
 from skillgraft.data.slices import choose
 from skillgraft.data.synthesis.endpoint_key import read_key
 from skillgraft.domains import get_domain
 from skillgraft.errors import RecipeError
-from skillgraft.settings.base import ADAPT, AdapterSettings, Chooses, DataPath, Ref, Settings, Slice, TrainerArguments
+from skillgraft.settings.base import (
+    ADAPT,
+    AdapterSettings,
+    Chooses,
+    DataPath,
+    PromptSettings,
+    Ref,
+    Slice,
+    TrainerArguments,
+)
 from skillgraft.settings.synthesis import JUDGE, EndpointSettings
 from skillgraft.stages.context import Context, StageResult
-from skillgraft.stages.costs import ANSWER_TOKENS, Costing, Needs
+from skillgraft.stages.costs import ANSWER_TOKENS, Costing, Needs, written
 from skillgraft.stages.kind import StageKind, Stages
 from skillgraft.stages.planned import Preflight
 from skillgraft.stages.reading import adapter_origin, digests, documents_of, origins, questions_of
 from skillgraft.stages.row_labels import RowLabel
-from skillgraft.stages.training import check_adaptation, in_one_precision, trained_result, training
+from skillgraft.stages.training import check_adaptation, running_models, trained_result, training
 
 
-class RlStage(Settings):
+class RlStage(PromptSettings):
     """Closed-book reinforcement learning with GRPO, RLOO or ReMax; full, or with an adapter by `adapt:`."""
 
     kind: Literal["rl"] = Field(description="train with rewards on questions")
@@ -142,7 +152,7 @@ def _code_digest(name: str) -> str:
     return fingerprint_file(Path(spec.origin))
 
 
-@in_one_precision
+@running_models
 def run(settings: RlStage, context: Context) -> StageResult:
     """Train with rewards on closed-book questions."""
     from skillgraft.data.synthesis.judge import judge_of
@@ -183,8 +193,10 @@ def preflight(given: Preflight) -> Iterable[str]:
     if settings.judge_endpoint is not None:
         read_key(settings.judge_endpoint.key_variable)
     from skillgraft.domains.rewards import get_reward
+    from skillgraft.models.loading import load_tokenizer
+    from skillgraft.models.preflight import check_checkpoint, remarks
     from skillgraft.train.data_parallel import check_shares
-    from skillgraft.train.rl import rl_arguments
+    from skillgraft.train.rl import check_prompts, rl_arguments
 
     check_adaptation(settings.trainer, given.root(settings.from_), settings.adapt)
     domain = get_domain(settings.domain)
@@ -194,12 +206,20 @@ def preflight(given: Preflight) -> Iterable[str]:
             get_reward(name, domain.rewards)
     arguments = rl_arguments(mix, settings.trainer, settings.adapt is not None, Path("unused"), 0, settings.algorithm)
     check_shares(arguments, given.processes)
+    if settings.judge is not None and (judge := given.root(settings.judge)) is not None:
+        check_checkpoint(judge)
+    questions, start = written(settings.questions, given.planned.inputs), given.root(settings.from_)
+    if start is not None and questions is not None:
+        documents, context = written(settings.documents, given.planned.inputs), context_of(read_config(start))
+        about = choose(read_documents(documents), settings.limit_documents, settings.part) if documents else None
+        tasks = domain.read_tasks(questions, about)
+        check_prompts(load_tokenizer(start), domain, tasks, context, arguments.max_completion_length)
     if given.processes > 1 and settings.skip_without_variance:
         raise RecipeError(
             f"skip_without_variance: {given.processes} processes would keep different numbers of answers; leave it "
             "out, or start the run without a launcher"
         )
-    return ()
+    return list(remarks(start, arguments.max_completion_length)) if start is not None else ()
 
 
 def needs(settings: RlStage, costing: Costing) -> Needs:
@@ -222,7 +242,7 @@ RL = StageKind(
     settings=RlStage,
     makes="checkpoint",
     run=run,
-    version=2,
+    version=3,
     trained_from="from_",
     check=check,
     read=read,

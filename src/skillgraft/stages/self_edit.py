@@ -21,7 +21,7 @@ from skillgraft.stages.kind import StageKind, Stages
 from skillgraft.stages.planned import Preflight
 from skillgraft.stages.reading import adapter_origin, digests, documents_of, prompts_digest, questions_of
 from skillgraft.stages.row_labels import RowLabel
-from skillgraft.stages.training import check_adaptation, in_one_precision, training
+from skillgraft.stages.training import check_adaptation, running_models, training
 
 
 class SelfEditStage(SelfEditSettings):
@@ -66,7 +66,7 @@ def read(settings: SelfEditStage) -> dict[str, str]:
     )
 
 
-@in_one_precision
+@running_models
 def run(settings: SelfEditStage, context: Context) -> StageResult:
     """Train a writer of renderings on those of its own that were learnt best."""
     from skillgraft.models.precision import describe
@@ -111,6 +111,7 @@ SELF_EDIT = StageKind(
     settings=SelfEditStage,
     makes="checkpoint",
     run=run,
+    version=2,
     trained_from="from_",
     check=check,
     read=read,

@@ -18,8 +18,8 @@ from skillgraft.settings.base import (
     AdapterSettings,
     Chooses,
     DataPath,
+    PromptSettings,
     Ref,
-    Settings,
     Slice,
     TrainerArguments,
     stage_named,
@@ -31,11 +31,11 @@ from skillgraft.stages.kind import StageKind, Stages
 from skillgraft.stages.planned import Preflight
 from skillgraft.stages.reading import adapter_origin, digests, documents_of, questions_of
 from skillgraft.stages.row_labels import RowLabel, label_of
-from skillgraft.stages.training import check_adaptation, in_one_precision, renamed_curve, trained_result, training
+from skillgraft.stages.training import check_adaptation, renamed_curve, running_models, trained_result, training
 from skillgraft.support.digest import digest
 
 
-class SftStage(Settings):
+class SftStage(PromptSettings):
     """Supervised fine-tuning on documents, or on questions with answers; full, or with an adapter by `adapt:`."""
 
     kind: Literal["sft"] = Field(description="fine-tune a checkpoint")
@@ -99,7 +99,7 @@ def training_data(settings: SftStage, inputs: Mapping[str, Path]) -> tuple[list[
     return documents, read_questions(questions_path, about) if questions_path else []
 
 
-@in_one_precision
+@running_models
 def run(settings: SftStage, context: Context) -> StageResult:
     """Fine-tune on documents, or on questions with their answers."""
     from skillgraft.train.sft import train_sft
@@ -223,7 +223,7 @@ SFT = StageKind(
     settings=SftStage,
     makes="checkpoint",
     run=run,
-    version=3,
+    version=4,
     trained_from="from_",
     check=check,
     read=read,

@@ -23,7 +23,7 @@ from skillgraft.stages.kind import StageKind, Stages
 from skillgraft.stages.planned import PlannedStage, Preflight
 from skillgraft.stages.reading import adapter_origin, digests, path_of, questions_of
 from skillgraft.stages.row_labels import injected_label, label_of, training_cost
-from skillgraft.stages.training import check_adaptation, in_one_precision, tracked_trainer
+from skillgraft.stages.training import check_adaptation, running_models, tracked_trainer
 from skillgraft.support.digest import digest
 
 
@@ -70,7 +70,7 @@ def read(settings: SinglePassageStage) -> dict[str, str]:
     return data | digests([], questions_of(settings, known, about)) | adapter_origin(settings)
 
 
-@in_one_precision
+@running_models
 def run(settings: SinglePassageStage, context: Context) -> StageResult:
     """Learn each passage alone, score it with and without skills, and forget it; a scored passage is kept."""
     from skillgraft.evals.single_passage import build_table, score_passages
@@ -164,6 +164,7 @@ SINGLE_PASSAGE = StageKind(
     settings=SinglePassageStage,
     makes="table",
     run=run,
+    version=2,
     check=check,
     read=read,
     preflight=preflight,

@@ -22,6 +22,7 @@ from skillgraft.stages.costs import Costing, Needs, text_tokens
 from skillgraft.stages.kind import StageKind
 from skillgraft.stages.planned import Preflight
 from skillgraft.stages.reading import prompts_digest, read_data
+from skillgraft.stages.training import running_models
 from skillgraft.support.digest import digest
 
 
@@ -85,6 +86,7 @@ def writes(settings: SynthesizeStage) -> set[str]:
     return {"questions" if each else "documents" for each in makes}
 
 
+@running_models
 def run(settings: SynthesizeStage, context: Context) -> StageResult:
     """Write, or read, renderings of documents, and keep those that pass the filters."""
     from skillgraft.data.synthesis.synthesize import synthesize
@@ -102,9 +104,14 @@ def run(settings: SynthesizeStage, context: Context) -> StageResult:
 
 
 def preflight(given: Preflight) -> Iterable[str]:
-    """Raise for an endpoint's key that the environment does not have."""
-    if given.planned.settings.endpoint is not None:
-        read_key(given.planned.settings.endpoint.key_variable)
+    """Raise for an endpoint's key that the environment does not have, and for a model that cannot write."""
+    settings = given.planned.settings
+    if settings.endpoint is not None:
+        read_key(settings.endpoint.key_variable)
+    elif settings.given is None and (root := given.root(settings.model)) is not None:
+        from skillgraft.models.preflight import check_checkpoint
+
+        check_checkpoint(root)
     return ()
 
 
@@ -123,6 +130,7 @@ SYNTHESIZE = StageKind(
     settings=SynthesizeStage,
     makes="documents",
     run=run,
+    version=2,
     check=check,
     read=read,
     writes=writes,

@@ -12,18 +12,19 @@ from typing import Any
 from skillgraft.adapters import get_adapter
 from skillgraft.checkpoint.fingerprint import fingerprint_checkpoint
 from skillgraft.checkpoint.provenance import base_for_training, write_provenance
+from skillgraft.models.chat_template import with_template_arguments
 from skillgraft.settings.base import BASE
 from skillgraft.stages.context import Context, StageResult
 
 
-def in_one_precision(run: Callable[[Any, Context], StageResult]) -> Callable[[Any, Context], StageResult]:
-    """Let a stage that trains or generates resume in the precision in which it began."""
+def running_models(run: Callable[[Any, Context], StageResult]) -> Callable[[Any, Context], StageResult]:
+    """Let a stage that trains or generates resume in the precision in which it began, with its template's arguments."""
 
     @functools.wraps(run)
     def wrapped(settings: Any, context: Context) -> StageResult:
         from skillgraft.models.precision import one_precision
 
-        with one_precision(context.work):
+        with one_precision(context.work), with_template_arguments(settings.chat_template_kwargs):
             return run(settings, context)
 
     return wrapped
@@ -84,11 +85,14 @@ def renamed_curve(points: Iterable[Mapping[str, float]], names: Mapping[str, str
 
 
 def check_adaptation(trainer: Mapping[str, Any], start: Path | None, *adapts: Mapping[str, Any] | None) -> None:
-    """Raise for trackers that are not installed, and for adapters that PEFT or the start's modules refuse."""
+    """Raise for trackers that are not installed, a start that cannot be trained, and adapters that do not fit it."""
     from skillgraft.adapters.lora import empty_model
+    from skillgraft.models.preflight import check_checkpoint
     from skillgraft.train.tracking import check_trackers
 
     check_trackers(trainer)
+    if start is not None:
+        check_checkpoint(start)
     for adapt in adapts:
         adapter = get_adapter(adapt)
         if adapter is not None and start is not None and (model := empty_model(start)) is not None:

@@ -44,12 +44,13 @@ from skillgraft.data.documents import Document
 from skillgraft.data.synthesis.teacher_prompts import by_document, tell_about, with_context
 from skillgraft.data.tasks import Question
 from skillgraft.errors import DataError, RecipeError, TrainingError
-from skillgraft.models.loading import count_parameters, load_model, load_tokenizer
-from skillgraft.models.prompts import INSTRUCTION, Prompt, as_prompt
+from skillgraft.models.loading import context_length, count_parameters, load_model, load_tokenizer
+from skillgraft.models.prompts import INSTRUCTION, Prompt, as_prompt, prompt_ids
 from skillgraft.settings.synthesis import LONGEST_ANSWER
 from skillgraft.support.progress import Progress
 from skillgraft.train.callbacks import KeepAlive, newest_checkpoint, read_log, stop_on_interrupt
 from skillgraft.train.epochs import EpochSampler
+from skillgraft.train.rollouts import OwnPrompts
 from skillgraft.train.sft import Trained
 from skillgraft.train.trainer_arguments import check_at_least, trainer_arguments
 
@@ -168,7 +169,7 @@ def _total(log: Sequence[Mapping[str, float]], name: str, steps: int, args: Dist
     return round(mean * steps * args.gradient_accumulation_steps)
 
 
-class _Trainer(DistillationTrainer):
+class _Trainer(OwnPrompts, DistillationTrainer):
     """TRL's trainer with a prompt for the teacher (`teacher_prompt`) beside the student's (`prompt`)."""
 
     skip_tokens = 0
@@ -286,16 +287,9 @@ def _check_length(
     tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, rows: Sequence[Mapping[str, Any]], answer: int
 ) -> None:
     """Raise `DataError` where a teacher's prompt and an answer do not fit into the model's context."""
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if context is None:
-        return
+    context = context_length(model)
     for row in rows:
-        prompt = row["teacher_prompt"]
-        ids = (
-            tokenizer(prompt)["input_ids"]
-            if isinstance(prompt, str)
-            else tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
-        )
+        (ids,) = prompt_ids(tokenizer, [row["teacher_prompt"]])
         if len(ids) + answer > context:
             raise DataError(
                 f"the document '{row['document']}' in the teacher's prompt takes {len(ids)} tokens, which with an "

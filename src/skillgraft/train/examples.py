@@ -17,7 +17,7 @@ from skillgraft.data.chunks import windows
 from skillgraft.data.documents import Document
 from skillgraft.data.tasks import Question
 from skillgraft.errors import DataError, TrainingError
-from skillgraft.models.prompts import as_prompt
+from skillgraft.models.prompts import answer_ids, as_prompt, prompt_ids, text_ids
 from skillgraft.settings.text import WHOLE, TextSettings
 
 UNLEARNT = -100
@@ -103,7 +103,8 @@ def question_rows(
         answers = derange(answers, seed)
     rows: list[Row] = []
     for question, answer in zip(questions, answers, strict=True):
-        prompt, completion = _prompt_and_completion(tokenizer, question.question, answer)
+        asked = as_prompt(tokenizer, question.question)
+        (prompt,), completion = prompt_ids(tokenizer, [asked]), answer_ids(tokenizer, asked, answer)
         if max_length is not None and len(prompt) + len(completion) > max_length:
             raise TrainingError(
                 f"sft: the question '{question.question[:60]}' on '{question.document}' takes {len(prompt)} tokens and "
@@ -112,25 +113,6 @@ def question_rows(
             )
         rows.append({"input_ids": prompt + completion, "labels": [UNLEARNT] * len(prompt) + completion})
     return rows
-
-
-def _prompt_and_completion(
-    tokenizer: PreTrainedTokenizerBase, question: str, answer: str
-) -> tuple[list[int], list[int]]:
-    """Return the ids of the prompt and of what follows it; apart, since generation too begins after the prompt."""
-    prompt = as_prompt(tokenizer, question)
-    if isinstance(prompt, str):
-        ids = tokenizer(prompt)["input_ids"]
-        ids = ids[:-1] if ids[-1] == tokenizer.eos_token_id else ids
-        completion = f" {answer}{tokenizer.eos_token}"
-    else:
-        prompt_text = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
-        answered = [*prompt, {"role": "assistant", "content": answer}]
-        whole = tokenizer.apply_chat_template(answered, tokenize=False)
-        ids = tokenizer(prompt_text, add_special_tokens=False)["input_ids"]
-        # A template that writes something else before a finished answer: the answer and the end alone.
-        completion = whole[len(prompt_text) :] if whole.startswith(prompt_text) else answer + tokenizer.eos_token
-    return ids, tokenizer(completion, add_special_tokens=False)["input_ids"]
 
 
 def derange(items: Sequence[str], seed: int) -> list[str]:
@@ -162,7 +144,7 @@ def replay_rows(
     for text, start, end in pieces:
         if left < 2:  # one token predicts nothing
             return rows
-        ids = tokenizer(text[start:end].strip())["input_ids"][: longest - 1]
+        ids = text_ids(tokenizer, text[start:end].strip())[: longest - 1]
         ids = [*ids, tokenizer.eos_token_id][:left]
         if len(ids) > 1:
             rows.append({"input_ids": ids, "labels": list(ids)})

@@ -18,6 +18,7 @@ from trl import GRPOConfig
 from skillgraft.data.tasks import Task
 from skillgraft.domains.kind import Domain
 from skillgraft.errors import TrainingError
+from skillgraft.models.generation import answer_text, generate
 from skillgraft.models.precision import device
 from skillgraft.models.prompts import encode_prompts
 from skillgraft.support.progress import Progress
@@ -90,8 +91,10 @@ def pass_rates(
     for start in range(0, len(tasks), step):
         rows = by_length[start : start + step]
         batch = encode_prompts(tokenizer, [domain.prompt(tokenizer, tasks[i]) for i in rows]).to(model.device)
-        output = model.generate(
-            **batch,
+        output = generate(
+            model,
+            tokenizer,
+            batch,
             max_new_tokens=args.max_completion_length,
             do_sample=True,
             temperature=args.temperature,
@@ -100,9 +103,8 @@ def pass_rates(
             min_p=args.min_p,
             repetition_penalty=args.repetition_penalty,
             num_return_sequences=samples,
-            pad_token_id=tokenizer.pad_token_id,
         )
-        texts = tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+        texts = [answer_text(tokenizer, ids) for ids in output.tolist()]
         for place, row in enumerate(rows):
             answers = texts[place * samples : (place + 1) * samples]
             rates[row] = sum(domain.solved(text, tasks[row].answers) for text in answers) / samples

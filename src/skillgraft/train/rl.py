@@ -21,19 +21,23 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from peft.helpers import disable_input_dtype_casting
-from transformers import PreTrainedModel, PrinterCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 from trl import GRPOConfig
 
 from skillgraft.adapters.kind import Adapter
 from skillgraft.adapters.lora import ADAPTER, roll_out_merged
+from skillgraft.checkpoint.layout import context_of, read_config
 from skillgraft.data.synthesis.judge import Judge
 from skillgraft.data.tasks import Task
 from skillgraft.domains.kind import Domain, Reward, RewardInput
 from skillgraft.domains.knowledge import KNOWLEDGE
 from skillgraft.domains.rewards import get_reward
 from skillgraft.errors import RecipeError, TrainingError
+from skillgraft.models.generation import answer_text
 from skillgraft.models.loading import count_parameters, load_model, load_tokenizer
 from skillgraft.models.precision import bf16_pays
+from skillgraft.models.prompts import check_prompts_fit, prompt_ids
+from skillgraft.models.saving import check_finite, save_checkpoint
 from skillgraft.settings.synthesis import JUDGE
 from skillgraft.support.progress import NO_METRICS, Progress
 from skillgraft.support.rank import is_first
@@ -106,7 +110,9 @@ def train_rl(
 
     Raises:
         RecipeError: an unknown reward, or an argument that the trainer or adapter does not know.
-        TrainingError: no questions, or none that is answered sometimes; a judge that too often says neither yes nor no.
+        DataError: a prompt that does not fit into the model's context with its answer.
+        TrainingError: weights that are not finite; no questions, or none that is answered sometimes; a judge that too
+            often says neither yes nor no.
         EndpointError: the judge's endpoint fails for good; checkpoints and its verdicts so far are kept.
     """
     if not tasks:
@@ -116,6 +122,7 @@ def train_rl(
     args = rl_arguments(mix, trainer, adapter is not None, workdir, seed, algorithm)
     if order != "shuffled":
         args.shuffle_dataset = False
+    check_prompts(tokenizer, domain, tasks, context_of(read_config(model_dir)), args.max_completion_length)
     steps = list(rounds) or [args.max_steps]
     half = adapter is not None and bf16_pays()
     log: list[dict[str, float]] = []
@@ -156,7 +163,7 @@ def train_rl(
                 model.config._name_or_path = str(model_dir)  # where TRL takes the reference model from
             grpo = ALGORITHMS[algorithm].trainer(
                 model=model,
-                reward_funcs=[_for_trl(name, chosen, domain, judge) for name in mix],
+                reward_funcs=[_for_trl(name, tokenizer, chosen, domain, judge) for name in mix],
                 args=_for_round(args, round_steps, here),
                 train_dataset=Dataset.from_list(
                     [{"prompt": domain.prompt(tokenizer, task), "task": n} for n, task in enumerate(chosen)]
@@ -188,12 +195,20 @@ def train_rl(
     if is_first():
         if adapter is not None and start:
             shutil.copytree(start, out / ADAPTER)
-        model.save_pretrained(str(out))
-        tokenizer.save_pretrained(str(out))
+        save_checkpoint(model, out, tokenizer)
     # Every token goes through forwards when it is made, and forwards and backwards again when it is trained on.
     shares = [record["trained_share"] for record in log if "trained_share" in record]
     flops = (2.0 + 6.0 * (sum(shares) / len(shares) if shares else 1.0)) * parameters * tokens
     return Trained(tokens, flops, curve(log), parameters, trained_questions)
+
+
+def check_prompts(
+    tokenizer: PreTrainedTokenizerBase, domain: Domain, tasks: Sequence[Task], context: int | None, new_tokens: int
+) -> None:
+    """Raise `DataError` for a task's prompt that does not fit into the model's context with its answer."""
+    if context is not None:
+        sizes = list(map(len, prompt_ids(tokenizer, [domain.prompt(tokenizer, task) for task in tasks])))
+        check_prompts_fit(sizes, new_tokens, context, "questions", "shorten it, or lower trainer.max_completion_length")
 
 
 def _load(model_dir: Path, trained: Path | None, half: bool, adapter: Adapter | None) -> PreTrainedModel:
@@ -206,6 +221,7 @@ def _load(model_dir: Path, trained: Path | None, half: bool, adapter: Adapter | 
 
 def _keep(model: PreTrainedModel | PeftModel, finished: Path) -> None:
     """Write a round's weights into `finished` in one rename."""
+    check_finite(model)
     part = finished.with_suffix(".part")
     shutil.rmtree(part, ignore_errors=True)
     model.save_pretrained(str(part))
@@ -268,20 +284,23 @@ def _no_casts(model: PreTrainedModel | PeftModel, half: bool) -> AbstractContext
 
 
 def _for_trl(
-    name: str, tasks: Sequence[Task], domain: Domain, judge: Judge | None = None
+    name: str,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Sequence[Task],
+    domain: Domain,
+    judge: Judge | None = None,
 ) -> Callable[..., list[float]]:
     """Return a reward as TRL calls it, with the places of the answers' tasks in the data set's column `task`."""
     reward: Reward | None = None if name == JUDGE else get_reward(name, domain.rewards)
 
     def scored(
         prompts: list[Any],
-        completions: list[Any],
         completion_ids: list[list[int]],
         task: list[int],
         log_metric: Callable[[str, float], None],
         **_: Any,
     ) -> list[float]:
-        texts = [(c if isinstance(c, str) else c[-1]["content"]).strip() for c in completions]
+        texts = [answer_text(tokenizer, ids) for ids in completion_ids]
         answered = [tasks[place] for place in task]
         if reward is not None:
             answers = zip(prompts, texts, completion_ids, answered, strict=True)

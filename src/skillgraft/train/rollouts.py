@@ -17,6 +17,8 @@ from transformers import PreTrainedModel
 from trl import RLOOTrainer
 
 from skillgraft.adapters.lora import merged
+from skillgraft.models.generation import without_defaults
+from skillgraft.models.prompts import Prompt, prompt_ids
 from skillgraft.train.cpu.generation import sample, warpers
 from skillgraft.train.cpu.shared_prefix import score
 from skillgraft.train.cpu.varlen_attention import RAGGED, packs, use_attention
@@ -28,7 +30,22 @@ NEGLIGIBLE = 1e-6
 """Up to here an advantage, in deviations of the reward, is the rounding of a group's mean: all rewards were equal."""
 
 
-class SharedPrompts:
+class OwnPrompts:
+    """To put before one of TRL's trainers that sample: prompts and sampling are those of evaluation.
+
+    Prompts are encoded by `models.prompts`, and the checkpoint's own generation settings are left out.
+    """
+
+    def _tokenize_prompts(self: Any, prompts: list[Prompt]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        return prompt_ids(self.processing_class, prompts), None, {}
+
+    def _generate_single_turn(self: Any, *args: Any, **kwargs: Any) -> Any:
+        model = self.accelerator.unwrap_model(self.model)
+        with without_defaults(model.get_base_model() if isinstance(model, PeftModel) else model):
+            return super()._generate_single_turn(*args, **kwargs)  # type: ignore[misc]
+
+
+class SharedPrompts(OwnPrompts):
     """To put before TRL's `GRPOTrainer` or `RLOOTrainer`: a prompt is computed once for all its answers.
 
     Where the model or the settings do not allow it (see `packs`), the trainer stays as it is. Answers whose advantage
@@ -55,7 +72,7 @@ class SharedPrompts:
         ours = self._packed and not (self.use_vllm or self.use_transformers_continuous_batching or images)
         if not ours or set(self.args.generation_kwargs or {}) - known or self.args.repetition_penalty != 1:
             with _attending_as_loaded(self.model) if self._packed else nullcontext():
-                return super()._generate_single_turn(prompt_ids, images, multimodal_fields, *args, **kwargs)  # type: ignore[misc]
+                return super()._generate_single_turn(prompt_ids, images, multimodal_fields, *args, **kwargs)
         model = self.accelerator.unwrap_model(self.model)
         lora = isinstance(model, PeftModel)
         with _attending_as_loaded(model), merged(model) if lora else nullcontext():

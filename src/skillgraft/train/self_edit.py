@@ -31,7 +31,7 @@ from skillgraft.data.documents import Document
 from skillgraft.data.passages import Passage
 from skillgraft.data.slices import asked_documents
 from skillgraft.data.synthesis.generation import GenerationCache, write_locally
-from skillgraft.data.synthesis.local_writer import LocalWriter, as_chat
+from skillgraft.data.synthesis.local_writer import LocalWriter
 from skillgraft.data.synthesis.prompt_templates import read_styles
 from skillgraft.data.synthesis.requests import Request, lines, plan_requests, without_cut_end
 from skillgraft.data.tasks import Question
@@ -39,6 +39,7 @@ from skillgraft.domains.knowledge import KNOWLEDGE
 from skillgraft.errors import TrainingError
 from skillgraft.models.answering import answer
 from skillgraft.models.loading import load_model, load_tokenizer
+from skillgraft.models.prompts import as_request, prompt_ids
 from skillgraft.settings.self_edit import SelfEditSettings
 from skillgraft.settings.text import WHOLE
 from skillgraft.support.progress import NO_METRICS, Progress
@@ -289,13 +290,12 @@ def writing_rows(
     """
     rows: list[Row] = []
     for prompt, text in pairs:
-        chat = as_chat(tokenizer, prompt)
-        prompt_ids = tokenizer(chat, add_special_tokens=chat == prompt)["input_ids"]
-        text_ids = tokenizer(f"{text}{tokenizer.eos_token}", add_special_tokens=False)["input_ids"]
-        if max_length is not None and len(prompt_ids) + len(text_ids) > max_length:
+        (asked,) = prompt_ids(tokenizer, [as_request(tokenizer, prompt)])
+        written = tokenizer(f"{text}{tokenizer.eos_token}", add_special_tokens=False)["input_ids"]
+        if max_length is not None and len(asked) + len(written) > max_length:
             raise TrainingError(
-                f"a prompt of {len(prompt_ids)} tokens and its self-edit of {len(text_ids)} are more than "
+                f"a prompt of {len(asked)} tokens and its self-edit of {len(written)} are more than "
                 f"trainer.max_length = {max_length}: it would be cut off; raise it or lower max_new_tokens"
             )
-        rows.append({"input_ids": prompt_ids + text_ids, "labels": [UNLEARNT] * len(prompt_ids) + text_ids})
+        rows.append({"input_ids": asked + written, "labels": [UNLEARNT] * len(asked) + written})
     return rows

@@ -23,6 +23,7 @@ from skillgraft.data.passages import Passage
 from skillgraft.errors import TrainingError
 from skillgraft.models.loading import load_model, load_tokenizer
 from skillgraft.models.precision import bf16_pays, device
+from skillgraft.models.saving import check_finite
 from skillgraft.settings.text import TextSettings
 from skillgraft.support.progress import Progress
 from skillgraft.train.examples import document_rows
@@ -78,6 +79,7 @@ class Learner:
             checkpoint_seconds=self._checkpoint_seconds,
             progress=progress,
         )
+        check_finite(fitted)
         learnt = work / "learnt"
         shutil.rmtree(learnt, ignore_errors=True)
         fitted.save_pretrained(str(learnt))

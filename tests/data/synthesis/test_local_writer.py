@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
-from skillgraft.data.synthesis.local_writer import GumbelNoise, LocalWriter, as_chat
-from skillgraft.errors import RecipeError
+from skillgraft.data.synthesis.local_writer import GumbelNoise, LocalWriter
+from skillgraft.errors import CheckpointError, RecipeError
 from skillgraft.models.loading import load_tokenizer
+from skillgraft.models.prompts import as_request, prompt_ids
 from tests.babble import babbling_checkpoint
 from tests.tiny import tiny_tokenizer
 
@@ -60,7 +61,7 @@ def test_temperature_0_takes_the_likeliest_word(base):
 def test_complete_and_tokens(base):
     prompts = ["the harbour"] * 40
     made = writer(base).write(prompts, list(range(40)))
-    asked = len(tiny_tokenizer()(as_chat(tiny_tokenizer(), prompts[0]), add_special_tokens=False)["input_ids"])
+    asked = len(prompt_ids(tiny_tokenizer(), [as_request(tiny_tokenizer(), prompts[0])])[0])
     assert {each.complete for each in made} == {True, False}
     assert all(each.tokens == asked + 24 for each in made if not each.complete)
 
@@ -73,7 +74,7 @@ def test_what_does_not_fit_is_said_before_anything_is_written(base):
 def test_a_template_that_refuses(base):
     tokenizer = load_tokenizer(base)
     tokenizer.chat_template = "{{ raise_exception('no users') }}"
-    with pytest.raises(RecipeError, match="refuses a user's message: no users"):
-        as_chat(tokenizer, "x")
+    with pytest.raises(CheckpointError, match="chat template cannot be used: it fails with TemplateError: no users"):
+        as_request(tokenizer, "x")
     tokenizer.chat_template = None
-    assert as_chat(tokenizer, "x") == "x"
+    assert as_request(tokenizer, "x") == "x"

@@ -13,7 +13,7 @@ from skillgraft.data.synthesis.teacher_prompts import by_document, with_context
 from skillgraft.data.tasks import Question
 from skillgraft.errors import DataError
 from skillgraft.models.loading import load_model, load_tokenizer
-from skillgraft.models.prompts import encode
+from skillgraft.models.prompts import as_prompt, prompt_ids
 from tests.tiny import tiny_checkpoint, tiny_finetune
 
 DOCUMENTS = [Document("a", "Vell", "The harbour of Vell was built in 1901."), Document("b", "", "Orm is small.")]
@@ -33,7 +33,7 @@ def model_and_tokenizer(tmp_path_factory):
 def by_whole_sequences(model, tokenizer, asked, shown, seed, share, temperature, most):
     """The definition: each token from one of two full forward passes over prompt and answer so far, no cache."""
     draw, noise = random.Random(seed), torch.Generator().manual_seed(seed)
-    prompts = [encode(tokenizer, [text])["input_ids"][0].tolist() for text in (asked, shown)]
+    prompts = prompt_ids(tokenizer, [as_prompt(tokenizer, text) for text in (asked, shown)])
     answer, naive = [], []
     with torch.no_grad():
         while len(answer) < most and tokenizer.eos_token_id not in answer:
@@ -57,7 +57,9 @@ def test_a_batch_gives_what_the_definition_gives_for_each(model_and_tokenizer, s
     for row, seed in enumerate((5, 6)):
         text, naive = by_whole_sequences(model, tokenizer, asked[row], shown[row], seed, share, temperature, 12)
         assert (made[row].text, list(made[row].naive)) == (text, naive)
-        prompts = sum(encode(tokenizer, [text])["input_ids"].shape[1] for text in (asked[row], shown[row]))
+        prompts = sum(
+            len(ids) for ids in prompt_ids(tokenizer, [as_prompt(tokenizer, text) for text in (asked[row], shown[row])])
+        )
         assert made[row].tokens == prompts + 2 * len(naive)
     if share == 0.4:
         assert {True, False} == {pick for each in made for pick in each.naive}

@@ -11,11 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from jinja2 import TemplateError
 from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
     TemperatureLogitsWarper,
     TopPLogitsWarper,
@@ -23,8 +21,10 @@ from transformers import (
 
 from skillgraft.data.synthesis.generation import Generated
 from skillgraft.errors import RecipeError
-from skillgraft.models.loading import count_parameters, load_model
+from skillgraft.models.generation import answer_text, end_tokens, generate
+from skillgraft.models.loading import context_length, count_parameters, load_model
 from skillgraft.models.precision import bf16_pays, device
+from skillgraft.models.prompts import as_request, encode_prompts, prompt_ids
 
 
 class GumbelNoise(LogitsProcessor):
@@ -59,58 +59,40 @@ class LocalWriter:
 
     def check_length(self, prompts: Sequence[str]) -> None:
         """Raise `RecipeError` where a prompt and its rendering do not fit into the model's context."""
-        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        context = context_length(self.model)
         longest = max(len(self._tokens(prompt)) for prompt in prompts)
-        if context is not None and longest + self.max_new_tokens > context:
+        if longest + self.max_new_tokens > context:
             raise RecipeError(
                 f"a prompt of {longest} tokens and max_new_tokens: {self.max_new_tokens} do not fit into the model's "
                 f"context of {context}; lower chunk_tokens or max_new_tokens"
             )
 
     def _tokens(self, prompt: str) -> list[int]:
-        text = as_chat(self.tokenizer, prompt)
-        return self.tokenizer(text, add_special_tokens=text == prompt)["input_ids"]
+        return prompt_ids(self.tokenizer, [as_request(self.tokenizer, prompt)])[0]
 
     @torch.no_grad()
     def write(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Generated]:
         """Return one rendering for each prompt, in one batch; temperature 0 takes the likeliest word each time."""
-        rows = [self._tokens(prompt) for prompt in prompts]
-        batch = self.tokenizer.pad({"input_ids": rows}, padding=True, padding_side="left", return_tensors="pt")
+        batch = encode_prompts(self.tokenizer, [as_request(self.tokenizer, prompt) for prompt in prompts])
         processors = LogitsProcessorList()
         if self.temperature > 0:
             processors.append(TemperatureLogitsWarper(self.temperature))
             if self.top_p < 1:
                 processors.append(TopPLogitsWarper(self.top_p))
             processors.append(GumbelNoise(seeds))
-        output = self.model.generate(
-            **batch.to(self.model.device),
+        output = generate(
+            self.model,
+            self.tokenizer,
+            batch.to(self.model.device),
             max_new_tokens=self.max_new_tokens,
             do_sample=False,
             logits_processor=processors,
-            pad_token_id=self.tokenizer.pad_token_id,
-        )[:, batch["input_ids"].shape[1] :]
-        return [self._written(tokens, row.tolist()) for tokens, row in zip(rows, output, strict=True)]
-
-    def _written(self, prompt: list[int], made: list[int]) -> Generated:
-        ends = ends_of(self.model, self.tokenizer)
-        length = next((i for i, word in enumerate(made) if word in ends), len(made))
-        text = self.tokenizer.decode(made[:length], skip_special_tokens=True).strip()
-        return Generated(text, length < len(made), len(prompt) + min(length + 1, len(made)))
-
-
-def ends_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int | None]:
-    """Return the tokens that end what a model writes: its own and the tokenizer's ends, and padding."""
-    stops = model.generation_config.eos_token_id
-    return {tokenizer.eos_token_id, tokenizer.pad_token_id, *(stops if isinstance(stops, list) else [stops])}
-
-
-def as_chat(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
-    """Return the prompt as a user's message by the chat template, or as it is where the tokenizer has none."""
-    if tokenizer.chat_template is None:
-        return prompt
-    try:
-        return tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
         )
-    except TemplateError as error:
-        raise RecipeError(f"the model's chat template refuses a user's message: {error}") from error
+        sizes = batch["attention_mask"].sum(1).tolist()
+        return [self._written(size, row.tolist()) for size, row in zip(sizes, output, strict=True)]
+
+    def _written(self, prompt_tokens: int, made: list[int]) -> Generated:
+        ends = {*end_tokens(self.model, self.tokenizer), self.tokenizer.pad_token_id}
+        length = next((i for i, word in enumerate(made) if word in ends), len(made))
+        text = answer_text(self.tokenizer, made[:length])
+        return Generated(text, length < len(made), prompt_tokens + min(length + 1, len(made)))

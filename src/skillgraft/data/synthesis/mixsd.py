@@ -30,11 +30,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from skillgraft.data.documents import Document
 from skillgraft.data.metrics import containment
 from skillgraft.data.synthesis.generation import GenerationCache
-from skillgraft.data.synthesis.local_writer import GumbelNoise, ends_of
+from skillgraft.data.synthesis.local_writer import GumbelNoise
 from skillgraft.data.synthesis.teacher_prompts import by_document, with_context
 from skillgraft.data.tasks import Question
 from skillgraft.errors import DataError
-from skillgraft.models.prompts import encode
+from skillgraft.models.generation import answer_text, end_tokens
+from skillgraft.models.prompts import as_prompt, encode_prompts
 from skillgraft.support.progress import Progress
 
 
@@ -61,12 +62,12 @@ def mix_answers(
 ) -> list[Mixed]:
     """Return one mixed answer for each question `asked`, whose expert conditional reads `shown` instead."""
     rows = len(asked)
-    batch = encode(tokenizer, [*asked, *shown]).to(model.device)
+    batch = encode_prompts(tokenizer, [as_prompt(tokenizer, text) for text in (*asked, *shown)]).to(model.device)
     mask, step, past = batch["attention_mask"], batch["input_ids"], None
     positions = (mask.cumsum(dim=1) - 1).clamp_min(0)
     draws = [random.Random(seed) for seed in seeds]
     noise = GumbelNoise(seeds)
-    ends = ends_of(model, tokenizer)
+    ends = {*end_tokens(model, tokenizer), tokenizer.pad_token_id}
     chosen: list[list[int]] = [[] for _ in asked]
     naive: list[list[bool]] = [[] for _ in asked]
     done = [False] * rows
@@ -98,7 +99,7 @@ def mix_answers(
     read = batch["attention_mask"].sum(dim=1).tolist()
     return [
         Mixed(
-            tokenizer.decode([word for word in chosen[row] if word not in ends], skip_special_tokens=True).strip(),
+            answer_text(tokenizer, [word for word in chosen[row] if word not in ends]),
             tuple(naive[row]),
             read[row] + read[rows + row] + 2 * len(chosen[row]),
         )
