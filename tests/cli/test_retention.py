@@ -50,7 +50,7 @@ def test_scores_and_changes_are_those_of_the_functions(place):
     items = read_items("arc_easy", place, 8)
     means = []
     for row in (base, sft):
-        model, tokenizer = load_model(row["model"]).eval(), load_tokenizer(row["model"])
+        model, tokenizer = load_model(place / row["model"]).eval(), load_tokenizer(place / row["model"])
         means.append(accuracies(items, choice_likelihoods(model, tokenizer, items)[0])["acc_norm"])
         assert row["retained"][0]["score"]["mean"] == pytest.approx(sum(means[-1]) / 8)
     assert [each["change"] for each in base["retained"]] == [None] * 5

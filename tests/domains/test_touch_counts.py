@@ -8,6 +8,7 @@ from skillgraft.domains.rewards import REWARDS, get_reward
 from skillgraft.evals.answers import score
 from skillgraft.evals.table import build_row, differences
 from skillgraft.train.rl import _for_trl, curve
+from tests.tiny import tiny_tokenizer
 
 TASKS = [Question("a", "When?", ("1900",)), Question("b", "Where?", ("north",))]
 
@@ -34,8 +35,9 @@ def test_a_metric_is_one_entry(monkeypatch):
 def test_a_reward_is_one_entry(monkeypatch):
     monkeypatch.setitem(REWARDS, "digits", lambda given: digits(given.completion, given.answers))
     assert get_reward("digits")(RewardInput("", "19th", [1], ())) == 0.5
-    reward = _for_trl("digits", TASKS, KNOWLEDGE)
-    scored = reward(prompts=["When?"], completions=["1900"], completion_ids=[[1]], task=[0], log_metric=None)
+    reward = _for_trl("digits", tiny_tokenizer(), TASKS, KNOWLEDGE)
+    ids = tiny_tokenizer()("1900")["input_ids"]
+    scored = reward(prompts=["When?"], completion_ids=[ids], task=[0], log_metric=None)
     assert scored == [1.0]
     assert curve([{"step": 1, "reward": 1.0, "rewards/digits/mean": 1.0}]) == [
         {"step": 1, "reward": 1.0, "reward:digits": 1.0}

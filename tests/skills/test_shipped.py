@@ -145,11 +145,11 @@ def test_the_pinned_versions_are_within_the_stated_ranges():
         Requirement(text)
         for text in (
             *project["dependencies"],
-            *(text for extra in ("docs", "retrieval", "tune", "dev") for text in extras[extra]),
+            *(text for extra in ("docs", "documents", "retrieval", "tune", "dev") for text in extras[extra]),
         )
     ]
     own = [each for each in stated if each.name == "skillgraft"]
-    assert [sorted(each.extras) for each in own] == [["docs", "retrieval", "tune"]]
+    assert [sorted(each.extras) for each in own] == [["docs", "documents", "retrieval", "tune"]]
     for each in stated:
         if each not in own:
             assert each.specifier.contains(pinned[canonicalize_name(each.name)]), each

@@ -32,16 +32,17 @@ def test_rates_count_the_answers_of_each_question(tmp_path, monkeypatch):
     monkeypatch.setattr(pass_rates, "ROWS", 4)  # two questions a batch
     batches = []
 
-    def decode(made, **_):
-        batches.append(made.shape[0])
-        return ["0", "no", "1", "it is 1"] if len(batches) == 1 else ["no", "no", "3", "no"]
+    def generate(model, tokenizer, batch, **_):
+        batches.append(len(batch["input_ids"]))
+        texts = ["0", "no", "1", "it is 1"] if len(batches) == 1 else ["no", "no", "3", "no"]
+        return tokenizer(texts, padding=True, return_tensors="pt")["input_ids"]
 
-    monkeypatch.setattr(type(tokenizer), "batch_decode", lambda self, made, **kwargs: decode(made))
+    monkeypatch.setattr(pass_rates, "generate", generate)
     steps = []
     rates = pass_rates.pass_rates(
         model, tokenizer, QUESTIONS, KNOWLEDGE, 2, args, lambda done, of, *_: steps.append((done, of))
     )
     assert rates == [0.5, 1.0, 0.0, 0.5]
-    assert batches == [4, 4]
+    assert batches == [2, 2]
     assert steps == [(2, 4), (4, 4)]
     assert model.training

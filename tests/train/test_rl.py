@@ -7,7 +7,7 @@ from skillgraft.domains.knowledge import KNOWLEDGE
 from skillgraft.errors import RecipeError, TrainingError
 from skillgraft.models.loading import load_model
 from skillgraft.train.rl import _for_trl, curve, rl_arguments, train_rl
-from tests.tiny import tiny_checkpoint
+from tests.tiny import tiny_checkpoint, tiny_tokenizer
 
 pytestmark = pytest.mark.train
 
@@ -22,12 +22,12 @@ def test_the_output_head_gets_contiguous_rows(tmp_path):
     assert seen[0].is_contiguous()
 
 
-def test_rewards_see_the_text_of_chats_and_of_plain_completions():
+def test_rewards_see_the_answers_text():
     tasks = [Question("d", "Where?", ("north",)), Question("d", "When?", ("1900",))]
-    reward = _for_trl("f1", tasks, KNOWLEDGE)
-    completions = [[{"role": "assistant", "content": " 1900 "}], "wrong"]
-    given = {"prompts": ["When?"] * 2, "completion_ids": [[1], [2]], "task": [1, 1], "log_metric": None}
-    assert reward(completions=completions, **given) == [1.0, 0.0]
+    tokenizer = tiny_tokenizer()
+    reward = _for_trl("f1", tokenizer, tasks, KNOWLEDGE)
+    ids = tokenizer([" 1900 <|im_end|>", "wrong", "<think>1900</think>\n\n1901"])["input_ids"]
+    assert reward(prompts=["When?"] * 3, completion_ids=ids, task=[1, 1, 1], log_metric=None) == [1.0, 0.0, 0.0]
     assert reward.__name__ == "f1"
 
 
