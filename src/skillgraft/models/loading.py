@@ -15,10 +15,20 @@ from typing import Any
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import GENERATION_CONFIG_NAME
 from transformers.utils import logging as transformers_logging
 
-from skillgraft.checkpoint.layout import ADAPTER_CONFIG_FILE, read_config
+from skillgraft.checkpoint.layout import ADAPTER_CONFIG_FILE, CONFIG_FILE, read_config
+from skillgraft.checkpoint.safe_read import read_json_object
 from skillgraft.errors import CheckpointError
 from skillgraft.models.chat_template import keep_template_arguments
 from skillgraft.models.saving import first_not_finite
@@ -42,7 +52,6 @@ def load_model(directory: Path, dtype: torch.dtype = torch.float32) -> PreTraine
     Raises:
         CheckpointError: what `check_loadable` refuses, weights that Transformers refuses or that are not finite.
     """
-    quiet()
     check_loadable(directory)
     model = _load(AutoModelForCausalLM.from_pretrained, directory, "model", dtype=dtype)
     if (name := first_not_finite(model)) is not None:
@@ -59,10 +68,16 @@ def load_model(directory: Path, dtype: torch.dtype = torch.float32) -> PreTraine
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     """Return the tokenizer at `directory`, with a padding token.
 
-    Raises `CheckpointError` where Transformers cannot load it without running code of the checkpoint's.
+    Raises `CheckpointError` where Transformers cannot load it without running code of the checkpoint's, and for one
+    without an end-of-text token.
     """
     quiet()
     tokenizer = _load(AutoTokenizer.from_pretrained, directory, "tokenizer")
+    if tokenizer.eos_token is None:
+        raise CheckpointError(
+            f"{directory}: the tokenizer has no end-of-text token, so that an answer could never end; expected "
+            "eos_token in tokenizer_config.json: add the token that ends the model's answers"
+        )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     keep_template_arguments(tokenizer)
@@ -75,17 +90,43 @@ def check_loadable(directory: Path) -> None:
     Refused are an adapter beside the weights, which Transformers would add to them, architectures that need code of
     their own or are newer than Transformers, and models that are no causal language models. All of them can be merged.
     """
+    quiet()
     if (directory / ADAPTER_CONFIG_FILE).is_file():
         raise CheckpointError(
             f"{directory} holds weights and {ADAPTER_CONFIG_FILE}: Transformers would load that adapter on top of "
             "them; expected one of them: move the adapter's files into a folder of their own, or merge it first"
         )
-    model_type = read_config(directory).get("model_type")
     config = _load(AutoConfig.from_pretrained, directory, "config")
-    if type(config) not in AutoModelForCausalLM._model_mapping:
+    if not _is_causal(config):
         raise CheckpointError(
-            f"{directory}: a {model_type} model is no causal language model that Transformers knows, so it can be "
-            "neither trained nor asked here; expected one such as Llama, Qwen or Gemma (merging works for any)"
+            f"{directory}: a {config.model_type} model is no causal language model that Transformers knows, so it can "
+            "be neither trained nor asked here; expected one such as Llama, Qwen or Gemma (merging works for any)"
+        )
+    _check_end_tokens(directory, config)
+
+
+def _is_causal(config: PreTrainedConfig) -> bool:
+    """Return whether Transformers has a causal language model for a config; some of its classes see ahead."""
+    known = type(config) in AutoModelForCausalLM._model_mapping
+    sees_ahead = getattr(config, "is_decoder", True) is False and not config.model_type.startswith("gpt_neox")
+    return known and not sees_ahead and not getattr(config, "is_encoder_decoder", False)
+
+
+def _check_end_tokens(directory: Path, config: Any) -> None:
+    """Raise `CheckpointError` for generation defaults that Transformers refuses, and for end tokens that are no ids."""
+    file = directory / GENERATION_CONFIG_NAME
+    if file.is_file():
+        defaults = read_json_object(file)
+        try:
+            config = GenerationConfig.from_dict(defaults)
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            raise CheckpointError(f"{file}: Transformers refuses it: {reason[:200]}; mend or delete it") from error
+    ends = getattr(config, "eos_token_id", None)
+    if not all(type(end) is int for end in (ends if isinstance(ends, list) else [ends]) if end is not None):
+        raise CheckpointError(
+            f"{file if file.is_file() else directory / CONFIG_FILE}: eos_token_id is {ends!r}, expected a token id or "
+            "a list of them: mend it"
         )
 
 
@@ -93,16 +134,17 @@ def _load(load: Callable[..., Any], directory: Path, what: str, **arguments: Any
     """Return what one of Transformers' loaders makes of `directory`, its refusals in one sentence."""
     try:
         return load(str(directory), local_files_only=True, trust_remote_code=False, **arguments)
-    except (ValueError, KeyError, ImportError, OSError, RuntimeError, TypeError, AttributeError) as error:
-        config = read_config(directory)
-        if "auto_map" in config or "trust_remote_code" in str(error):
+    except MemoryError:
+        raise
+    except Exception as error:  # files from elsewhere make Transformers fail in any way
+        if "trust_remote_code" in str(error):
             raise CheckpointError(
                 f"{directory}: the {what} needs Python code that comes with the checkpoint, which is never run; "
                 "expected an architecture that Transformers has itself: convert it, or use one that it knows"
             ) from error
         reason = " ".join(str(error).split())
         raise CheckpointError(
-            f"{directory}: Transformers cannot load the {what} ({config.get('model_type')!r}): "
+            f"{directory}: Transformers cannot load the {what} ({read_config(directory).get('model_type')!r}): "
             f"{reason[:200]}{'…' * (len(reason) > 200)}; expected a checkpoint that this version of it knows"
         ) from error
 

@@ -85,7 +85,7 @@ def train_sft(
     """
     tokenizer = load_tokenizer(model_dir)
     args = sft_arguments(trainer, workdir, seed)
-    _refuse_nothing(tokenizer, documents, questions)
+    _refuse_nothing(documents, questions)
     rows, replayed = sft_rows(
         tokenizer, documents, questions, args.max_length, shuffle=shuffle_answers, text=text, replay=replay, seed=seed
     )
@@ -178,10 +178,6 @@ def sft_arguments(trainer: Mapping[str, Any] | None, workdir: Path, seed: int) -
     return args
 
 
-def _refuse_nothing(
-    tokenizer: PreTrainedTokenizerBase, documents: Sequence[Document], questions: Sequence[Question]
-) -> None:
+def _refuse_nothing(documents: Sequence[Document], questions: Sequence[Question]) -> None:
     if not documents and not questions:
         raise TrainingError("sft: nothing to train on: neither documents nor questions were given")
-    if tokenizer.eos_token is None:
-        raise TrainingError("sft: the tokenizer has no end-of-sequence token; a trained answer could never end")
