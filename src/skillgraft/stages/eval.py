@@ -167,48 +167,40 @@ def preflight(given: Preflight) -> Iterable[str]:
     settings = given.planned.settings
     named = [*settings.models, *(row.model for row in settings.rows)]
     roots = list(dict.fromkeys(root for model in named if (root := given.root(model)) is not None))
+    asked = {given.root(model) for model in settings.models}
     for root in roots:
         check_checkpoint(root)
-        _check_questions(given.planned, root)
+        if root in asked:
+            _check_prompts(given.planned, None, root)
     for model in settings.models if isinstance(settings.retention, RetentionSettings) else ():
         if root := given.root(model):
             check_window("retention", settings.retention, model, context_of(read_config(root)))
     for row in settings.rows:
-        if row.context == "bm25" and (root := given.root(row.model)):
-            _check_found(given.planned, row, root)
+        if root := given.root(row.model):
+            _check_prompts(given.planned, row, root)
     return [line for root in roots[:1] for line in remarks(root, settings.max_new_tokens)]
 
 
-def _check_questions(planned: PlannedStage, root: Path) -> None:
-    """Raise where a question does not fit into the model's context with its answer."""
-    settings, context = planned.settings, context_of(read_config(root))
-    questions = written(settings.questions, planned.inputs)
-    if context is None or questions is None:
-        return
-    from skillgraft.models.loading import load_tokenizer
-    from skillgraft.models.prompts import check_prompts_fit, prompt_ids
+def _check_prompts(planned: PlannedStage, row: EvalRow | None, root: Path) -> None:
+    """Raise where a prompt of a row (None: the question alone) does not fit with its answer into the model's context.
 
-    domain, tokenizer = get_domain(settings.domain), load_tokenizer(root)
-    documents = written(settings.documents, planned.inputs)
-    about = choose(read_documents(documents), settings.limit_documents, settings.part) if documents else None
-    prompts = [domain.prompt(tokenizer, task) for task in domain.read_tasks(questions, about)]
-    check_prompts_fit(list(map(len, prompt_ids(tokenizer, prompts))), settings.max_new_tokens, context, "questions")
-
-
-def _check_found(planned: PlannedStage, row: EvalRow, root: Path) -> None:
-    """Raise where what BM25 finds does not fit: looked up only where chunks of full length would not."""
+    BM25 looks documents up only where chunks of full length would not fit.
+    """
     settings, context = planned.settings, context_of(read_config(root))
     documents, questions = (written(path, planned.inputs) for path in (settings.documents, settings.questions))
-    longest = row.top_k * row.chunk_tokens + settings.max_new_tokens
-    if context is None or longest <= context or documents is None or questions is None:
+    if context is None or questions is None:
         return
+    if row is not None and row.context is not None:
+        found = row.top_k * row.chunk_tokens + settings.max_new_tokens
+        if documents is None or (row.context == "bm25" and found <= context):
+            return
     from skillgraft.evals.rows import EvaluationTask, prompt_sizes, row_prompts
     from skillgraft.models.loading import load_tokenizer
 
-    every, tokenizer = read_documents(documents), load_tokenizer(root)
-    domain = get_domain(settings.domain)
-    chosen = domain.read_tasks(questions, choose(every, settings.limit_documents, settings.part))
-    task = EvaluationTask(settings, chosen, every, 0, domain)
+    domain, tokenizer = get_domain(settings.domain), load_tokenizer(root)
+    every = read_documents(documents) if documents else []
+    about = choose(every, settings.limit_documents, settings.part) if documents else None
+    task = EvaluationTask(settings, domain.read_tasks(questions, about), every, 0, domain)
     prompt_sizes(task, row, row_prompts(task, row, tokenizer)[0], tokenizer, context)
 
 
