@@ -20,8 +20,11 @@ def _endpoint(url: str) -> str:
     return url
 
 
-class EndpointSettings(Settings):
-    """A model behind an OpenAI-compatible chat endpoint; its key is read from the environment and written nowhere."""
+class EndpointSettings(PromptSettings):
+    """A model behind an OpenAI-compatible chat endpoint; its key is read from the environment and written nowhere.
+
+    `chat_template_kwargs` are sent with each request, as vLLM and SGLang take them.
+    """
 
     url: Annotated[str, AfterValidator(_endpoint)] = Field(description="up to /v1, such as http://localhost:8000/v1")
     model: str = Field(pattern=r"\S", description="the model's name there")

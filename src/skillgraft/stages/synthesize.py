@@ -58,6 +58,11 @@ def check(name: str, settings: SynthesizeStage) -> None:
             f"stages.{name}.filters: min_words: {settings.filters.min_words} is more than max_words: "
             f"{settings.filters.max_words}, which drops everything; lower it"
         )
+    if settings.endpoint is not None and settings.chat_template_kwargs:
+        raise RecipeError(
+            f"stages.{name}.chat_template_kwargs: an endpoint renders the prompts itself; move it under endpoint:, "
+            "from where it is sent with each request (vLLM and SGLang take it)"
+        )
     shortest = min(settings.chunk_tokens)
     if shortest <= settings.overlap_tokens:
         raise RecipeError(

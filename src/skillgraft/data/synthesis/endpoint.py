@@ -8,13 +8,15 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import httpx2
 
 from skillgraft.data.synthesis.generation import Generated
 from skillgraft.errors import EndpointError
+from skillgraft.models.reasoning import without_reasoning
 from skillgraft.settings.synthesis import EndpointSettings
 
 LARGEST_REPLY = 1 << 24
@@ -44,9 +46,11 @@ class Endpoint:
         timeout_seconds: float = 120.0,
         retries: int = 5,
         backoff_seconds: float = 1.0,
+        template: Mapping[str, Any] = MappingProxyType({}),
         sleep: Callable[[float], object] | None = None,
     ) -> None:
         self.url, self.model = f"{url.rstrip('/')}/chat/completions", model
+        self.template = dict(template)
         self.timeout_seconds, self.retries = timeout_seconds, retries
         self.key, self.stopped = key, threading.Event()
         self.backoff_seconds, self.sleep = backoff_seconds, sleep or self.stopped.wait
@@ -62,6 +66,7 @@ class Endpoint:
             key=key,
             timeout_seconds=settings.timeout_seconds,
             retries=settings.retries,
+            template=settings.chat_template_kwargs,
         )
 
     def __enter__(self) -> Endpoint:
@@ -90,6 +95,7 @@ class Endpoint:
             "top_p": top_p,
             "max_tokens": max_tokens,
             "seed": seed,
+            **({"chat_template_kwargs": self.template} if self.template else {}),
         }
         for number in range(self.retries + 1):
             try:
@@ -133,14 +139,16 @@ class Endpoint:
         try:
             reply = json.loads(content)
             choice = reply["choices"][0]
-            text = choice["message"]["content"]
+            text, cut = choice["message"]["content"], choice.get("finish_reason") == "length"
+            if text is None and cut:  # a server that keeps thoughts apart ran out of tokens before the answer
+                text = ""
             if not isinstance(text, str):
                 raise TypeError("the content is no text")
             text.encode()
             used = (reply.get("usage") or {}).get("total_tokens")
         except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
             raise _TryAgainError(f"a reply that is no chat completion: {self._said(content)}") from error
-        return Generated(text.strip(), choice.get("finish_reason") != "length", used if type(used) is int else 0)
+        return Generated(without_reasoning(text).strip(), not cut, used if type(used) is int else 0)
 
     def _said(self, content: bytes) -> str:
         """Return the server's own words on an error, short and without the key, which a server may repeat."""
