@@ -133,9 +133,8 @@ def test_four_right_answers_after_empty_thoughts_score_one(tmp_path, monkeypatch
 
     model, tokenizer = load(base_with(tmp_path / "base", template=QWEN3))
     tasks = [Question("d", f"When was {n}?", (str(1900 + n),)) for n in range(4)]
-    texts = iter([f"<think>\n\n</think>\n\n{1900 + n}<|im_end|>" for n in range(4)])
-    said = lambda *_, **__: tokenizer([next(texts)], return_tensors="pt")["input_ids"]  # noqa: E731
-    monkeypatch.setattr(answering, "generate", said)
+    texts = [f"<think>\n\n</think>\n\n{1900 + n}<|im_end|>" for n in range(4)]
+    monkeypatch.setattr(answering, "sample", lambda *_, **__: tokenizer(texts)["input_ids"])
     raw = answer_and_score(model, tokenizer, tasks, max_new_tokens=32, batch_size=1)
     assert sorted(raw["answers"]) == ["1900", "1901", "1902", "1903"]
     assert raw["scores"]["exact_match"] == raw["scores"]["f1"] == [1.0] * 4
@@ -188,10 +187,13 @@ def test_a_stage_with_template_arguments_asks_by_them(tmp_path, monkeypatch):
     from skillgraft.models import answering
 
     prompts = []
-    encode = answering.encode_prompts
-    monkeypatch.setattr(
-        answering, "encode_prompts", lambda t, p: prompts.append(t.decode(encode(t, p)["input_ids"][0])) or encode(t, p)
-    )
+    sample = answering.sample
+
+    def spy(model, ids, *rest, **more):
+        prompts.extend(load_tokenizer(tmp_path / "base").batch_decode(ids))
+        return sample(model, ids, *rest, **more)
+
+    monkeypatch.setattr(answering, "sample", spy)
     base_with(tmp_path / "base", template=QWEN3)
     file = recipe_on(tmp_path, scores={"models": ["base"], "chat_template_kwargs": {"enable_thinking": False}})
     result = run(file, runs=tmp_path / "runs")

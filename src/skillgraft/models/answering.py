@@ -8,7 +8,9 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from skillgraft.models.generation import answer_text, generate
+from skillgraft.models.decoding.packed import is_packable
+from skillgraft.models.decoding.sampling import sample
+from skillgraft.models.generation import answer_text, end_tokens, generate
 from skillgraft.models.loading import context_length, load_model, load_tokenizer
 from skillgraft.models.precision import bf16_pays, device
 from skillgraft.models.prompts import Prompt, check_prompts_fit, encode_prompts, prompt_ids
@@ -48,8 +50,14 @@ def answer(
 
     Raises `DataError` for a prompt that does not fit with its answer into the model's context.
     """
-    sizes = [len(row) for row in prompt_ids(tokenizer, prompts)]
+    ids = prompt_ids(tokenizer, prompts)
+    sizes = [len(row) for row in ids]
     check_prompts_fit(sizes, max_new_tokens, context_length(model), "questions")
+    report = (lambda done: progress(done, len(prompts))) if progress else (lambda done: None)
+    if is_packable(model) and prompts:
+        ends = end_tokens(model, tokenizer)
+        sampled = sample(model, ids, ends, max_new_tokens, None, at_once=batch_size, progress=report)
+        return [answer_text(tokenizer, row) for row in sampled], sum(sizes) + sum(map(len, sampled))
     answers = [""] * len(prompts)
     tokens = done = 0
     for rows in batches(sizes, batch_size):
@@ -59,6 +67,5 @@ def answer(
         for row, ids in zip(rows, output.tolist(), strict=True):
             answers[row] = answer_text(tokenizer, ids)
         done += len(rows)
-        if progress:
-            progress(done, len(prompts))
+        report(done)
     return answers, tokens

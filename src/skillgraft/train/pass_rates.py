@@ -18,10 +18,13 @@ from trl import GRPOConfig
 from skillgraft.data.tasks import Task
 from skillgraft.domains.kind import Domain
 from skillgraft.errors import TrainingError
-from skillgraft.models.generation import answer_text, generate
+from skillgraft.models.answering import batches
+from skillgraft.models.decoding.packed import is_packable
+from skillgraft.models.decoding.sampling import sample, warpers
+from skillgraft.models.generation import answer_text, end_tokens, generate
 from skillgraft.models.precision import device
-from skillgraft.models.prompts import encode_prompts
-from skillgraft.support.progress import Progress
+from skillgraft.models.prompts import Prompt, encode_prompts, prompt_ids
+from skillgraft.support.progress import Progress, silent
 from skillgraft.support.resume import load_or_compute
 
 RATES = "pass_rates.json"
@@ -85,16 +88,55 @@ def pass_rates(
     """Return each task's share of sampled answers that solve it, sampled as in training."""
     model = model.to(device()).eval()
     torch.manual_seed(args.seed)
-    by_length = sorted(range(len(tasks)), key=lambda i: len(tasks[i].prompt))
-    rates = [0.0] * len(tasks)
-    step = max(1, ROWS // samples)
-    for start in range(0, len(tasks), step):
-        rows = by_length[start : start + step]
-        batch = encode_prompts(tokenizer, [domain.prompt(tokenizer, tasks[i]) for i in rows]).to(model.device)
+    prompts = [domain.prompt(tokenizer, task) for task in tasks]
+    draw = _sample if is_packable(model) and args.repetition_penalty == 1 else _generate
+    answers = draw(model, tokenizer, prompts, samples, args, progress or silent)
+    model.train()
+    return [
+        sum(domain.solved(answer_text(tokenizer, ids), task.answers) for ids in of_task) / samples
+        for task, of_task in zip(tasks, answers, strict=True)
+    ]
+
+
+def _sample(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    samples: int,
+    args: GRPOConfig,
+    progress: Progress,
+) -> list[list[list[int]]]:
+    """Return `samples` answers to each prompt as token ids, which is read once for all of them."""
+    ids = [row for row in prompt_ids(tokenizer, prompts) for _ in range(samples)]
+    drawn = sample(
+        model,
+        ids,
+        end_tokens(model, tokenizer),
+        args.max_completion_length,
+        warpers(args),
+        at_once=ROWS,
+        progress=lambda done: progress(done // samples, len(prompts)),
+    )
+    return [drawn[start : start + samples] for start in range(0, len(drawn), samples)]
+
+
+def _generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    samples: int,
+    args: GRPOConfig,
+    progress: Progress,
+) -> list[list[list[int]]]:
+    """Return the same by Transformers' own `generate`, for models and settings that `sample` does not know."""
+    sizes = list(map(len, prompt_ids(tokenizer, prompts)))
+    answers: list[list[list[int]]] = [[] for _ in prompts]
+    done = 0
+    for rows in batches(sizes, max(1, ROWS // samples)):
         output = generate(
             model,
             tokenizer,
-            batch,
+            encode_prompts(tokenizer, [prompts[row] for row in rows]).to(model.device),
             max_new_tokens=args.max_completion_length,
             do_sample=True,
             temperature=args.temperature,
@@ -103,12 +145,9 @@ def pass_rates(
             min_p=args.min_p,
             repetition_penalty=args.repetition_penalty,
             num_return_sequences=samples,
-        )
-        texts = [answer_text(tokenizer, ids) for ids in output.tolist()]
+        ).tolist()
         for place, row in enumerate(rows):
-            answers = texts[place * samples : (place + 1) * samples]
-            rates[row] = sum(domain.solved(text, tasks[row].answers) for text in answers) / samples
-        if progress:
-            progress(min(start + step, len(tasks)), len(tasks))
-    model.train()
-    return rates
+            answers[row] = output[place * samples : (place + 1) * samples]
+        done += len(rows)
+        progress(done, len(prompts))
+    return answers

@@ -17,9 +17,9 @@ from transformers import PreTrainedModel
 from trl import RLOOTrainer
 
 from skillgraft.adapters.lora import merged
+from skillgraft.models.decoding.sampling import sample, warpers
 from skillgraft.models.generation import without_defaults
 from skillgraft.models.prompts import Prompt, prompt_ids
-from skillgraft.train.cpu.generation import sample, warpers
 from skillgraft.train.cpu.shared_prefix import score
 from skillgraft.train.cpu.varlen_attention import RAGGED, packs, use_attention
 
