@@ -1,50 +1,52 @@
 """Metrics that need no judge: exact match, token F1 and containment of a gold answer, as pure functions of strings.
 
-Normalisation follows the SQuAD v1.1 evaluation (Rajpurkar et al., arXiv 1606.05250, section 6.1): lower case, no
-punctuation, no articles, single spaces. Departure: beside ASCII punctuation and symbols, any Unicode punctuation
-is dropped, so that curly quotes and en dashes do not count against an answer.
+Words and their normalization are those of `data.words`: the SQuAD v1.1 evaluation's (arXiv 1606.05250, section 6.1) for
+English, characters in scripts without spaces. Two departures from its script, since metrics are rewards too: an empty
+answer is never right; and where normalization leaves nothing of a gold answer ("A", "+", "The The"), articles, then
+signs too, are kept on both sides, with their case.
 """
 
 from __future__ import annotations
 
-import re
-import string
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
-
-
-def normalize(text: str) -> str:
-    """Return `text` in lower case without punctuation and articles, words separated by single spaces."""
-    letters = "".join(c for c in text.lower() if c not in string.punctuation and unicodedata.category(c)[0] != "P")
-    return " ".join(_ARTICLES.sub(" ", letters).split())
+from skillgraft.data.words import units, what_counts
 
 
 def exact_match(prediction: str, answers: Sequence[str]) -> float:
-    """Return 1.0 if the normalised prediction equals a normalised gold answer, else 0.0."""
-    return float(any(normalize(prediction) == normalize(answer) for answer in answers))
+    """Return 1.0 if the normalized prediction equals a normalized gold answer, else 0.0."""
+    return max((float(predicted == gold) for predicted, gold in _compared(prediction, answers)), default=0.0)
 
 
 def f1(prediction: str, answers: Sequence[str]) -> float:
     """Return the best token F1 over the gold answers, in [0, 1]: 2·overlap / (predicted words + gold words)."""
-    return max(_f1_single(normalize(prediction).split(), normalize(answer).split()) for answer in answers)
+    return max((_f1_single(predicted, gold) for predicted, gold in _compared(prediction, answers)), default=0.0)
+
+
+def containment(prediction: str, answers: Sequence[str]) -> float:
+    """Return 1.0 if a gold answer's normalized words occur, in order and adjacent, in the prediction, else 0.0."""
+    return max((float(_holds(predicted, gold)) for predicted, gold in _compared(prediction, answers)), default=0.0)
+
+
+def _compared(prediction: str, answers: Sequence[str]) -> list[tuple[list[str], list[str]]]:
+    """Return the words of the prediction and of each gold answer, but for answers of which nothing is left."""
+    pairs = []
+    for answer in answers:
+        kept = what_counts(answer)
+        pairs.append((units(prediction, kept), units(answer, kept)))
+    return [(predicted, gold) for predicted, gold in pairs if gold]
 
 
 def _f1_single(predicted: list[str], gold: list[str]) -> float:
-    if not predicted or not gold:
-        return float(predicted == gold)
     overlap = sum((Counter(predicted) & Counter(gold)).values())
     return 2 * overlap / (len(predicted) + len(gold))
 
 
-def containment(prediction: str, answers: Sequence[str]) -> float:
-    """Return 1.0 if a gold answer's normalised words occur, in order and adjacent, in the prediction, else 0.0."""
-    words = f" {normalize(prediction)} "
-    return float(any(gold and f" {gold} " in words for gold in map(normalize, answers)))
+def _holds(predicted: list[str], gold: list[str]) -> bool:
+    return any(predicted[start : start + len(gold)] == gold for start in range(len(predicted) - len(gold) + 1))
 
 
 @dataclass(frozen=True)

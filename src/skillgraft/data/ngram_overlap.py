@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from skillgraft.data.synthesis.filters import ngrams, words
+from skillgraft.data.synthesis.filters import ngrams
 from skillgraft.data.tasks import Question
+from skillgraft.data.words import words
 
 SEQUENCE = 4
 """Words of the sequences that are counted."""

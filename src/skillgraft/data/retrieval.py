@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from skillgraft.data.chunks import chunks
 from skillgraft.data.documents import Document
 from skillgraft.data.metrics import containment
-from skillgraft.data.synthesis.filters import words
 from skillgraft.data.tasks import Task
+from skillgraft.data.words import words
 from skillgraft.errors import RecipeError
 
 Offsets = Callable[[str], Sequence[tuple[int, int]]]

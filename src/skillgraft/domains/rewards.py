@@ -11,6 +11,7 @@ import importlib
 from collections.abc import Mapping
 
 from skillgraft.data.metrics import METRICS, Metric
+from skillgraft.data.words import count_words
 from skillgraft.domains.kind import Reward, RewardInput
 from skillgraft.errors import RecipeError, did_you_mean
 from skillgraft.settings.synthesis import JUDGE
@@ -22,7 +23,7 @@ FREE_WORDS = 20
 
 def brevity(given: RewardInput) -> float:
     """Return 0 for an answer of 1 to `FREE_WORDS` words, falling linearly to -1 at twice that; -1 for an empty one."""
-    words = len(given.completion.split())
+    words = count_words(given.completion)
     if words == 0:
         return -1.0
     return -min(1.0, max(0, words - FREE_WORDS) / FREE_WORDS)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from skillgraft.data.documents import Document
-from skillgraft.data.metrics import normalize
 from skillgraft.data.retrieval import Chunk, Offsets, cut, rank
 from skillgraft.data.tasks import Question, Task, read_questions
+from skillgraft.data.words import comparable
 from skillgraft.errors import DataError
 from skillgraft.settings.evaluation import EvalRow
 
@@ -46,11 +46,11 @@ def read_examples(path: Path, shots: int, evaluated: Sequence[Task]) -> list[Que
     examples = read_questions(path)
     if len(examples) < shots:
         raise DataError(f"shots_from: {path} has {len(examples)} questions, but shots: {shots} are asked for")
-    evaluated_ids = {(question.cluster, normalize(question.prompt)) for question in evaluated}
-    plain = {(normalize(q.prompt), normalize(answer)) for q in evaluated for answer in q.answers}
+    evaluated_ids = {(question.cluster, comparable(question.prompt)) for question in evaluated}
+    plain = {(comparable(q.prompt), comparable(answer)) for q in evaluated for answer in q.answers}
     for example in examples:
-        text = normalize(example.prompt)
-        if (example.cluster, text) in evaluated_ids or any((text, normalize(a)) in plain for a in example.answers):
+        text = comparable(example.prompt)
+        if (example.cluster, text) in evaluated_ids or any((text, comparable(a)) in plain for a in example.answers):
             raise DataError(
                 f"shots_from: {path} holds a question that is evaluated: '{example.prompt}' (document "
                 f"'{example.cluster}'); draw examples from other questions"

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from skillgraft.data.documents import Document
 from skillgraft.data.tasks import Task
+from skillgraft.data.words import count_words
 from skillgraft.evals.evaluation import Answer, Comparison, Evaluation, EvaluationRow, Example, Retained
 from skillgraft.evals.intervals import Interval, bootstrap, bootstrap_of_strata
 
@@ -35,7 +36,7 @@ def build_row(
         "scores": {name: bootstrap(raw["scores"][name], clusters) for name in raw["scores"]},
         "retention": bootstrap_of_strata(_strata(raw, raw["retention"])) if raw["retention"] else None,
         "retained": retained(raw, None if before is raw else before),
-        "answer_words": sum(len(text.split()) for text in raw["answers"]) / len(tasks),
+        "answer_words": sum(count_words(text) for text in raw["answers"]) / len(tasks),
         "seconds": raw["seconds"],
         "cost": {**about.get("cost", {}), "eval_flops": raw["flops"]},
     }

@@ -12,6 +12,7 @@ from skillgraft.checkpoint.layout import read_layout
 from skillgraft.checkpoint.tokenizer import TOKENIZER_FILE, tokenizer_identity
 from skillgraft.data.documents import Document, read_documents
 from skillgraft.data.tasks import check_questions, read_questions
+from skillgraft.data.words import count_words
 from skillgraft.errors import CheckpointError, CompatibilityError, DataError, MissingPathError
 from skillgraft.skills.names import RECALL, shipped_skills
 from skillgraft.stages.costs import BYTES_PER_TOKEN, training_needs
@@ -147,7 +148,7 @@ def _fits(directory: Path, skill: Path) -> bool:
 def count_documents(path: Path, documents: Sequence[Document], base: Path | None) -> Documents:
     """Return number, words and tokens; where the base's tokenizer is not at hand, tokens follow from the bytes."""
     texts = [document.rendered() for document in documents]
-    words = sum(len(text.split()) for text in texts)
+    words = sum(count_words(text) for text in texts)
     size = sum(len(text.encode()) for text in texts)
     if base is None:
         return Documents(path, len(texts), words, round(size / BYTES_PER_TOKEN), False, documents[0].id)

@@ -13,8 +13,8 @@ from skillgraft.data.synthesis.filters import (
     repetition,
     share,
     support,
-    words,
 )
+from skillgraft.data.words import words
 
 
 def test_words_are_those_of_the_metrics_and_characters_where_no_spaces_are():

@@ -1,6 +1,6 @@
 """Filters of renderings: pure functions of strings that say what is wrong with one, or how much it shares with another.
 
-Words are those of the metrics (lower case, no punctuation, no articles); scripts without spaces count by character.
+Words are those of `data.words`: lower case, no punctuation, no articles; scripts without spaces count by character.
 """
 
 from __future__ import annotations
@@ -10,10 +10,8 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
-from skillgraft.data.metrics import normalize
+from skillgraft.data.words import words
 
-_WITHOUT_SPACES = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_WORD = re.compile(f"[{_WITHOUT_SPACES}\U00020000-\U0002fa1f]|[^\\s{_WITHOUT_SPACES}\U00020000-\U0002fa1f]+")
 _REFUSAL = re.compile(
     r"\W*(i'?m (very )?sorry\b|i am (very )?sorry\b|sorry, (but )?i\b|i (can'?t|cannot|can not|"
     r"am unable to|'?m unable to|am not able to) "
@@ -27,11 +25,6 @@ SHINGLE = 3
 """Words of a shingle, of which near duplicates share most."""
 REPEATED = 4
 """Words of the sequences whose repetition makes a rendering degenerate."""
-
-
-def words(text: str) -> list[str]:
-    """Return the normalised words of `text`, each character of a script without spaces as one."""
-    return _WORD.findall(normalize(unicodedata.normalize("NFKC", text)))
 
 
 def ngrams(items: Sequence[str], n: int) -> list[tuple[str, ...]]:
