@@ -52,7 +52,7 @@ def test_questions(tmp_path):
     [
         ([DOCUMENT, DOCUMENT], "has the id 'a' twice"),
         ([{"id": "a", "text": "  "}], "'a' in .* is empty"),
-        ([{"id": 3, "text": "x"}], "line 1: 'id' is 3, expected a string"),
+        ([{"id": [3], "text": "x"}], "line 1: 'id' is .3., expected a string"),
         (["{broken"], "line 1: not JSON"),
         (["[1]"], "line 1: got a list"),
         ([r'{"id": "a", "text": "\ud83d"}'], "line 1: contains a lone surrogate"),
@@ -73,7 +73,7 @@ def test_missing_empty_and_binary(tmp_path):
     with pytest.raises(DataError, match="holds none"):
         read_documents(tmp_path)
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00broken")
-    with pytest.raises(DataError, match=r"binary.txt: not UTF-8"):
+    with pytest.raises(DataError, match=r"binary.txt: not UTF-16"):
         read_documents(tmp_path)
 
 
@@ -111,7 +111,7 @@ def test_files_that_are_no_documents(tmp_path, content, message):
 def test_two_files_of_one_name(tmp_path):
     (tmp_path / "a.md").write_text("One.")
     (tmp_path / "a.txt").write_text("Two.")
-    with pytest.raises(DataError, match=r"the id 'a' twice; .* a file's id is its name without .md or .txt"):
+    with pytest.raises(DataError, match=r"the id 'a' twice; .* a file's id is its name without its suffix"):
         read_documents(tmp_path)
 
 

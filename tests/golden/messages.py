@@ -230,8 +230,7 @@ OVERRIDES = {
 LINES = {
     "documents: no JSON": ("documents", "{"),
     "documents: a list": ("documents", "[1]"),
-    "documents: no id": ("documents", '{"title": "a", "text": "b"}'),
-    "documents: id is a number": ("documents", '{"id": 3, "title": "a", "text": "b"}'),
+    "documents: id is a list": ("documents", '{"id": [3], "title": "a", "text": "b"}'),
     "documents: no text": ("documents", '{"id": "a", "title": "a"}'),
     "documents: text is empty": ("documents", '{"id": "a", "title": "a", "text": " "}'),
     "documents: id twice": ("documents", '{"id": "a", "text": "b"}\n{"id": "a", "text": "c"}'),
@@ -241,7 +240,7 @@ LINES = {
     "questions: no JSON": ("questions", "what?"),
     "questions: no answers": ("questions", '{"document": "Vell", "question": "?"}'),
     "questions: answers are empty": ("questions", '{"document": "Vell", "question": "?", "answers": []}'),
-    "questions: answer is a number": ("questions", '{"document": "Vell", "question": "?", "answers": [3]}'),
+    "questions: answer is a list": ("questions", '{"document": "Vell", "question": "?", "answers": [["a"]]}'),
     "questions: empty": ("questions", '{"document": "Vell", "question": " ", "answers": ["a"]}'),
     "questions: no document": ("questions", '{"question": "?", "answers": ["a"]}'),
     "questions: unknown document": ("questions", '{"document": "zebra", "question": "?", "answers": ["a"]}'),

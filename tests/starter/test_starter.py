@@ -262,6 +262,7 @@ def test_the_verb(tmp_path, monkeypatch):
     facts = json.loads(invoke("documents", "-o", "b.yaml", "--json").stdout)
     assert facts["documents"] | {"path": ""} == {
         "path": "", "count": 24, "words": 3410, "tokens": facts["documents"]["tokens"], "tokens_counted": False,
+        "passed_over": "",
     }  # fmt: skip
     assert (facts["skill"], facts["next"], facts["questions"]["count"]) == (RECALL, "skillgraft run b.yaml", 166)
 

@@ -14,7 +14,7 @@ from skillgraft.cli.options import JsonOption
 
 def evaluate(
     models: Annotated[list[str], typer.Argument(help="Checkpoint directories, or the default model's id.")],
-    questions: Annotated[Path, typer.Option(help="JSONL with document, question, answers.")],
+    questions: Annotated[Path, typer.Option(help="Table (.jsonl, .csv, …) with document, question, answers.")],
     retention: Annotated[bool, typer.Option(help="Score the general-knowledge questions too.")] = True,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 32,
     as_json: JsonOption = False,

@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 
 def init(
     documents: Annotated[
-        Path, typer.Argument(help="Folder of .md or .txt files, or JSONL with id, title, text.")
+        Path,
+        typer.Argument(help="Folder of text files, or a table (.jsonl, .csv, …) with id, title, text."),
     ] = Path("documents"),
     base: Annotated[str, typer.Option(help="Checkpoint directory or hub id.")] = DEFAULT_BASE,
     questions: Annotated[
         Path | None,
-        typer.Option(help="JSONL with document, question, answers; default: questions.jsonl beside the documents."),
+        typer.Option(help="Table with document, question, answers; default: questions.jsonl beside the documents."),
     ] = None,
     source: Annotated[
         Path | None,
@@ -52,6 +53,7 @@ def _facts(started: Started) -> dict[str, Any]:
             "words": start.documents.words,
             "tokens": start.documents.tokens,
             "tokens_counted": start.documents.counted,
+            "passed_over": start.documents.passed_over,
         },
         "questions": {"path": str(start.questions), "count": start.question_count} if start.questions else None,
         "base": {
@@ -83,7 +85,8 @@ def _show(started: Started) -> None:
     count = start.documents.count
     rows = {
         "documents": f"{count} in {start.documents.path}: {start.documents.words:,} words, "
-        f"{start.documents.tokens:,} tokens ({counted})",
+        f"{start.documents.tokens:,} tokens ({counted})"
+        + (f"; passed over: {start.documents.passed_over}" if start.documents.passed_over else ""),
         "questions": f"{start.question_count} in {start.questions}"
         if start.questions
         else "none: nothing will be measured; the recipe says where to put them",

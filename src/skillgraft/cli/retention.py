@@ -22,7 +22,7 @@ def retention(
     ] = ["general"],  # noqa: B006 - Typer copies it
     data: Annotated[Path | None, typer.Option(help="Folder with TASK.jsonl, TASK.parquet or the public sets.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Limit to the first N questions of each task.")] = None,
-    text: Annotated[Path | None, typer.Option(help="Held-out text: .txt, .md, a folder, or JSONL.")] = None,
+    text: Annotated[Path | None, typer.Option(help="Held-out text: a text file, a folder of them, or a table.")] = None,
     window: Annotated[int | None, typer.Option(min=2, help="Tokens of text per forward pass; default: 1024.")] = None,
     stride: Annotated[
         int | None, typer.Option(min=1, help="Tokens of text scored in each further window; default: 512.")

@@ -25,7 +25,7 @@ def tune(
             help="Merge recipe (YAML); tuning starts there.", show_default=False, autocompletion=complete_recipes
         ),
     ],
-    questions: Annotated[Path, typer.Option(help="Development questions: JSONL with document, question, answers.")],
+    questions: Annotated[Path, typer.Option(help="Development questions: a table with document, question, answers.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Directory of the log and the winner.", show_default=False)],
     vary: Annotated[
         list[str],

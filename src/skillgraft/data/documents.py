@@ -1,14 +1,18 @@
-"""Documents: read from folders of .md and .txt or from JSONL, checked, as the text that a model learns."""
+"""Documents: read from folders of text files or from tables, checked, as the text that a model learns."""
 
 from __future__ import annotations
 
-import json
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from skillgraft.data.tables import TABLE_KINDS, read_records, table_in
+from skillgraft.data.text_files import DOCUMENT_KINDS, document_files, is_document_file, passed_over, read_document_file
 from skillgraft.errors import DataError, MissingPathError
+
+EXPECTED = f"a folder of text files ({DOCUMENT_KINDS}), one such file, or a table ({TABLE_KINDS}) with id, title, text"
 
 
 @dataclass(frozen=True)
@@ -33,30 +37,28 @@ class Document:
 def read_documents(path: Path, limit: int | None = None) -> list[Document]:
     """Return the documents at `path`, at most `limit`, in file order.
 
-    `path` is a folder of `.md` / `.txt` files (id: relative path without suffix; title: a leading `# ` heading or the
-    file's name), a folder with a `documents.jsonl`, or a JSONL file of `{"id", "title", "text"}`.
+    `path` is a folder of text files (id: relative path without suffix; title: the file's own, or its name), one such
+    file, a table of records with `id`, `title`, `text` (see `data.tables`), or a folder with the table `documents.…`.
+    A record without an id gets its place, such as `row-3`.
 
     Raises:
         MissingPathError: nothing there.
-        DataError: no document in it, an empty one, a duplicate id, or a broken line, with file and line.
+        DataError: no document in it, an empty one, a duplicate id, or a broken record, with file and line.
     """
     if not path.exists():
-        raise MissingPathError(
-            f"documents: {path} does not exist; expected a folder of .md or .txt files, or JSONL with id, title, text"
-        )
-    if path.is_dir() and (path / "documents.jsonl").is_file():
-        path = path / "documents.jsonl"
-    documents = list(_documents_in_folder(path) if path.is_dir() else _documents_in_jsonl(path))
+        raise MissingPathError(f"documents: {path} does not exist; expected {EXPECTED}")
+    documents = list(_read(path))
     if not documents:
+        others = passed_over(path) if path.is_dir() else ""
         raise DataError(
-            f"documents: {path} holds none; expected .md or .txt files, or JSONL lines with id, title, text"
+            f"documents: {path} holds none{f' (passed over: {others})' if others else ''}; expected {EXPECTED}"
         )
     seen: set[str] = set()
     for document in documents:
         if document.id in seen:
             raise DataError(
                 f"documents: {path} has the id '{document.id}' twice; every id must be unique"
-                + ("; a file's id is its name without .md or .txt" if path.is_dir() else "")
+                + ("; a file's id is its name without its suffix" if path.is_dir() else "")
             )
         if not document.text.strip():
             raise DataError(f"documents: '{document.id}' in {path} is empty; remove it or give it text")
@@ -68,63 +70,53 @@ def read_documents(path: Path, limit: int | None = None) -> list[Document]:
     return documents if limit is None else documents[:limit]
 
 
-def _documents_in_folder(folder: Path) -> Iterator[Document]:
-    for file in sorted(p for p in folder.rglob("*") if p.suffix.lower() in {".md", ".txt"} and p.is_file()):
-        text = read_text(file).strip()
-        first, _, rest = text.partition("\n")
-        heading = first.startswith("# ")
-        title = first[2:].strip() if heading else file.stem.replace("_", " ").replace("-", " ")
-        name = file.relative_to(folder).with_suffix("").as_posix()
-        yield Document(name, title, rest.strip() if heading else text)
+def documents_table(path: Path) -> Path | None:
+    """Return the table that documents at `path` stand in, None for text files."""
+    if path.is_dir():
+        return table_in(path, "documents")
+    return None if is_document_file(path) else path
 
 
-def _documents_in_jsonl(file: Path) -> Iterator[Document]:
-    for where, record in read_records(file):
+def _read(path: Path) -> Iterator[Document]:
+    table = documents_table(path)
+    if table is not None:
+        yield from _from_table(table)
+    elif path.is_dir():
+        for file in document_files(path):
+            yield Document(normal_id(file.relative_to(path).with_suffix("").as_posix()), *read_document_file(file))
+    else:
+        yield Document(normal_id(path.stem), *read_document_file(path))
+
+
+def _from_table(file: Path) -> Iterator[Document]:
+    for number, (where, record) in enumerate(read_records(file), start=1):
         yield Document(
-            string_field(record, "id", where),
+            normal_id(string_field(record, "id", where, f"row-{number}")),
             string_field(record, "title", where, ""),
             string_field(record, "text", where),
             string_field(record, "source", where, "") if "style" in record else "",  # written by a synthesize stage
         )
 
 
-def read_records(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (location, object) per line of a JSONL file; `DataError` for a line that is not an object."""
-    for number, line in enumerate(read_text(file).split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{file}, line {number}"
-        try:
-            record = json.loads(line)
-            json.dumps(record, ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:
-            raise DataError(f"{where}: contains a lone surrogate, which is not text; remove it") from error
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{where}: not JSON ({error}); expected one JSON object a line") from error
-        if not isinstance(record, dict):
-            raise DataError(f"{where}: got a {type(record).__name__}, expected one JSON object a line")
-        yield where, record
+def normal_id(text: str) -> str:
+    """Return an id in one form of Unicode (NFC): names of files are decomposed on some systems."""
+    return unicodedata.normalize("NFC", text)
 
 
 def string_field(record: dict[str, Any], key: str, where: str, default: str | None = None) -> str:
-    """Return a record's text under `key`; `DataError` for anything else, with where the record stands."""
-    value = record.get(key, default)
+    """Return a record's text under `key`, an integer as its digits; `DataError` for anything else.
+
+    What is empty in a table (None) is as if it were not there.
+    """
+    value = record.get(key)
+    value = default if value is None else value
+    if type(value) is int:
+        return str(value)
     if not isinstance(value, str):
-        raise DataError(f"{where}: '{key}' is {value!r}, expected a string; the line has {sorted(record)}")
+        raise DataError(f"{where}: '{key}' is {_shown(value)}, expected a string; the record has {sorted(record)}")
     return value
 
 
-def read_text(file: Path) -> str:
-    """Return a UTF-8 file's text; `DataError` for one that cannot be read, is not UTF-8, or is binary."""
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{file}: not UTF-8 text ({error.reason} at byte {error.start}); convert it or remove it"
-        ) from error
-    if "\0" in text:
-        at = text.index("\0")
-        raise DataError(f"{file}: not text (a zero byte after {at} characters); convert it to UTF-8 text or remove it")
-    return text
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}…"

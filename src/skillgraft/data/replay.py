@@ -1,43 +1,35 @@
-"""General text for replay: files of text, or JSONL. Loads no torch."""
+"""General text for replay: text files, or a table with text. Loads no torch."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from skillgraft.data.documents import read_records, read_text
+from skillgraft.data.documents import string_field
+from skillgraft.data.tables import TABLE_KINDS, TABLES, read_records
+from skillgraft.data.text_files import DOCUMENT_KINDS, document_files, is_document_file, whole_text
 from skillgraft.errors import DataError, MissingPathError
 
-SUFFIXES = (".md", ".txt")
+EXPECTED = f"a folder of text files ({DOCUMENT_KINDS}), one such file, or a table ({TABLE_KINDS}) with text"
 
 
 def read_replay(path: Path) -> list[str]:
-    """Return the texts at `path`: of a folder's .md and .txt files by name, of one such file, or of a JSONL's lines.
+    """Return the texts at `path`: of a folder's text files by name, of one such file, or of a table's records.
 
     Raises:
         MissingPathError: nothing there.
-        DataError: another kind of file, a line without text, no text at all, a binary file or broken UTF-8.
+        DataError: another kind of file, a record without text, no text at all, a binary file or a broken encoding.
     """
     if not path.exists():
-        raise MissingPathError(
-            f"replay: {path} does not exist; expected a folder of .md or .txt files, one such file, or JSONL with text"
-        )
+        raise MissingPathError(f"replay: {path} does not exist; expected {EXPECTED}")
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-        texts = [read_text(file) for file in files]
-    elif path.suffix.lower() in SUFFIXES:
-        texts = [read_text(path)]
-    elif path.suffix.lower() == ".jsonl":
-        texts = [_text(record, where) for where, record in read_records(path)]
+        texts = [whole_text(file) for file in document_files(path)]
+    elif is_document_file(path):
+        texts = [whole_text(path)]
+    elif path.suffix.lower() in TABLES:
+        texts = [string_field(record, "text", where) for where, record in read_records(path)]
     else:
-        raise DataError(f"replay: {path} is a {path.suffix or 'file without suffix'}, expected .md, .txt or .jsonl")
+        raise DataError(f"replay: {path} is a {path.suffix or 'file without suffix'}, expected {EXPECTED}")
     texts = [text for text in texts if text.strip()]
     if not texts:
-        raise DataError(f"replay: {path} holds no text; expected .md or .txt files, or JSONL lines with text")
+        raise DataError(f"replay: {path} holds no text; expected {EXPECTED}")
     return texts
-
-
-def _text(record: dict[str, object], where: str) -> str:
-    text = record.get("text")
-    if not isinstance(text, str):
-        raise DataError(f"{where}: 'text' is {text!r}, expected a string; the line has {sorted(record)}")
-    return text

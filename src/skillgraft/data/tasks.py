@@ -1,15 +1,20 @@
-"""Tasks: what a model is asked, and the closed-book questions of the knowledge domain, read from JSONL."""
+"""Tasks: what a model is asked, and the closed-book questions of the knowledge domain, read from tables."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from skillgraft.data.documents import Document, read_records, string_field
+from skillgraft.data.documents import Document, normal_id, string_field
+from skillgraft.data.tables import TABLE_KINDS, read_records, table_in
+from skillgraft.data.text_files import is_document_file
 from skillgraft.errors import DataError, MissingPathError
 from skillgraft.support.digest import digest
+
+EXPECTED = f"a table ({TABLE_KINDS}) with document, question, answers"
 
 
 class Task(Protocol):
@@ -61,27 +66,30 @@ class Question:
 
 
 def questions_path(path: Path) -> Path:
-    """Return the file that questions at `path` stand in: a folder's `questions.jsonl`, or `path` itself."""
-    return path / "questions.jsonl" if path.is_dir() else path
+    """Return the file that questions at `path` stand in: a folder's `questions.…`, or `path` itself."""
+    return (table_in(path, "questions") or path / "questions.jsonl") if path.is_dir() else path
 
 
 def read_questions(path: Path, documents: Sequence[Document] | None = None) -> list[Question]:
-    """Return the questions of the JSONL file `path` (or `path/questions.jsonl`), in file order.
+    """Return the questions of the table `path` (or of `path/questions.…`), in file order.
 
-    With `documents`, only those about one of them are kept, since a limit may have left documents out.
+    A record has `document`, `question` and `answers`: one or several texts, SQuAD's `{"text": […]}`, or TriviaQA's
+    `answer: {"value", "aliases"}`. SQuAD's nested JSON is read too, each paragraph being a document (`title/number`);
+    of version 2 without the questions that have no answer. With `documents`, only questions about one of them are kept,
+    since a limit may have left documents out.
 
     Raises:
         MissingPathError: no such file.
-        DataError: no question left, a broken line, an empty question or answer.
+        DataError: no question left, a broken record, an empty question or answer.
     """
     file = questions_path(path)
     if not file.is_file():
-        raise MissingPathError(
-            f"questions: {file} does not exist; expected a JSONL file with document, question, answers"
-        )
-    questions = [_question(record, where) for where, record in read_records(file)]
+        raise MissingPathError(f"questions: {file} does not exist; expected {EXPECTED}")
+    if is_document_file(file):
+        raise DataError(f"questions: {file} is text, expected {EXPECTED}")
+    questions = [question for where, record in read_records(file) for question in _questions(record, where)]
     if not questions:
-        raise DataError(f"questions: {file} holds none; expected JSONL lines with document, question, answers")
+        raise DataError(f"questions: {file} holds none; expected {EXPECTED}")
     if documents is None:
         return questions
     known = {document.origin for document in documents}
@@ -106,13 +114,67 @@ def check_questions(path: Path, questions: Sequence[Question], all_documents: Se
             )
 
 
+def _questions(record: dict[str, Any], where: str) -> Iterator[Question]:
+    """Yield a record's question, or those of a paragraph of SQuAD's nested JSON that have an answer."""
+    if not isinstance(record.get("qas"), list):
+        yield _question(record, where)
+        return
+    for number, question in enumerate(record["qas"], start=1):
+        if not isinstance(question, dict):
+            raise DataError(f"{where}, question {number}: got a {type(question).__name__}, expected an object")
+        if not question.get("is_impossible"):
+            yield _question({**question, "document": record["id"]}, f"{where}, question {number}")
+
+
 def _question(record: dict[str, Any], where: str) -> Question:
-    answers = record.get("answers")
-    if isinstance(answers, str):
-        answers = [answers]
-    if not isinstance(answers, list) or not answers or not all(isinstance(a, str) and a.strip() for a in answers):
-        raise DataError(f"{where}: 'answers' is {answers!r}, expected a list of one or more non-empty strings")
+    answers = _answers(record, where)
     question = string_field(record, "question", where)
     if not question.strip():
         raise DataError(f"{where}: 'question' is empty")
-    return Question(string_field(record, "document", where), question, tuple(answers))
+    return Question(normal_id(string_field(record, "document", where)), question, answers)
+
+
+def _answers(record: dict[str, Any], where: str) -> tuple[str, ...]:
+    """Return the gold answers, of a number its digits."""
+    given = next((record[key] for key in ("answers", "answer") if record.get(key) is not None), None)
+    if given is None and (hint := _shape(record)):
+        raise DataError(f"{where}: {hint}; expected document, question, answers; the record has {sorted(record)}")
+    texts = given
+    if isinstance(given, dict):  # SQuAD's rows, TriviaQA's
+        texts = given["text"] if "text" in given else [given.get("value"), *(given.get("aliases") or [])]
+    if isinstance(texts, str) and texts.lstrip().startswith('["'):  # a list in a cell of CSV
+        texts = _list(texts)
+    texts = texts if isinstance(texts, list) else [texts]
+    texts = [text.get("text") if isinstance(text, dict) else text for text in texts]  # SQuAD's nested JSON
+    texts = [str(text) if type(text) in (int, float) else text for text in texts]
+    if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise DataError(
+            f"{where}: 'answers' is {given!r:.200}, expected one or more non-empty strings; leave out a question that "
+            "has no answer"
+        )
+    return tuple(dict.fromkeys(texts))
+
+
+def _list(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _shape(record: Mapping[str, Any]) -> str:
+    """Say which other form of data a record seems to have, and what of it to rename."""
+    for keys, hint in _OTHER_SHAPES.items():
+        if set(keys) <= record.keys():
+            return hint
+    return ""
+
+
+_OTHER_SHAPES = {
+    ("instruction", "output"): "this looks like a row for instruction tuning: rename instruction and output",
+    ("messages",): "this looks like a chat: write its user's message as question and its answer as answers",
+    ("conversations",): "this looks like a chat: write its user's message as question and its answer as answers",
+    ("prompt", "completion"): "this looks like a row of prompt and completion: rename them",
+    ("query", "response"): "this looks like a row of query and response: rename them",
+    ("choices",): "this looks like multiple choice, which `retention: {tasks: …}` scores",
+}

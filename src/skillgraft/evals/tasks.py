@@ -8,13 +8,15 @@ a file of one's own with `id`, `question`, `choices` (texts) and `answer` (the i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from skillgraft.data.documents import Document, read_documents, read_records, read_text
+from skillgraft.data.documents import Document, read_documents
+from skillgraft.data.tables import read_records
+from skillgraft.data.text_files import is_document_file, whole_text
 from skillgraft.errors import DataError, MissingPathError, did_you_mean
 from skillgraft.settings.evaluation import RetentionSettings
 
@@ -153,7 +155,7 @@ def task_records(name: str, data: Path | None, limit: int | None = None) -> list
     """Return the first `limit` records of a task, each with its place; see `_files` for where they are looked for."""
     records: list[tuple[str, dict[str, Any]]] = []
     for file in _files(name, data):
-        for pair in _parquet(file) if file.suffix == ".parquet" else read_records(file):
+        for pair in read_records(file):
             if limit is not None and len(records) == limit:
                 return records
             records.append(pair)
@@ -190,24 +192,12 @@ def _files(name: str, data: Path | None) -> list[Path]:
     )
 
 
-def _parquet(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.read_table(file)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{file}: not a parquet file that can be read ({error}); fetch it again") from error
-    for number, record in enumerate(table.to_pylist(), start=1):
-        yield f"{file}, row {number}", record
-
-
 def _held_out(path: Path) -> list[Document]:
     if not path.exists():
         raise MissingPathError(f"retention: text: {path} does not exist; expected text, a folder of it, or JSONL")
-    if path.is_dir() or path.suffix not in {".txt", ".md"}:
+    if path.is_dir() or not is_document_file(path):
         return read_documents(path)
-    text = read_text(path)
+    text = whole_text(path)
     if not text.strip():
         raise DataError(f"retention: text: {path} is empty")
     return [Document(path.stem, "", text)]

@@ -11,8 +11,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from skillgraft.data.documents import read_documents, read_records
+from skillgraft.data.documents import read_documents
 from skillgraft.data.ngram_overlap import Leakage
+from skillgraft.data.tables import read_records
 from skillgraft.data.tasks import Question, read_questions
 from skillgraft.errors import DataError
 from skillgraft.settings.base import DataPath, sites, stage_named

@@ -9,11 +9,12 @@ from collections.abc import Iterator, Sequence
 
 from skillgraft.checkpoint.layout import read_layout
 from skillgraft.checkpoint.tokenizer import tokenizer_identity
-from skillgraft.data.documents import read_documents
+from skillgraft.data.documents import documents_table, read_documents
 from skillgraft.data.passages import passages
+from skillgraft.data.text_files import DOCUMENT_KINDS, passed_over
 from skillgraft.errors import naming
 from skillgraft.models.chat_template import NO_ARGUMENTS, with_template_arguments
-from skillgraft.settings.base import BASE, Chooses, Ref, sites
+from skillgraft.settings.base import BASE, Chooses, DataPath, Ref, sites
 from skillgraft.stages.costs import written
 from skillgraft.stages.planned import PlannedStage, Preflight
 
@@ -28,7 +29,8 @@ def check_plan(stages: Sequence[PlannedStage], processes: int = 1) -> list[str]:
         with naming(f"stages.{planned.name}"):
             _check_inputs(planned, stages)
     remarks = [line for planned in waiting for line in check_stage(planned, stages, processes)]
-    return remarks + [line for planned in stages for line in _over_the_limit(planned)]
+    remarks += [line for planned in stages for line in _over_the_limit(planned)]
+    return list(dict.fromkeys([*remarks, *(line for planned in stages for line in _passed_over(planned))]))
 
 
 def check_stage(planned: PlannedStage, stages: Sequence[PlannedStage], processes: int = 1) -> list[str]:
@@ -52,6 +54,15 @@ def _check_inputs(planned: PlannedStage, stages: Sequence[PlannedStage]) -> None
         else:
             read_layout(directory)
             tokenizer_identity(directory)
+
+
+def _passed_over(planned: PlannedStage) -> Iterator[str]:
+    """Yield a line for each folder of documents in which there are files that are none."""
+    for _, marker, value in sites(planned.settings, DataPath):
+        folder = written(value, planned.inputs) if marker.makes == "documents" else None
+        others = passed_over(folder) if folder is not None and documents_table(folder) is None else ""
+        if others:
+            yield f"documents: files in {folder} are passed over: {others}; {DOCUMENT_KINDS} are read"
 
 
 def _over_the_limit(planned: PlannedStage) -> Iterator[str]:

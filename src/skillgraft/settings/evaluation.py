@@ -25,7 +25,7 @@ class RetentionSettings(Settings):
     )
     limit: int | None = Field(None, ge=1, description="limit to the first N questions of each task")
     text: Annotated[Path | None, DataPath()] = Field(
-        None, description="held-out text: .txt, .md, a folder of them, or JSONL with id, text"
+        None, description="held-out text: a text file, a folder of them, or a table with id, text"
     )
     window: int = Field(1024, ge=2, description="tokens that the model sees at once of held-out text")
     stride: int = Field(512, ge=1, description="tokens of held-out text that are scored in one window after the first")
@@ -53,7 +53,7 @@ class EvalRow(Settings):
     overlap_tokens: int = Field(32, ge=0, description="tokens that a chunk shares with the one before")
     shots: int = Field(0, ge=0, description="worked examples in the prompt, drawn anew for each question")
     shots_from: Annotated[Path | None, DataPath()] = Field(
-        None, description="JSONL with document, question, answers to draw examples from"
+        None, description="table (.jsonl, .csv, …) with document, question, answers to draw examples from"
     )
     label: str | None = Field(None, description="what the table calls the row")
 

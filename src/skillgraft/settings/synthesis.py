@@ -58,7 +58,7 @@ class SynthesisSettings(PromptSettings):
 
     endpoint: EndpointSettings | None = Field(None, description="let a model behind an endpoint write instead")
     given: Annotated[Path | None, DataPath()] = Field(
-        None, description="read renderings instead: JSONL with document, text; or SEAL's JSON"
+        None, description="read renderings instead: a table with document, text; or SEAL's JSON"
     )
     given_samples: int | None = Field(None, ge=1, description="of given, limit to each document's first N")
     styles: list[str] = Field([], description="names of prompt files: implications, rewrite, summary, questions, …")
@@ -76,7 +76,7 @@ class SynthesisSettings(PromptSettings):
     keep_original: bool = Field(True, description="the documents themselves come first in the result")
     filters: SynthesisFilters = Field(SynthesisFilters.model_validate({}), description="limits of the filters")
     held_out: Annotated[list[Path], DataPath()] = Field(
-        [], description="JSONL files of evaluation questions that no rendering may give away"
+        [], description="tables of evaluation questions that no rendering may give away"
     )
     leakage: Literal["remove", "refuse"] = Field("remove", description="what happens where a rendering does")
 

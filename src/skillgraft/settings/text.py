@@ -28,7 +28,7 @@ WHOLE = TextSettings.model_validate({})
 class ReplaySettings(Settings):
     """General text that is trained on beside a stage's own, against forgetting."""
 
-    text: Annotated[Path, DataPath()] = Field(description="folder of .md/.txt, one such file, or JSONL with text")
+    text: Annotated[Path, DataPath()] = Field(description="folder of text files, one such file, or a table with text")
     ratio: float = Field(0.1, gt=0, le=100, description="tokens of replay for each token of the stage's own data")
 
 

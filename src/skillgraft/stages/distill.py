@@ -31,13 +31,14 @@ class DistillStage(PromptSettings):
         alias="from", description="stage, 'base' or checkpoint directory: student and first teacher"
     )
     documents: Annotated[Path, DataPath("documents", use="learn")] = Field(
-        description="folder of .md/.txt, or JSONL with id, title, text"
+        description="folder of text files, or a table (.jsonl, .csv, …) with id, title, text"
     )
     limit_documents: Annotated[int | None, Chooses()] = Field(
         None, ge=1, description="learn the first N documents only"
     )
     questions: Annotated[Path | None, DataPath("questions", use="learn")] = Field(
-        None, description="JSONL with document, question, answers; absent: the student tells what a title is about"
+        None,
+        description="table with document, question, answers; absent: the student tells what a title is about",
     )
     teacher_sees: TeacherSees = Field("both", description=SEES)
     teacher: Literal["ema", "start"] = Field(

@@ -41,7 +41,7 @@ class EvalStage(EvaluationSettings):
     kind: Literal["eval"] = Field(description="score models")
     domain: str = Field("knowledge", description="what is asked: its tasks, prompts and metrics")
     questions: Annotated[Path, DataPath("questions", use="ask")] = Field(
-        description="JSONL with document, question, answers"
+        description="table (.jsonl, .csv, …) with document, question, answers"
     )
     documents: Annotated[Path | None, DataPath("documents")] = Field(
         None, description="keep only questions on these documents; bm25 searches all of them"

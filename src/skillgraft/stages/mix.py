@@ -27,9 +27,12 @@ class MixStage(PromptSettings):
     model: Annotated[str, Ref("checkpoint")] = Field(
         BASE, description="stage, 'base' or checkpoint that writes: the one that will be trained"
     )
-    questions: Annotated[Path, DataPath("questions")] = Field(description="JSONL with document, question, answers")
+    questions: Annotated[Path, DataPath("questions")] = Field(
+        description="table (.jsonl, .csv, …) with document, question, answers"
+    )
     documents: Annotated[Path | None, DataPath("documents")] = Field(
-        None, description="folder of .md/.txt, or JSONL with id, title, text"
+        None,
+        description="folder of text files, or a table (.jsonl, .csv, …) with id, title, text",
     )
     limit_documents: Annotated[int | None, Chooses()] = Field(
         None, ge=1, description="keep questions on the first N documents only"

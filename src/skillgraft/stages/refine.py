@@ -33,7 +33,7 @@ class RefineStage(Settings):
         description="what is cut into one slice a round, by document, in file order"
     )
     questions: Annotated[Path, DataPath("questions", use="learn")] = Field(
-        description="JSONL with document, question, answers: RL asks those on the round's slice"
+        description="table (.jsonl, .csv, …) with document, question, answers: RL asks those on the round's slice"
     )
     limit_documents: Annotated[int | None, Chooses()] = Field(
         None, ge=1, description="limit to the first N documents, in all rounds"

@@ -47,7 +47,7 @@ class RlStage(PromptSettings):
     )
     domain: str = Field("knowledge", description="what is learnt: its tasks, prompts, rewards and metrics")
     questions: Annotated[Path, DataPath("questions", use="learn")] = Field(
-        description="JSONL with document, question, answers"
+        description="table (.jsonl, .csv, …) with document, question, answers"
     )
     documents: Annotated[Path | None, DataPath("documents")] = Field(
         None, description="keep only questions on these documents"

@@ -32,11 +32,11 @@ class SelfEditStage(SelfEditSettings):
         alias="from", description="stage, 'base' or checkpoint directory: the first writer"
     )
     documents: Annotated[Path, DataPath("documents", use="learn")] = Field(
-        description="passages: folder of .md/.txt, or JSONL with id, title, text"
+        description="passages: folder of text files, or a table (.jsonl, .csv, …) with id, title, text"
     )
     limit_documents: Annotated[int | None, Chooses()] = Field(None, ge=1, description="use the first N documents only")
     questions: Annotated[Path, DataPath("questions", use="learn")] = Field(
-        description="JSONL with document, question, answers: they score a self-edit"
+        description="table (.jsonl, .csv, …) with document, question, answers: they score a self-edit"
     )
     adapt: AdapterSettings = Field(None, description=ADAPT)
     trainer: TrainerArguments = Field({}, description="arguments of TRL's SFTConfig for the writer")

@@ -43,7 +43,8 @@ class SftStage(PromptSettings):
         alias="from", description="stage, 'base' or checkpoint directory to start from"
     )
     documents: Annotated[Path | None, DataPath("documents", use="learn")] = Field(
-        None, description="folder of .md/.txt, or JSONL with id, title, text"
+        None,
+        description="folder of text files, or a table (.jsonl, .csv, …) with id, title, text",
     )
     limit_documents: Annotated[int | None, Chooses(("documents", "about"))] = Field(
         None, ge=1, description="limit to the first N of documents, or of about"
@@ -52,7 +53,7 @@ class SftStage(PromptSettings):
         None, description="train on one of several disjoint parts of the documents: 1/2"
     )
     questions: Annotated[Path | None, DataPath("questions", use="learn")] = Field(
-        None, description="JSONL with document, question, answers: train on the answers"
+        None, description="table (.jsonl, .csv, …) with document, question, answers: train on the answers"
     )
     about: Annotated[Path | None, DataPath()] = Field(None, description="train on questions about these documents only")
     answers: Literal["gold", "shuffled"] = Field("gold", description="shuffled: the answer-format control")

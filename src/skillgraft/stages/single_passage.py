@@ -35,13 +35,13 @@ class SinglePassageStage(SinglePassageSettings):
         BASE, alias="from", description="stage, 'base' or checkpoint directory to start from each time"
     )
     documents: Annotated[Path, DataPath("documents", use="learn")] = Field(
-        description="folder of .md/.txt, JSONL with id, title, text, or a synthesize stage"
+        description="folder of text files, a table with id, title, text, or a synthesize stage"
     )
     limit_documents: Annotated[int | None, Chooses(passages=True)] = Field(
         None, ge=1, description="limit to the first N passages"
     )
     questions: Annotated[Path, DataPath("questions", use="ask")] = Field(
-        description="JSONL with document, question, answers"
+        description="table (.jsonl, .csv, …) with document, question, answers"
     )
 
 

@@ -31,7 +31,7 @@ class SynthesizeStage(SynthesisSettings):
 
     kind: Literal["synthesize"] = Field(description="write renderings of documents")
     documents: Annotated[Path, DataPath("documents")] = Field(
-        description="folder of .md/.txt, or JSONL with id, title, text"
+        description="folder of text files, or a table (.jsonl, .csv, …) with id, title, text"
     )
     limit_documents: Annotated[int | None, Chooses()] = Field(
         None, ge=1, description="render the first N documents only"

@@ -10,8 +10,9 @@ from pathlib import Path
 from skillgraft.checkpoint.default_model import DEFAULT_BASE, DEFAULT_PARAMETERS, local_base
 from skillgraft.checkpoint.layout import read_layout
 from skillgraft.checkpoint.tokenizer import TOKENIZER_FILE, tokenizer_identity
-from skillgraft.data.documents import Document, read_documents
-from skillgraft.data.tasks import check_questions, read_questions
+from skillgraft.data.documents import EXPECTED, Document, documents_table, read_documents
+from skillgraft.data.tasks import check_questions, questions_path, read_questions
+from skillgraft.data.text_files import passed_over
 from skillgraft.data.words import count_words
 from skillgraft.errors import CheckpointError, CompatibilityError, DataError, MissingPathError
 from skillgraft.skills.names import RECALL, shipped_skills
@@ -25,7 +26,10 @@ COUNTED_BYTES = 8_000_000
 
 @dataclass(frozen=True)
 class Documents:
-    """Documents by number and size; `counted` if the base's tokenizer gave `tokens`, not the bytes."""
+    """Documents by number and size; `counted` if the base's tokenizer gave `tokens`, not the bytes.
+
+    `passed_over` are the other files of their folder, as `.png 2`.
+    """
 
     path: Path
     count: int
@@ -33,6 +37,7 @@ class Documents:
     tokens: int
     counted: bool
     first_id: str
+    passed_over: str
 
 
 @dataclass(frozen=True)
@@ -98,11 +103,8 @@ def find_documents(path: Path) -> tuple[Path, Path | None]:
     A folder that holds several sets is taken by its halves: `target` is learnt, `source` teaches a skill.
     """
     if not path.exists():
-        raise MissingPathError(
-            f"documents: {path} does not exist; expected a folder of .md or .txt files, or JSONL with id, title, text: "
-            "skillgraft init FOLDER"
-        )
-    if not path.is_dir() or (path / DOCUMENTS).is_file():
+        raise MissingPathError(f"documents: {path} does not exist; expected {EXPECTED}: skillgraft init FOLDER")
+    if not path.is_dir() or documents_table(path) is not None:
         return path, None
     sets = {file.parent.name: file.parent for file in sorted(path.glob(f"*/{DOCUMENTS}"))}
     if not sets:
@@ -147,15 +149,16 @@ def _fits(directory: Path, skill: Path) -> bool:
 
 def count_documents(path: Path, documents: Sequence[Document], base: Path | None) -> Documents:
     """Return number, words and tokens; where the base's tokenizer is not at hand, tokens follow from the bytes."""
+    others = passed_over(path) if path.is_dir() and documents_table(path) is None else ""
     texts = [document.rendered() for document in documents]
     words = sum(count_words(text) for text in texts)
     size = sum(len(text.encode()) for text in texts)
     if base is None:
-        return Documents(path, len(texts), words, round(size / BYTES_PER_TOKEN), False, documents[0].id)
+        return Documents(path, len(texts), words, round(size / BYTES_PER_TOKEN), False, documents[0].id, others)
     sample = texts[:: max(1, math.ceil(size / COUNTED_BYTES))]
     share = sum(len(text.encode()) for text in sample) / size
     tokens = round(_count_tokens(base / TOKENIZER_FILE, sample) / share)
-    return Documents(path, len(texts), words, tokens, True, documents[0].id)
+    return Documents(path, len(texts), words, tokens, True, documents[0].id, others)
 
 
 def _count_tokens(file: Path, texts: Sequence[str]) -> int:
@@ -177,7 +180,7 @@ def needs_lora(parameters: int | None, memory: Memory) -> bool:
 
 
 def _own_questions(documents: Path) -> Path | None:
-    beside = (documents if documents.is_dir() else documents.parent) / QUESTIONS
+    beside = questions_path(documents if documents.is_dir() else documents.parent)
     return beside if beside.is_file() else None
 
 

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from skillgraft.data.documents import Document, read_records, read_text
+from skillgraft.data.documents import Document
+from skillgraft.data.tables import read_records
+from skillgraft.data.text_files import read_text
 from skillgraft.errors import DataError, MissingPathError
 
 
