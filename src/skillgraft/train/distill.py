@@ -43,13 +43,14 @@ from skillgraft.adapters.lora import roll_out_merged, save_trained
 from skillgraft.data.documents import Document
 from skillgraft.data.synthesis.teacher_prompts import by_document, tell_about, with_context
 from skillgraft.data.tasks import Question
-from skillgraft.errors import DataError, RecipeError, TrainingError
+from skillgraft.errors import DataError, TrainingError
 from skillgraft.models.loading import context_length, count_parameters, load_model, load_tokenizer
 from skillgraft.models.prompts import INSTRUCTION, Prompt, as_prompt, prompt_ids
 from skillgraft.settings.synthesis import LONGEST_ANSWER
 from skillgraft.support.progress import Progress
 from skillgraft.train.callbacks import KeepAlive, newest_checkpoint, read_log, stop_on_interrupt
 from skillgraft.train.epochs import EpochSampler
+from skillgraft.train.guard import explained, guarded
 from skillgraft.train.rollouts import OwnPrompts
 from skillgraft.train.sft import Trained
 from skillgraft.train.trainer_arguments import check_at_least, trainer_arguments
@@ -118,7 +119,7 @@ def train_distill(
         teacher.tie_weights()
     keeper = KeepAlive(workdir, checkpoint_seconds, progress)
     average = [] if teacher_rate is None else [MovingAverage(teacher, teacher_rate)]
-    try:
+    with explained("distill", workdir):
         distillation = _Trainer(
             model=model,
             teacher_model=teacher,
@@ -128,18 +129,14 @@ def train_distill(
             peft_config=adapter.apply(model) if adapter is not None else None,
             callbacks=[*average, keeper],  # the average is in the checkpoint before it is marked as whole
         )
-    except ValueError as error:
-        raise RecipeError(f"trainer: DistillationTrainer refuses this: {error}") from error
     distillation.skip_tokens = skip_tokens
     distillation.remove_callback(PrinterCallback)
     if adapter is not None:
         roll_out_merged(distillation.model, adapter)
-    with stop_on_interrupt(keeper):
-        result = distillation.train(resume_from_checkpoint=resumed)
+    with stop_on_interrupt(keeper), guarded(distillation, "distill"):
+        distillation.train(resume_from_checkpoint=resumed)
     log = [record for record in read_log(workdir) if "trained_tokens" in record]
     counted = {name: _total(log, name, distillation.state.global_step, args) for name in COUNTS}
-    if not result.training_loss == result.training_loss:
-        raise TrainingError("distill: the loss is not a number; lower trainer.learning_rate")
     if not counted["trained_tokens"]:
         raise TrainingError(
             f"distill: no token carried loss: every answer ended within its first {skip_tokens}; lower skip_tokens"

@@ -45,6 +45,7 @@ from skillgraft.train.algorithms import ALGORITHMS, check_remax
 from skillgraft.train.callbacks import KeepAlive, newest_checkpoint, read_log, stop_on_interrupt
 from skillgraft.train.cpu.fused_logprobs import fast_head
 from skillgraft.train.data_parallel import agree, first_before_others, shared_batches
+from skillgraft.train.guard import explained, guarded
 from skillgraft.train.pass_rates import answered_sometimes, in_order
 from skillgraft.train.sft import Trained
 from skillgraft.train.trainer_arguments import check_at_least, trainer_arguments
@@ -161,17 +162,18 @@ def train_rl(
             )
             if start and adapter is None:
                 model.config._name_or_path = str(model_dir)  # where TRL takes the reference model from
-            grpo = ALGORITHMS[algorithm].trainer(
-                model=model,
-                reward_funcs=[_for_trl(name, tokenizer, chosen, domain, judge) for name in mix],
-                args=_for_round(args, round_steps, here),
-                train_dataset=Dataset.from_list(
-                    [{"prompt": domain.prompt(tokenizer, task), "task": n} for n, task in enumerate(chosen)]
-                ),
-                processing_class=tokenizer,
-                peft_config=adapter.apply(model) if adapter is not None else None,
-                callbacks=[keeper],
-            )
+            with explained("rl", here):
+                grpo = ALGORITHMS[algorithm].trainer(
+                    model=model,
+                    reward_funcs=[_for_trl(name, tokenizer, chosen, domain, judge) for name in mix],
+                    args=_for_round(args, round_steps, here),
+                    train_dataset=Dataset.from_list(
+                        [{"prompt": domain.prompt(tokenizer, task), "task": n} for n, task in enumerate(chosen)]
+                    ),
+                    processing_class=tokenizer,
+                    peft_config=adapter.apply(model) if adapter is not None else None,
+                    callbacks=[keeper],
+                )
             grpo.skip_without_variance = skip_without_variance
             grpo.remove_callback(PrinterCallback)
             if adapter is not None:
@@ -180,7 +182,13 @@ def train_rl(
                     adapter.restore(grpo.model, start)
             with first_before_others():
                 checkpoint = newest_checkpoint(here)
-            with stop_on_interrupt(keeper), _no_casts(grpo.model, half), fast_head(), shared_batches(grpo):
+            with (
+                stop_on_interrupt(keeper),
+                guarded(grpo, "rl"),
+                _no_casts(grpo.model, half),
+                fast_head(),
+                shared_batches(grpo),
+            ):
                 grpo.train(resume_from_checkpoint=checkpoint)
             if is_first():
                 _keep(grpo.model, finished)

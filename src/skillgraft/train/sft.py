@@ -31,6 +31,7 @@ from skillgraft.train.cpu.fused_logprobs import fast_head
 from skillgraft.train.cpu.varlen_attention import ragged_batches
 from skillgraft.train.data_parallel import first_before_others, shared_batches
 from skillgraft.train.examples import Row, document_rows, learnt_tokens, question_rows, replay_rows
+from skillgraft.train.guard import explained, guarded
 from skillgraft.train.trainer_arguments import check_at_least, trainer_arguments
 
 DEFAULTS: dict[str, Any] = {
@@ -150,21 +151,20 @@ def fit(
         )
     keeper = KeepAlive(workdir, checkpoint_seconds, progress)
     peft_config: LoraConfig | None = adapter.apply(model) if adapter is not None else None
-    sft = SFTTrainer(
-        model=model,
-        args=args,
-        train_dataset=Dataset.from_list(list(rows)),
-        processing_class=tokenizer,
-        peft_config=peft_config,
-        callbacks=[keeper],
-    )
+    with explained("sft", workdir):
+        sft = SFTTrainer(
+            model=model,
+            args=args,
+            train_dataset=Dataset.from_list(list(rows)),
+            processing_class=tokenizer,
+            peft_config=peft_config,
+            callbacks=[keeper],
+        )
     sft.remove_callback(PrinterCallback)
     with first_before_others():
         checkpoint = newest_checkpoint(workdir)
-    with stop_on_interrupt(keeper), fast_head(), ragged_batches(sft), shared_batches(sft):
-        result = sft.train(resume_from_checkpoint=checkpoint)
-    if not result.training_loss == result.training_loss:
-        raise TrainingError("sft: the loss is not a number; lower trainer.learning_rate")
+    with stop_on_interrupt(keeper), guarded(sft, "sft"), fast_head(), ragged_batches(sft), shared_batches(sft):
+        sft.train(resume_from_checkpoint=checkpoint)
     epochs = sft.state.epoch or 0.0
     parameters = count_parameters(model)
     processed = sum(len(ids) for ids in sft.train_dataset["input_ids"]) * epochs

@@ -57,6 +57,7 @@ def trainer_arguments(
         **defaults,
         **given,
         **{"output_dir": str(workdir), "seed": seed, "save_strategy": "no"},
+        "logging_nan_inf_filter": False,  # a loss that is not finite is never replaced by another number
         **{"use_cpu": device().type == "cpu", "bf16": bf16_pays(), "fp16": False},
     }
     if (count := processes()) > 1:

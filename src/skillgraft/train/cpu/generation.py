@@ -26,6 +26,8 @@ from transformers import (
 )
 from transformers.cache_utils import Cache, DynamicLayer
 
+from skillgraft.train.diverged import PREDICTIONS, DivergedError
+
 KEEP = 0.8
 """Rows are dropped once fewer than this share of those computed is still going: dropping copies the cache."""
 
@@ -128,7 +130,10 @@ def sample(
 def _next(model: PreTrainedModel, ids: Tensor, mask: Tensor, position: Tensor, cache: Cache) -> Tensor:
     """Return the logits of the next token, (rows, words) in fp32."""
     inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": position, "past_key_values": cache}
-    return model(**inputs, use_cache=True, logits_to_keep=1).logits[:, -1].float()
+    logits = model(**inputs, use_cache=True, logits_to_keep=1).logits[:, -1].float()
+    if not torch.isfinite(logits.amax()):  # a word may be ruled out by −infinity, none may be by +infinity or NaN
+        raise DivergedError(PREDICTIONS)
+    return logits
 
 
 def draw(logits: Tensor, chances: Tensor) -> Tensor:
