@@ -271,6 +271,13 @@ def rl_arguments(
     if args.max_steps <= 0:
         raise RecipeError(f"trainer: max_steps is {args.max_steps}, expected a positive number: RL has no natural end")
     check_at_least(1, args, "max_completion_length")
+    if args.sync_ref_model and not args.beta:
+        raise RecipeError("trainer: sync_ref_model needs beta: without it there is no reference model; leave it out")
+    if args.sync_ref_model and adapted:
+        raise RecipeError(
+            "trainer: sync_ref_model cannot be used with adapt: the start without its adapter is the reference, and it "
+            "does not move; leave it out"
+        )
     return args
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,13 @@ from transformers import TrainingArguments
 from skillgraft.errors import RecipeError, did_you_mean
 from skillgraft.models.loading import quiet
 from skillgraft.models.precision import bf16_pays, device
+from skillgraft.support.config_values import number_hint
 from skillgraft.train.data_parallel import processes
+from skillgraft.train.trainer_trial import try_arguments
+from skillgraft.train.trainer_values import check_trainer_values
 
 RESERVED = {
-    *("output_dir", "seed", "use_cpu", "bf16", "fp16", "reward_weights", "push_to_hub"),
+    *("output_dir", "seed", "use_cpu", "bf16", "fp16", "reward_weights", "push_to_hub", "logging_nan_inf_filter"),
     *("save_strategy", "save_steps", "save_only_model", "resume_from_checkpoint"),
 }
 """Trainer arguments that the recipe decides elsewhere (seed) or that resuming rests on."""
@@ -52,6 +54,7 @@ def trainer_arguments(
     quiet()
     keep_freed_memory()
     check_trainer_keys(config, given)
+    check_trainer_values(config, given)
     merged = {
         **{"logging_steps": 1, "report_to": "none", "disable_tqdm": True, "gradient_checkpointing": False},
         **defaults,
@@ -65,8 +68,9 @@ def trainer_arguments(
         merged = {"ddp_find_unused_parameters": False, **merged}
     try:
         arguments = config(**merged)
-    except (TypeError, ValueError, ArithmeticError) as error:
-        raise RecipeError(f"trainer: {config.__name__} refuses these arguments: {error}") from error
+    except Exception as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise RecipeError(f"trainer: {config.__name__} refuses these arguments: {reason[:300]}") from error
     arguments._n_gpu = min(arguments.n_gpu, 1)  # of several GPUs in sight the trainers would take all, in one process
     if arguments.per_device_train_batch_size < 1:
         raise RecipeError(
@@ -76,6 +80,7 @@ def trainer_arguments(
         raise RecipeError(
             f"trainer: num_train_epochs is {arguments.num_train_epochs}, expected more than 0: nothing is learnt"
         )
+    try_arguments(arguments)
     return arguments
 
 
@@ -92,20 +97,11 @@ def check_trainer_keys(config: type[TrainingArguments], given: Mapping[str, Any]
     for key, value in given.items():
         default = getattr(config, key, None)
         if isinstance(value, str) and isinstance(default, int | float) and not isinstance(default, bool):
-            raise RecipeError(f"trainer: {key} is the text '{value}', expected a number{_as_number(value)}")
+            raise RecipeError(f"trainer: {key} is the text '{value}', expected a number{number_hint(value)}")
         if key in RESERVED:
             raise RecipeError(f"trainer: '{key}' cannot be set there; the recipe and the machine decide it")
         if key not in known:
             raise RecipeError(f"trainer: '{key}' is not an argument of {config.__name__}{_closest(key, known)}")
-
-
-def _as_number(text: str) -> str:
-    """Return what YAML would read as the number that `text` is meant to be, as a hint; nothing where it is none."""
-    with contextlib.suppress(ValueError):
-        if math.isfinite(number := float(text)):
-            written = repr(number)
-            return f"; YAML reads {text} as text: {written if '.' in written else written.replace('e', '.0e')}"
-    return ""
 
 
 def _closest(key: str, known: set[str]) -> str:
