@@ -51,6 +51,7 @@ from skillgraft.support.progress import Progress
 from skillgraft.train.callbacks import KeepAlive, newest_checkpoint, read_log, stop_on_interrupt
 from skillgraft.train.epochs import EpochSampler
 from skillgraft.train.guard import explained, guarded
+from skillgraft.train.plan_checks import check_end_token
 from skillgraft.train.rollouts import OwnPrompts
 from skillgraft.train.sft import Trained
 from skillgraft.train.trainer_arguments import check_at_least, trainer_arguments
@@ -102,16 +103,8 @@ def train_distill(
     tokenizer = load_tokenizer(model_dir)
     args = distill_arguments(trainer, adapter is not None, workdir, seed)
     model = load_model(model_dir)
-    rows = (
-        _asked_for_titles(tokenizer, documents) if ask_titles else _asked(tokenizer, questions, documents, teacher_sees)
-    )
-    _check_length(tokenizer, model, rows, args.max_completion_length)
-    step = args.per_device_train_batch_size * args.gradient_accumulation_steps
-    if len(rows) < step:
-        raise TrainingError(
-            f"distill: {len(rows)} prompts are fewer than one step's {step}; give more, or lower "
-            "trainer.per_device_train_batch_size"
-        )
+    rows = distill_rows(tokenizer, documents, questions, ask_titles, teacher_sees)
+    check_distill_rows(tokenizer, rows, args, context_length(model))
     resumed = newest_checkpoint(workdir)
     teacher = load_model(model_dir)
     if resumed and teacher_rate is not None:
@@ -251,6 +244,38 @@ def weights_of(model: PreTrainedModel | PeftModel) -> dict[str, Tensor]:
     return weights
 
 
+def distill_rows(
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Sequence[Document],
+    questions: Sequence[Question],
+    ask_titles: bool,
+    teacher_sees: str,
+) -> list[dict[str, Any]]:
+    """Return a row for each title or question; `DataError` for a missing title or document."""
+    if ask_titles:
+        return _asked_for_titles(tokenizer, documents)
+    return _asked(tokenizer, questions, documents, teacher_sees)
+
+
+def check_distill_rows(
+    tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[str, Any]], args: DistillationConfig, context: int
+) -> None:
+    """Raise for what ends training before its first step.
+
+    Raises:
+        TrainingError: no end token, or fewer rows than a step needs.
+        DataError: a prompt that does not fit into the model's context.
+    """
+    check_end_token(tokenizer, "distill")
+    _check_length(tokenizer, context, rows, args.max_completion_length)
+    step = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    if len(rows) < step:
+        raise TrainingError(
+            f"distill: {len(rows)} prompts are fewer than one step's {step}; give more, or lower "
+            "trainer.per_device_train_batch_size"
+        )
+
+
 def _asked(
     tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], documents: Sequence[Document], sees: str
 ) -> list[dict[str, Any]]:
@@ -281,10 +306,9 @@ def _row(
 
 
 def _check_length(
-    tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, rows: Sequence[Mapping[str, Any]], answer: int
+    tokenizer: PreTrainedTokenizerBase, context: int, rows: Sequence[Mapping[str, Any]], answer: int
 ) -> None:
     """Raise `DataError` where a teacher's prompt and an answer do not fit into the model's context."""
-    context = context_length(model)
     for row in rows:
         (ids,) = prompt_ids(tokenizer, [row["teacher_prompt"]])
         if len(ids) + answer > context:

@@ -36,7 +36,6 @@ from skillgraft.errors import RecipeError, TrainingError
 from skillgraft.models.generation import answer_text
 from skillgraft.models.loading import count_parameters, load_model, load_tokenizer
 from skillgraft.models.precision import bf16_pays
-from skillgraft.models.prompts import check_prompts_fit, prompt_ids
 from skillgraft.models.saving import check_finite, save_checkpoint
 from skillgraft.settings.synthesis import JUDGE
 from skillgraft.support.progress import NO_METRICS, Progress
@@ -47,6 +46,7 @@ from skillgraft.train.cpu.fused_logprobs import fast_head
 from skillgraft.train.data_parallel import agree, first_before_others, shared_batches
 from skillgraft.train.guard import explained, guarded
 from skillgraft.train.pass_rates import answered_sometimes, in_order
+from skillgraft.train.plan_checks import check_asked, check_questions_suffice
 from skillgraft.train.sft import Trained
 from skillgraft.train.trainer_arguments import check_at_least, trainer_arguments
 
@@ -123,7 +123,8 @@ def train_rl(
     args = rl_arguments(mix, trainer, adapter is not None, workdir, seed, algorithm)
     if order != "shuffled":
         args.shuffle_dataset = False
-    check_prompts(tokenizer, domain, tasks, context_of(read_config(model_dir)), args.max_completion_length)
+    context = context_of(read_config(model_dir))
+    check_asked(tokenizer, domain, tasks, context, args.max_completion_length, "trainer.max_completion_length")
     steps = list(rounds) or [args.max_steps]
     half = adapter is not None and bf16_pays()
     log: list[dict[str, float]] = []
@@ -147,12 +148,7 @@ def train_rl(
                     progress,
                 )
             chosen = in_order(tasks, chosen, order, here)
-        needed = args.generation_batch_size // args.num_generations
-        if len(chosen) < needed:
-            raise TrainingError(
-                f"rl: {len(chosen)} questions are left, one step needs {needed}; give more questions, or lower "
-                "trainer.per_device_train_batch_size"
-            )
+        check_questions_suffice(len(chosen), args)
         trained_questions = max(trained_questions, len(chosen))
         finished = here / FINISHED
         if not finished.exists():
@@ -208,15 +204,6 @@ def train_rl(
     shares = [record["trained_share"] for record in log if "trained_share" in record]
     flops = (2.0 + 6.0 * (sum(shares) / len(shares) if shares else 1.0)) * parameters * tokens
     return Trained(tokens, flops, curve(log), parameters, trained_questions)
-
-
-def check_prompts(
-    tokenizer: PreTrainedTokenizerBase, domain: Domain, tasks: Sequence[Task], context: int | None, new_tokens: int
-) -> None:
-    """Raise `DataError` for a task's prompt that does not fit into the model's context with its answer."""
-    if context is not None:
-        sizes = list(map(len, prompt_ids(tokenizer, [domain.prompt(tokenizer, task) for task in tasks])))
-        check_prompts_fit(sizes, new_tokens, context, "questions", "shorten it, or lower trainer.max_completion_length")
 
 
 def _load(model_dir: Path, trained: Path | None, half: bool, adapter: Adapter | None) -> PreTrainedModel:

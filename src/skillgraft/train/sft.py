@@ -22,7 +22,7 @@ from skillgraft.adapters.lora import save_trained
 from skillgraft.data.documents import Document
 from skillgraft.data.tasks import Question
 from skillgraft.errors import TrainingError
-from skillgraft.models.loading import count_parameters, load_model, load_tokenizer
+from skillgraft.models.loading import context_length, count_parameters, load_model, load_tokenizer
 from skillgraft.settings.text import WHOLE, TextSettings
 from skillgraft.support.progress import Progress
 from skillgraft.support.rank import is_first
@@ -32,6 +32,7 @@ from skillgraft.train.cpu.varlen_attention import ragged_batches
 from skillgraft.train.data_parallel import first_before_others, shared_batches
 from skillgraft.train.examples import Row, document_rows, learnt_tokens, question_rows, replay_rows
 from skillgraft.train.guard import explained, guarded
+from skillgraft.train.plan_checks import check_end_token, check_rows
 from skillgraft.train.trainer_arguments import check_at_least, trainer_arguments
 
 DEFAULTS: dict[str, Any] = {
@@ -86,7 +87,9 @@ def train_sft(
     """
     tokenizer = load_tokenizer(model_dir)
     args = sft_arguments(trainer, workdir, seed)
-    _refuse_nothing(tokenizer, documents, questions)
+    if not documents and not questions:
+        raise TrainingError("sft: nothing to train on: neither documents nor questions were given")
+    check_end_token(tokenizer, "sft")
     rows, replayed = sft_rows(
         tokenizer, documents, questions, args.max_length, shuffle=shuffle_answers, text=text, replay=replay, seed=seed
     )
@@ -143,12 +146,7 @@ def fit(
     tokens = learnt_tokens(rows)
     if tokens == 0:
         raise TrainingError("sft: no token carries loss; check the documents, their titles' masking and max_length")
-    context, longest = getattr(model.config, "max_position_embeddings", None), max(len(r["input_ids"]) for r in rows)
-    if context is not None and longest > context:
-        raise TrainingError(
-            f"sft: a row of {longest} tokens does not fit into the model's context of {context}; lower "
-            "text.chunk_tokens or trainer.max_length, which cut documents into chunks"
-        )
+    check_rows(rows, args, context_length(model), "sft")
     keeper = KeepAlive(workdir, checkpoint_seconds, progress)
     peft_config: LoraConfig | None = adapter.apply(model) if adapter is not None else None
     with explained("sft", workdir):
@@ -176,12 +174,3 @@ def sft_arguments(trainer: Mapping[str, Any] | None, workdir: Path, seed: int) -
     args = trainer_arguments(SFTConfig, DEFAULTS, trainer or {}, workdir, seed)
     check_at_least(2, args, "max_length")  # one token predicts nothing
     return args
-
-
-def _refuse_nothing(
-    tokenizer: PreTrainedTokenizerBase, documents: Sequence[Document], questions: Sequence[Question]
-) -> None:
-    if not documents and not questions:
-        raise TrainingError("sft: nothing to train on: neither documents nor questions were given")
-    if tokenizer.eos_token is None:
-        raise TrainingError("sft: the tokenizer has no end-of-sequence token; a trained answer could never end")

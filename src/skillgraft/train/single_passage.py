@@ -20,13 +20,13 @@ from skillgraft.arithmetic.merge_recipe import parse_merge_recipe
 from skillgraft.arithmetic.merging import engine_for
 from skillgraft.arithmetic.plan import plan_merge
 from skillgraft.data.passages import Passage
-from skillgraft.errors import TrainingError
 from skillgraft.models.loading import load_model, load_tokenizer
 from skillgraft.models.precision import bf16_pays, device
 from skillgraft.models.saving import check_finite
 from skillgraft.settings.text import TextSettings
 from skillgraft.support.progress import Progress
 from skillgraft.train.examples import document_rows
+from skillgraft.train.plan_checks import check_end_token
 from skillgraft.train.sft import Trained, fit, sft_arguments
 
 LEARNING = "learning"
@@ -51,8 +51,7 @@ class Learner:
         self._adapter, self._trainer, self._text = adapter, trainer, text
         self._seed, self._checkpoint_seconds = seed, checkpoint_seconds
         self._tokenizer = load_tokenizer(start)
-        if self._tokenizer.eos_token is None:
-            raise TrainingError("single_passage: the tokenizer has no end-of-sequence token, which ends every row")
+        check_end_token(self._tokenizer, "single_passage")
         self._model: Any = None
 
     def learn(self, number: int, passage: Passage, progress: Progress | None = None) -> tuple[Trained, dict[str, str]]:

@@ -85,9 +85,9 @@ def trainer_arguments(
 
 
 def check_at_least(least: int, made: TrainingArguments, name: str) -> None:
-    """Raise `RecipeError` for a number of tokens below `least`; null is no limit."""
+    """Raise `RecipeError` for a number of tokens below `least`; of `max_length`, null is no limit."""
     value = getattr(made, name)
-    if value is not None and (not isinstance(value, int) or value < least):
+    if (value is None and name != "max_length") or (value is not None and value < least):
         raise RecipeError(f"trainer: {name} is {value!r}, expected at least {least} tokens")
 
 

@@ -33,6 +33,11 @@ def try_arguments(arguments: TrainingArguments) -> None:
         if isinstance(schedule, LambdaLR):
             _made("lr_scheduler_type", arguments.lr_scheduler_type, lambda: _check_rates(schedule, steps))
         _made("optim", arguments.optim, lambda: _step(module, optimizer))
+        if not all(parameter.isfinite().all() for parameter in module.parameters()):
+            raise RecipeError(
+                f"trainer: one step of {arguments.optim.value} at learning_rate = {arguments.learning_rate:g} makes "
+                "weights that are not finite; lower the rate, or change the optimizer's arguments"
+            )
         _made("dataloader_num_workers", arguments.dataloader_num_workers, lambda: _loader(arguments))
 
 
@@ -68,8 +73,6 @@ def _step(module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
         parameter.grad = torch.zeros_like(parameter)
         parameter.grad.view(-1)[0] = 1.0
     optimizer.step()
-    if not all(parameter.isfinite().all() for parameter in module.parameters()):
-        raise ArithmeticError("one step makes weights that are not finite")
 
 
 def _loader(arguments: TrainingArguments) -> DataLoader:
