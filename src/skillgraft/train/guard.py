@@ -21,6 +21,7 @@ from transformers import Trainer
 
 from skillgraft.checkpoint.writer import storage_error
 from skillgraft.errors import SkillgraftError, TrainingError
+from skillgraft.support.rank import processes
 from skillgraft.train.callbacks import LOG
 from skillgraft.train.diverged import PREDICTIONS, DivergedError
 
@@ -81,7 +82,8 @@ def _forget(workdir: Path) -> None:
 def explained(stage: str, workdir: Path) -> Iterator[None]:
     """Turn an exception that a library or a user's own code raises into a `TrainingError` of one sentence.
 
-    Our own errors, memory errors, a full disk and everything raised in Skillgraft's own code pass.
+    Our own errors, memory errors, a full disk, what follows from another process and everything raised in Skillgraft's
+    own code pass.
     """
     try:
         yield
@@ -90,6 +92,8 @@ def explained(stage: str, workdir: Path) -> Iterator[None]:
     except Exception as error:
         file, line = _place(error)
         if storage_error(error, workdir) is not None or file is None or "out of memory" in str(error):
+            raise
+        if processes() > 1 and "distributed" in file.parts:  # another process failed first, and says why
             raise
         reason = " ".join(str(error).split()).rstrip(".")
         if all(word in reason for word in _NOT_FINITE) and "probability" in reason:
