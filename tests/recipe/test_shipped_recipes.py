@@ -14,7 +14,6 @@ from skillgraft.run import prepare
 from tests.recipe_root import RECIPES, ROOT, recipe_root
 from tests.tiny import tiny_checkpoint
 
-
 FEW = defaultdict(tuple, {"sdft": ("sdft", "sdft_titles"), "knowledge-many": ("sdft",)})
 """Recipe -> its stages for which the stand-ins' few documents make less than a batch."""
 
