@@ -120,6 +120,25 @@ def test_distill_with_a_divergence_that_is_no_number(folders, monkeypatch):
 
 
 @pytest.mark.train
+@pytest.mark.parametrize("algorithm", ["grpo", "rloo", "remax"])
+def test_answers_that_were_all_cut_off_and_masked_move_nothing(folders, algorithm):
+    start, out, work = folders
+    trainer = {**TOO_FAST, "per_device_train_batch_size": 8, "max_completion_length": 2, "max_steps": 2}
+    trained = train_rl(
+        start,
+        out,
+        work,
+        tasks=[Question("Vell", "When was Vell built?", ("1901",))],
+        reward={f"{vowels.__module__}.vowels": 1.0},
+        algorithm=algorithm,
+        trainer={**trainer, "learning_rate": 1e-2, "mask_truncated_completions": True},
+    )
+    assert [point["completion_tokens"] for point in trained.curve] == [2.0, 2.0]
+    before, after = load_file(start / "model.safetensors"), load_file(out / "model.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.train
 @pytest.mark.parametrize("adapter", [None, LoraAdapter({"r": 2})])
 def test_a_passage_learnt_at_a_rate_that_diverges(folders, adapter):
     start, _, work = folders

@@ -93,6 +93,7 @@ def refused(folder):
             {**SFT, "replay": {"text": "nowhere", "ratio": 1}},
             "nowhere does not exist; expected a folder of .md or .txt",
         ),
+        ({**SFT, "trainer": {"router_aux_loss_coef": 0.1}}, "is for mixtures of experts, and the start is none; leave"),
         ({**WRITE, "max_new_tokens": 500}, "do not fit into the model's context of 512; lower chunk_tokens or max_new"),
         ({**MIX, "max_new_tokens": 480}, "do not fit into the model's context of 512; cut the documents, or lower"),
     ],

@@ -149,7 +149,7 @@ def test_a_value_that_sft_cannot_use(trainer, message):
         ({"repetition_penalty": 0}, "trainer: repetition_penalty is 0, expected more than 0"),
         ({"num_generations": 1}, "trainer: num_generations is 1, expected at least 2"),
         ({"num_generations": 0}, "trainer: num_generations is 0, expected at least 2"),
-        ({"num_generations": None}, "trainer: GRPOConfig refuses these arguments: "),
+        ({"num_generations": None}, "trainer: num_generations is None, expected at least 2"),
         ({"num_generations": 7}, "generation_batch_size (64) must be divisible by num_generations (7)"),
         ({"per_device_train_batch_size": 12}, "generation_batch_size (12) must be divisible by num_generations (8)"),
         ({"num_iterations": 0}, "trainer: num_iterations is 0, expected at least 1"),

@@ -17,7 +17,7 @@ from skillgraft.models.precision import bf16_pays, device
 from skillgraft.support.config_values import number_hint
 from skillgraft.train.data_parallel import processes
 from skillgraft.train.trainer_trial import try_arguments
-from skillgraft.train.trainer_values import check_trainer_values
+from skillgraft.train.trainer_values import REFUSED, check_trainer_values
 
 RESERVED = {
     *("output_dir", "seed", "use_cpu", "bf16", "fp16", "reward_weights", "push_to_hub", "logging_nan_inf_filter"),
@@ -58,11 +58,15 @@ def trainer_arguments(
     merged = {
         **{"logging_steps": 1, "report_to": "none", "disable_tqdm": True, "gradient_checkpointing": False},
         **defaults,
-        **given,
+        **{key: value for key, value in given.items() if key not in REFUSED},  # what is left of those says nothing
         **{"output_dir": str(workdir), "seed": seed, "save_strategy": "no"},
         "logging_nan_inf_filter": False,  # a loss that is not finite is never replaced by another number
         **{"use_cpu": device().type == "cpu", "bf16": bf16_pays(), "fp16": False},
     }
+    merged["report_to"] = merged["report_to"] or "none"  # null would be the name of a tracker
+    for beta in ("adam_beta1", "adam_beta2"):  # Torch takes no whole number
+        if beta in merged:
+            merged[beta] = float(merged[beta])
     if (count := processes()) > 1:
         merged["per_device_train_batch_size"] //= count
         merged = {"ddp_find_unused_parameters": False, **merged}

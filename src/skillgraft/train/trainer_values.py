@@ -11,7 +11,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from transformers import GenerationConfig, SchedulerType, TrainingArguments
+from accelerate.utils import DynamoBackend
+from transformers import GenerationConfig, IntervalStrategy, SchedulerType, TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from skillgraft.errors import RecipeError, did_you_mean
@@ -101,7 +102,7 @@ REFUSED: dict[str, str] = {
 """Argument -> why it may not be set to anything but its default."""
 
 ON_A_GPU = {
-    *("use_liger_kernel", "activation_offloading", "tf32", "use_vllm"),
+    *("use_liger_kernel", "liger_kernel_config", "activation_offloading", "tf32", "use_vllm"),
     *("use_transformers_continuous_batching", "use_transformers_paged"),
 }
 """Arguments that work on a GPU alone."""
@@ -112,6 +113,9 @@ PACKAGES = {"use_liger_kernel": "liger_kernel", "use_vllm": "vllm"}
 CHOICES: dict[str, tuple[str, ...]] = {
     "optim": tuple(each.value for each in OptimizerNames),
     "lr_scheduler_type": tuple(each.value for each in SchedulerType),
+    "logging_strategy": tuple(each.value for each in IntervalStrategy),
+    "torch_compile_backend": tuple(each.lower() for each in DynamoBackend.list()),
+    "torch_compile_mode": ("default", "reduce-overhead", "max-autotune-no-cudagraphs", "max-autotune"),
     "importance_sampling_level": ("token", "sequence"),
     "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
     "scale_rewards": ("group", "batch", "none"),
@@ -159,9 +163,11 @@ def _leaves_out(value: Any, field: dataclasses.Field[Any]) -> bool:
 
 
 def _check_number(key: str, value: Any) -> None:
+    allowed = RANGES.get(key)
+    if value is None and key == "num_generations":  # TRL declares it so, and divides by it
+        raise RecipeError(f"trainer: {key} is {value!r}, expected {allowed}")
     if not isinstance(value, int | float) or isinstance(value, bool) or OFF.get(key) == value:
         return
-    allowed = RANGES.get(key)
     if allowed is not None and not allowed.holds(value):
         raise RecipeError(f"trainer: {key} is {value!r}, expected {allowed}")
     if allowed is None and not math.isfinite(value):
