@@ -172,7 +172,7 @@ def test_a_default_written_out_changes_nothing(finished):
             "stages.sft: trainer: 'lerning_rate' .* did you mean 'learning_rate'",
         ),
         ("sft.trainer.output_dir=x", RecipeError, "'output_dir' cannot be set there"),
-        ("rl.trainer.num_generations=0", RecipeError, "stages.rl: trainer: GRPOConfig refuses"),
+        ("rl.trainer.num_generations=0", RecipeError, "stages.rl: trainer: num_generations is 0, expected at least 2"),
         ("rl.adapt.rank=4", RecipeError, "stages.rl: adapt: 'rank' is not an argument of LoraConfig"),
         ("rl.reward={f2: 1}", RecipeError, "stages.rl: reward 'f2' is not known"),
         ("rl.trainer.learning_rate=1e-4", RecipeError, "stages.rl: trainer: learning_rate is the text '1e-4'"),

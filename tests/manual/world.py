@@ -104,10 +104,11 @@ def _data(folder: Path) -> None:
         asked = [
             {
                 "document": place,
-                "question": f"When was the harbour of {place} built, {number}?",
+                "question": f"{wording} the harbour of {place} built, {number}?",
                 "answers": ["long ago"],
             }
             for place in PLACES
+            for wording in (("When was", "In which age was") if "/" in name else ("When was",))
         ]
         write_jsonl(folder / f"{name}.jsonl", asked)
     (folder / "held-out.txt").write_text("The lighthouse was built before the harbour.\n")

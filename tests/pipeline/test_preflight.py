@@ -21,6 +21,7 @@ INJECT = {"kind": "inject", "target": "sft", "skill": "skill"}
 EVAL = {"kind": "eval", "models": ["base"], "questions": QUESTIONS, "documents": "data"}
 FOUND = {"model": "base", "context": "bm25"}
 ENDPOINT = {"url": "http://127.0.0.1:9/v1", "model": "m", "key_variable": "SKILLGRAFT_NO_SUCH_KEY"}
+SMALL = {"per_device_train_batch_size": 8}
 OWN = "tests.domains.own_reward.vowels"
 
 
@@ -130,13 +131,13 @@ def test_what_is_refused(tmp_path, stage, message):
         {**SFT, "adapt": {"kind": "lora", "target_modules": r".*\.[qv]_proj"}},
         {**SFT, "trainer": {"max_length": None}},
         {**SFT, "replay": {"text": "data/documents.jsonl", "ratio": 0.5}},
-        {**EDIT, "rounds": 4},
+        {**EDIT, "rounds": 4, "max_new_tokens": 64},
         {**INJECT, "scales": {"*.mlp.*": 0.5, "default": 1}},
-        {**RL, "reward": {OWN: -1.0}},
-        {**RL, "reward": {"f1": 1.0, "brevity": -0.5}},
+        {**RL, "reward": {OWN: -1.0}, "trainer": SMALL},
+        {**RL, "reward": {"f1": 1.0, "brevity": -0.5}, "trainer": SMALL},
         {**EVAL, "retention": {"text": "data"}},
         {**EVAL, "rows": [{**FOUND, "top_k": 3, "chunk_tokens": 300}]},
-        {**DISTIL, "skip_tokens": 63},
+        {**DISTIL, "skip_tokens": 63, "trainer": SMALL | {"per_device_train_batch_size": 4}},
     ],
 )
 def test_what_is_allowed(tmp_path, stage):

@@ -115,11 +115,11 @@ def test_texts_to_replay_are_read_from_files_of_all_kinds(tmp_path):
     ("name", "content", "error", "message"),
     [
         ("nowhere.txt", None, MissingPathError, r"replay: .*nowhere.txt does not exist; expected a folder"),
-        ("a.bin", b"text", DataError, r"replay: .*a.bin is a .bin, expected .md, .txt or .jsonl"),
-        ("a.txt", b"\xff\xfe\x00", DataError, "not UTF-8 text"),
+        ("a.bin", b"text", DataError, r"replay: .*a.bin is a .bin, expected a folder of text files"),
+        ("a.txt", b"\xff\xfe\x00", DataError, "not UTF-16 text"),
         ("a.txt", b"one\x00two", DataError, "a zero byte after 3 characters"),
         ("a.txt", b" \n ", DataError, "holds no text"),
-        ("a.jsonl", b'{"txt": "a"}', DataError, r"line 1: 'text' is None, expected a string; the line has \['txt'\]"),
+        ("a.jsonl", b'{"txt": "a"}', DataError, r"line 1: 'text' is None, expected a string; the record has \['txt'\]"),
         ("a.jsonl", b'{"text": ', DataError, "line 1: not JSON"),
     ],
 )

@@ -61,7 +61,7 @@ def test_the_almanac(tmp_path):
     assert f"skillgraft run {started.recipe}\n" in text
     assert text.count("# ") >= 8
     # Another checkpoint stands for the default model, which tests have not: every stage is planned, with its data.
-    planned = plan(recipe, tiny_checkpoint(tmp_path / "base"), tmp_path / "stages")
+    planned = plan(recipe, tiny_checkpoint(tmp_path / "base", max_position_embeddings=8192), tmp_path / "stages")
     assert [stage.name for stage in planned if stage.cached] == []
     for stage in (stage for stage in planned if hasattr(stage.settings, "trainer")):
         with suppress(CompatibilityError):  # the shipped skill fits the default model, not this tiny one
@@ -103,14 +103,15 @@ def test_a_recipe_without_scores_runs_too(tmp_path, tiny):
     assert result.report.is_file()
 
 
-def test_another_base_learns_its_own_skill_on_the_other_half(tmp_path, tiny):
-    started = write(tmp_path, base=str(tiny / "base"))
+def test_another_base_learns_its_own_skill_on_the_other_half(tmp_path):
+    base = tiny_checkpoint(tmp_path / "base", max_position_embeddings=8192)
+    started = write(tmp_path, base=str(base))
     recipe = load_recipe(started.recipe)
     assert list(recipe.stages)[:5] == ["sft", "sft_source", "rl_source", "skill", "grafted"]
     assert recipe.stages["sft_source"].documents == (ALMANAC / "source").resolve()
     assert recipe.stages["grafted"].skill == "skill"
     assert recipe.stages["scores"].models == ["base", "sft", "grafted", "base_skill", "with_random"]
-    planned = plan(recipe, tiny / "base", tmp_path / "stages")
+    planned = plan(recipe, base, tmp_path / "stages")
     for stage in (stage for stage in planned if hasattr(stage.settings, "trainer")):
         with suppress(CompatibilityError):  # the shipped skill fits the default model, not this tiny one
             check_stage(stage, planned)

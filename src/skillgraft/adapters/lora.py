@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -27,6 +28,7 @@ from skillgraft.adapters.kind import Adapter
 from skillgraft.errors import RecipeError, did_you_mean
 from skillgraft.models.loading import load_model
 from skillgraft.models.saving import save_checkpoint
+from skillgraft.support.config_values import check_types, number_hint
 
 ALL = "all-linear"
 """PEFT's name for all linear layers but the output head."""
@@ -44,7 +46,7 @@ def lora_config(settings: Mapping[str, Any]) -> LoraConfig:
     known = {field.name for field in dataclasses.fields(LoraConfig)}
     for key in settings:
         if key not in known:
-            raise RecipeError(f"adapt: '{key}' is not an argument of LoraConfig{did_you_mean(key, known)}")
+            raise RecipeError(f"adapt: '{key}' is not an argument of LoraConfig{did_you_mean(str(key), known)}")
     for key in ("use_dora", "modules_to_save", "lora_bias", "target_parameters"):
         if settings.get(key):
             raise RecipeError(f"adapt: {key} is not supported: the update would be no product of two factors")
@@ -55,10 +57,25 @@ def lora_config(settings: Mapping[str, Any]) -> LoraConfig:
     targets = settings.get("target_modules") or ALL
     if not isinstance(targets, str) and not (isinstance(targets, list) and all(isinstance(t, str) for t in targets)):
         raise RecipeError(f"adapt: target_modules is {targets!r}, expected names such as [q_proj, v_proj]")
+    _check_values(settings)
     try:
         return LoraConfig(task_type="CAUSAL_LM", **{**DEFAULTS, **settings})
-    except (TypeError, ValueError) as error:
+    except Exception as error:
         raise RecipeError(f"adapt: LoraConfig refuses these arguments: {error}") from error
+
+
+def _check_values(settings: Mapping[str, Any]) -> None:
+    """Raise `RecipeError` for a value of another type than PEFT states, and a number out of its range."""
+    for key, value in settings.items():
+        default = getattr(LoraConfig, key, None)
+        if isinstance(value, str) and isinstance(default, int | float) and not isinstance(default, bool):
+            raise RecipeError(f"adapt: {key} is the text '{value}', expected a number{number_hint(value)}")
+    check_types("adapt", LoraConfig, settings, {"lora_alpha": float})
+    alpha, dropout = settings.get("lora_alpha", 1), settings.get("lora_dropout", 0.0)
+    if not (math.isfinite(alpha) and alpha > 0):
+        raise RecipeError(f"adapt: lora_alpha is {alpha!r}, expected more than 0: it is a factor of the update")
+    if not 0 <= dropout < 1:
+        raise RecipeError(f"adapt: lora_dropout is {dropout!r}, expected from 0 to below 1")
 
 
 def empty_model(directory: Path) -> PreTrainedModel | None:
@@ -93,8 +110,8 @@ def check_fit(model: PreTrainedModel, config: LoraConfig) -> None:
     try:
         with torch.random.fork_rng(devices=[]):
             get_peft_model(model, deepcopy(config))  # which it fills in
-    except (TypeError, ValueError) as error:
-        reason = str(error).rstrip(".")
+    except Exception as error:
+        reason = " ".join(str(error).split()).rstrip(".")
         raise RecipeError(f"adapt: PEFT refuses this: {reason}; the model's matrices: {', '.join(weights)}") from error
 
 

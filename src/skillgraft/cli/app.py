@@ -19,6 +19,7 @@ from typer.core import TyperGroup
 
 from skillgraft.cli.console import err_console, say
 from skillgraft.errors import SkillgraftError, did_you_mean
+from skillgraft.support.escape import escape_line
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,7 @@ def _unknown(path: str, available: list[str]) -> str:
 
 def show_error(error: SkillgraftError) -> None:
     """Print a user's mistake as one message, with the page that says more."""
-    say(str(error), err_console, "[bold red]error[/] ")
+    say(escape_line(str(error), 20_000), err_console, "[bold red]error[/] ")
     err_console.print(f"see: skillgraft docs errors#{error.section}", style="dim", highlight=False)
 
 

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from skillgraft.models.decoding.packed import is_packable
 from skillgraft.models.decoding.sampling import sample
+from skillgraft.models.diverged import explained_predictions
 from skillgraft.models.generation import answer_text, end_tokens, generate
 from skillgraft.models.loading import context_length, load_model, load_tokenizer
 from skillgraft.models.precision import bf16_pays, device
@@ -56,7 +57,8 @@ def answer(
     report = (lambda done: progress(done, len(prompts))) if progress else (lambda done: None)
     if is_packable(model) and prompts:
         ends = end_tokens(model, tokenizer)
-        sampled = sample(model, ids, ends, max_new_tokens, None, at_once=batch_size, progress=report)
+        with explained_predictions(model.name_or_path):
+            sampled = sample(model, ids, ends, max_new_tokens, None, at_once=batch_size, progress=report)
         return [answer_text(tokenizer, row) for row in sampled], sum(sizes) + sum(map(len, sampled))
     answers = [""] * len(prompts)
     tokens = done = 0

@@ -29,7 +29,7 @@ from transformers.utils import logging as transformers_logging
 
 from skillgraft.checkpoint.layout import ADAPTER_CONFIG_FILE, CONFIG_FILE, read_config
 from skillgraft.checkpoint.safe_read import read_json_object
-from skillgraft.errors import CheckpointError
+from skillgraft.errors import CheckpointError, SkillgraftError
 from skillgraft.models.chat_template import keep_template_arguments
 from skillgraft.models.saving import first_not_finite
 
@@ -130,11 +130,32 @@ def _check_end_tokens(directory: Path, config: Any) -> None:
         )
 
 
+def model_without_weights(directory: Path) -> PreTrainedModel:
+    """Return the model that `config.json` describes, on the meta device; the random state stays as it is.
+
+    Raises `CheckpointError` for a config from which none can be made.
+    """
+    config = _load(AutoConfig.from_pretrained, directory, "config")
+
+    def made(*_: Any, **__: Any) -> PreTrainedModel:
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            return AutoModelForCausalLM.from_config(config)
+
+    return _load(made, directory, "model")
+
+
+def try_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+    """Return the tokenizer at `directory` after a trial on a short text; `CheckpointError` where that fails."""
+    tokenizer = load_tokenizer(directory)
+    _load(lambda *_, **__: tokenizer.decode(tokenizer("A short text.")["input_ids"]), directory, "tokenizer")
+    return tokenizer
+
+
 def _load(load: Callable[..., Any], directory: Path, what: str, **arguments: Any) -> Any:
     """Return what one of Transformers' loaders makes of `directory`, its refusals in one sentence."""
     try:
         return load(str(directory), local_files_only=True, trust_remote_code=False, **arguments)
-    except MemoryError:
+    except (MemoryError, SkillgraftError):
         raise
     except Exception as error:  # files from elsewhere make Transformers fail in any way
         if "trust_remote_code" in str(error):

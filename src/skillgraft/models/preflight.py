@@ -13,7 +13,7 @@ from skillgraft.checkpoint.tokenizer import tokenizer_files
 from skillgraft.checkpoint.verify_checks import tie_findings, tokenizer_findings
 from skillgraft.errors import CheckpointError
 from skillgraft.models.chat_template import chat_style, current_arguments, template_arguments
-from skillgraft.models.loading import check_loadable, load_tokenizer
+from skillgraft.models.loading import check_loadable, load_tokenizer, model_without_weights, try_tokenizer
 
 _THINKING = "enable_thinking"
 
@@ -40,7 +40,8 @@ def _check(directory: Path, states: tuple[tuple[str, int], ...], template: str) 
     for finding in findings:
         if finding.severity == "error":
             raise CheckpointError(finding.message)
-    tokenizer = load_tokenizer(directory)
+    model_without_weights(directory)
+    tokenizer = try_tokenizer(directory)
     if tokenizer.chat_template is not None:
         chat_style(tokenizer)
 

@@ -16,7 +16,7 @@ from skillgraft.recipe.schema import Recipe, check_makers, order
 from skillgraft.recipe.validation_messages import explain, explain_at, holder
 from skillgraft.settings.base import BASE, Chooses, DataPath, Ref, Settings, is_path, replaced, sites
 from skillgraft.stages import KINDS
-from skillgraft.support.yaml_file import read_yaml
+from skillgraft.support.yaml_file import check_plain, read_yaml
 
 SETTINGS = {name: kind.settings for name, kind in KINDS.items()}
 
@@ -110,6 +110,7 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
         here = here[key]
     try:
         here[keys[-1]] = yaml.safe_load(text)
+        check_plain(here[keys[-1]], "--set", path)
     except yaml.YAMLError as error:
         raise RecipeError(f"--set: the value of '{path}' is not YAML: {text!r}") from error
 

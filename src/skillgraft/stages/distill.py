@@ -9,13 +9,14 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from skillgraft.adapters import training_bytes
+from skillgraft.checkpoint.layout import context_of, read_config
 from skillgraft.data.documents import read_documents
 from skillgraft.data.tasks import read_questions
 from skillgraft.errors import RecipeError
 from skillgraft.settings.base import ADAPT, AdapterSettings, Chooses, DataPath, PromptSettings, Ref, TrainerArguments
 from skillgraft.settings.synthesis import LONGEST_ANSWER, SEES, TeacherSees
 from skillgraft.stages.context import Context, StageResult
-from skillgraft.stages.costs import ANSWER_TOKENS, Costing, Needs, text_tokens
+from skillgraft.stages.costs import ANSWER_TOKENS, Costing, Needs, text_tokens, written
 from skillgraft.stages.kind import StageKind, Stages
 from skillgraft.stages.planned import Preflight
 from skillgraft.stages.reading import adapter_origin, read_data
@@ -94,12 +95,22 @@ def read(settings: DistillStage) -> dict[str, str]:
 
 
 def preflight(given: Preflight) -> Iterable[str]:
-    """Raise for what trainer or LoRA refuse."""
-    from skillgraft.train.distill import distill_arguments
+    """Raise for what trainer or LoRA refuse, for prompts that do not fit, and for fewer than one step needs."""
+    from skillgraft.models.loading import load_tokenizer
+    from skillgraft.train.distill import check_distill_rows, distill_arguments, distill_rows
 
-    settings = given.planned.settings
-    check_adaptation(settings.trainer, given.root(settings.from_), settings.adapt)
-    distill_arguments(settings.trainer, settings.adapt is not None, Path("unused"), 0)
+    settings, inputs = given.planned.settings, given.planned.inputs
+    start = given.root(settings.from_)
+    check_adaptation(settings.trainer, start, settings.adapt)
+    arguments = distill_arguments(settings.trainer, settings.adapt is not None, Path("unused"), 0)
+    documents_path, questions_path = written(settings.documents, inputs), written(settings.questions, inputs)
+    if start is None or documents_path is None or (settings.questions is not None and questions_path is None):
+        return ()
+    documents = read_documents(documents_path, settings.limit_documents)
+    questions = read_questions(questions_path, documents) if questions_path else []
+    tokenizer = load_tokenizer(start)
+    rows = distill_rows(tokenizer, documents, questions, settings.questions is None, settings.teacher_sees)
+    check_distill_rows(tokenizer, rows, arguments, context_of(read_config(start)) or 2**31)
     return ()
 
 

@@ -8,13 +8,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from skillgraft.checkpoint.layout import context_of, read_config
 from skillgraft.data.documents import read_documents
+from skillgraft.data.synthesis.teacher_prompts import by_document, with_context
 from skillgraft.data.tasks import read_questions
 from skillgraft.errors import RecipeError
 from skillgraft.settings.base import BASE, Chooses, DataPath, PromptSettings, Ref
 from skillgraft.settings.synthesis import SEES, TeacherSees
 from skillgraft.stages.context import Context, StageResult
-from skillgraft.stages.costs import ANSWER_TOKENS, Costing, Needs
+from skillgraft.stages.costs import ANSWER_TOKENS, Costing, Needs, written
 from skillgraft.stages.kind import StageKind
 from skillgraft.stages.planned import Preflight
 from skillgraft.stages.training import running_models
@@ -85,11 +87,25 @@ def run(settings: MixStage, context: Context) -> StageResult:
 
 
 def preflight(given: Preflight) -> Iterable[str]:
-    """Raise for a model that cannot be asked."""
+    """Raise for a model that cannot be asked, and for prompts that do not fit into its context."""
+    settings, inputs, root = given.planned.settings, given.planned.inputs, given.root(given.planned.settings.model)
+    if root is None:
+        return ()
+    from skillgraft.models.loading import load_tokenizer
     from skillgraft.models.preflight import check_checkpoint
+    from skillgraft.models.prompts import as_prompt, check_prompts_fit, prompt_ids
 
-    if (root := given.root(given.planned.settings.model)) is not None:
-        check_checkpoint(root)
+    check_checkpoint(root)
+    questions_path, documents_path = written(settings.questions, inputs), written(settings.documents, inputs)
+    if questions_path is None or (settings.documents is not None and documents_path is None):
+        return ()
+    documents = read_documents(documents_path, settings.limit_documents) if documents_path else []
+    pairs = by_document(read_questions(questions_path, documents or None), documents, settings.teacher_sees)
+    tokenizer, sees = load_tokenizer(root), settings.teacher_sees
+    prompts = [as_prompt(tokenizer, with_context(question, document, sees)) for question, document in pairs]
+    sizes = [len(ids) for ids in prompt_ids(tokenizer, prompts)]
+    remedy = "cut the documents, or lower max_new_tokens"
+    check_prompts_fit(sizes, settings.max_new_tokens, context_of(read_config(root)), "questions", remedy)
     return ()
 
 

@@ -196,7 +196,8 @@ def preflight(given: Preflight) -> Iterable[str]:
     from skillgraft.models.loading import load_tokenizer
     from skillgraft.models.preflight import check_checkpoint, remarks
     from skillgraft.train.data_parallel import check_shares
-    from skillgraft.train.rl import check_prompts, rl_arguments
+    from skillgraft.train.plan_checks import check_asked, check_questions_suffice
+    from skillgraft.train.rl import rl_arguments
 
     check_adaptation(settings.trainer, given.root(settings.from_), settings.adapt)
     domain = get_domain(settings.domain)
@@ -209,11 +210,15 @@ def preflight(given: Preflight) -> Iterable[str]:
     if settings.judge is not None and (judge := given.root(settings.judge)) is not None:
         check_checkpoint(judge)
     questions, start = written(settings.questions, given.planned.inputs), given.root(settings.from_)
-    if start is not None and questions is not None:
-        documents, context = written(settings.documents, given.planned.inputs), context_of(read_config(start))
+    documents = written(settings.documents, given.planned.inputs)
+    if questions is not None and (settings.documents is None or documents is not None):
         about = choose(read_documents(documents), settings.limit_documents, settings.part) if documents else None
         tasks = domain.read_tasks(questions, about)
-        check_prompts(load_tokenizer(start), domain, tasks, context, arguments.max_completion_length)
+        check_questions_suffice(len(tasks), arguments)
+        if start is not None:
+            tokenizer, context = load_tokenizer(start), context_of(read_config(start))
+            longest = arguments.max_completion_length
+            check_asked(tokenizer, domain, tasks, context, longest, "trainer.max_completion_length")
     if given.processes > 1 and settings.skip_without_variance:
         raise RecipeError(
             f"skip_without_variance: {given.processes} processes would keep different numbers of answers; leave it "

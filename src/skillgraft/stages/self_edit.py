@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from skillgraft.checkpoint.layout import context_of, read_config
 from skillgraft.data.documents import read_documents
 from skillgraft.data.slices import asked_documents
 from skillgraft.data.synthesis.prompt_templates import read_styles
@@ -16,7 +17,7 @@ from skillgraft.errors import RecipeError
 from skillgraft.settings.base import ADAPT, AdapterSettings, Chooses, DataPath, Ref, TrainerArguments
 from skillgraft.settings.self_edit import SelfEditSettings
 from skillgraft.stages.context import Context, StageResult
-from skillgraft.stages.costs import Costing, Needs
+from skillgraft.stages.costs import Costing, Needs, written
 from skillgraft.stages.kind import StageKind, Stages
 from skillgraft.stages.planned import Preflight
 from skillgraft.stages.reading import adapter_origin, digests, documents_of, prompts_digest, questions_of
@@ -83,22 +84,47 @@ def run(settings: SelfEditStage, context: Context) -> StageResult:
 
 
 def preflight(given: Preflight) -> Iterable[str]:
-    """Raise for what the trainers or LoRA refuse, of the writer and of learning its self-edits."""
+    """Raise for what the trainers or LoRA refuse, and for what does not fit: of the writer and of its learners."""
     from skillgraft.train.sft import sft_arguments
 
     settings = given.planned.settings
-    check_adaptation(settings.trainer, given.root(settings.from_), settings.adapt, settings.learn.adapt)
-    sft_arguments(settings.learn.trainer, Path("unused"), 0)
-    sft_arguments(settings.trainer, Path("unused"), 0)
-    return ()
+    start = given.root(settings.from_)
+    check_adaptation(settings.trainer, start, settings.adapt, settings.learn.adapt)
+    learning = sft_arguments(settings.learn.trainer, Path("unused"), 0)
+    writing = sft_arguments(settings.trainer, Path("unused"), 0)
+    documents, questions = (written(path, given.planned.inputs) for path in (settings.documents, settings.questions))
+    if start is None or documents is None or questions is None:
+        return
+    from skillgraft.data.synthesis.requests import plan_requests
+    from skillgraft.domains.knowledge import KNOWLEDGE
+    from skillgraft.models.loading import load_tokenizer
+    from skillgraft.models.prompts import as_request, check_prompts_fit, prompt_ids
+    from skillgraft.train.plan_checks import check_asked, check_learnable
+
+    passages = read_documents(documents, settings.limit_documents)
+    asked = read_questions(questions, passages)
+    used = asked_documents(passages, asked, settings.rounds)
+    tokenizer, context = load_tokenizer(start), context_of(read_config(start))
+    check_learnable(tokenizer, used, [], learning, context, stage="self_edit")
+    check_asked(tokenizer, KNOWLEDGE, asked, context, settings.max_answer_tokens, "max_answer_tokens")
+    styles = read_styles([settings.style], settings.prompts)
+    requests = plan_requests(used, lambda document: [document.text], styles, 1, 0)
+    sizes = [len(ids) for ids in prompt_ids(tokenizer, [as_request(tokenizer, each.prompt) for each in requests])]
+    check_prompts_fit(sizes, settings.max_new_tokens, context, "documents", "cut them, or lower max_new_tokens")
+    longest = max(sizes) + settings.max_new_tokens + 1
+    if writing.max_length is not None and longest > writing.max_length:
+        yield (
+            f"a prompt of {max(sizes)} tokens and a self-edit of up to {settings.max_new_tokens} can be more than "
+            f"trainer.max_length = {writing.max_length}, which ends the stage; raise it or lower max_new_tokens"
+        )
 
 
 def needs(settings: SelfEditStage, costing: Costing) -> Needs:
     """Estimate the cost from the self-edits that are written, and learnt once each."""
-    written = len(costing.documents(settings)) * settings.samples * settings.max_new_tokens
-    learnt = written * settings.learn.trainer.get("num_train_epochs", 10)
+    edits = len(costing.documents(settings)) * settings.samples * settings.max_new_tokens
+    learnt = edits * settings.learn.trainer.get("num_train_epochs", 10)
     parameters = costing.parameters
-    return Needs(6 * parameters * (learnt + written), parameters * 16 + 2**30, parameters * 20)
+    return Needs(6 * parameters * (learnt + edits), parameters * 16 + 2**30, parameters * 20)
 
 
 def label(stages: Stages, model: str) -> RowLabel:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from skillgraft.checkpoint.layout import context_of, read_config
 from skillgraft.data.documents import Document, read_documents
 from skillgraft.data.replay import read_replay
 from skillgraft.data.slices import choose
@@ -131,16 +132,18 @@ def preflight(given: Preflight) -> Iterable[str]:
     check_chain(given.stages, settings)
     from skillgraft.models.loading import load_tokenizer
     from skillgraft.train.data_parallel import check_shares
-    from skillgraft.train.sft import sft_arguments, sft_rows
+    from skillgraft.train.plan_checks import check_learnable
+    from skillgraft.train.sft import sft_arguments
 
     check_adaptation(settings.trainer, start, settings.adapt)
     arguments = sft_arguments(settings.trainer, Path("unused"), 0)
     check_text(settings.text, arguments.max_length)
     check_shares(arguments, given.processes)
     documents, questions = training_data(settings, given.planned.inputs)
-    if settings.replay is not None and start is not None and (documents or questions):
-        replay = (read_replay(settings.replay.text), settings.replay.ratio)
-        sft_rows(load_tokenizer(start), documents, questions, arguments.max_length, text=settings.text, replay=replay)
+    if start is not None and (documents or questions):
+        replay = (read_replay(settings.replay.text), settings.replay.ratio) if settings.replay else ((), 0.0)
+        tokenizer, context = load_tokenizer(start), context_of(read_config(start))
+        check_learnable(tokenizer, documents, questions, arguments, context, text=settings.text, replay=replay)
     return ()
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from skillgraft.adapters import training_bytes
+from skillgraft.checkpoint.layout import context_of, read_config
 from skillgraft.data.documents import read_documents
 from skillgraft.data.passages import passages
 from skillgraft.data.tasks import read_questions
@@ -100,13 +101,29 @@ def run(settings: SinglePassageStage, context: Context) -> StageResult:
 
 
 def preflight(given: Preflight) -> Iterable[str]:
-    """Raise for what trainer or LoRA refuse, and for skills that do not fit the start."""
+    """Raise for what trainer or LoRA refuse, for skills that do not fit the start, and for rows that do not."""
+    from skillgraft.domains.knowledge import KNOWLEDGE
+    from skillgraft.models.loading import load_tokenizer
+    from skillgraft.train.plan_checks import check_asked, check_learnable
     from skillgraft.train.sft import sft_arguments
 
-    settings = given.planned.settings
-    check_adaptation(settings.trainer, given.root(settings.from_), settings.adapt)
-    check_text(settings.text, sft_arguments(settings.trainer, Path("unused"), 0).max_length)
+    settings, inputs = given.planned.settings, given.planned.inputs
+    start = given.root(settings.from_)
+    check_adaptation(settings.trainer, start, settings.adapt)
+    arguments = sft_arguments(settings.trainer, Path("unused"), 0)
+    check_text(settings.text, arguments.max_length)
     check_injection(given, settings.from_, [each.skill for each in settings.skills], {})
+    documents, questions = written(settings.documents, inputs), written(settings.questions, inputs)
+    if start is not None and documents is not None:
+        tokenizer, context = load_tokenizer(start), context_of(read_config(start))
+        chosen = passages(read_documents(documents), settings.limit_documents)
+        for passage in chosen:
+            check_learnable(
+                tokenizer, passage.renderings, [], arguments, context, text=settings.text, stage="single_passage"
+            )
+        if questions is not None:
+            asked = read_questions(questions, [passage.document for passage in chosen])
+            check_asked(tokenizer, KNOWLEDGE, asked, context, settings.max_new_tokens, "max_new_tokens")
     return ()
 
 

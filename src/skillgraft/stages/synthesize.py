@@ -10,15 +10,17 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from skillgraft.checkpoint.fingerprint import fingerprint_file
+from skillgraft.checkpoint.layout import context_of, read_config
 from skillgraft.data.documents import read_documents
 from skillgraft.data.synthesis.endpoint_key import read_key
+from skillgraft.data.synthesis.imported_renderings import read_given
 from skillgraft.data.synthesis.prompt_templates import read_styles
 from skillgraft.data.tasks import read_questions
 from skillgraft.errors import MissingPathError, RecipeError
 from skillgraft.settings.base import BASE, Chooses, DataPath, Ref
 from skillgraft.settings.synthesis import SynthesisSettings
 from skillgraft.stages.context import Context, StageResult
-from skillgraft.stages.costs import Costing, Needs, text_tokens
+from skillgraft.stages.costs import Costing, Needs, text_tokens, written
 from skillgraft.stages.kind import StageKind
 from skillgraft.stages.planned import Preflight
 from skillgraft.stages.reading import prompts_digest, read_data
@@ -109,14 +111,28 @@ def run(settings: SynthesizeStage, context: Context) -> StageResult:
 
 
 def preflight(given: Preflight) -> Iterable[str]:
-    """Raise for an endpoint's key that the environment does not have, and for a model that cannot write."""
-    settings = given.planned.settings
+    """Raise for a missing key of an endpoint, a model that cannot write, prompts that do not fit, wrong renderings."""
+    settings, root = given.planned.settings, given.root(given.planned.settings.model)
+    path = written(settings.documents, given.planned.inputs)
+    documents = read_documents(path, settings.limit_documents) if path else []
+    if settings.given is not None:
+        if documents:
+            read_given(settings.given, documents, settings.given_samples)
+        return ()
     if settings.endpoint is not None:
         read_key(settings.endpoint.key_variable)
-    elif settings.given is None and (root := given.root(settings.model)) is not None:
+        return ()
+    if root is not None:
+        from skillgraft.data.synthesis.local_writer import check_requests_fit
+        from skillgraft.data.synthesis.synthesize import requests_for
+        from skillgraft.models.loading import load_tokenizer
         from skillgraft.models.preflight import check_checkpoint
 
         check_checkpoint(root)
+        tokenizer, styles = load_tokenizer(root), read_styles(settings.styles, settings.prompts)
+        once = settings.model_copy(update={"samples": 1})
+        prompts = [each.prompt for each in requests_for(once, styles, documents, tokenizer, 0)]
+        check_requests_fit(tokenizer, prompts, settings.max_new_tokens, context_of(read_config(root)))
     return ()
 
 

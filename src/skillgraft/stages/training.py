@@ -11,7 +11,9 @@ from typing import Any
 
 from skillgraft.adapters import get_adapter
 from skillgraft.checkpoint.fingerprint import fingerprint_checkpoint
+from skillgraft.checkpoint.layout import read_config
 from skillgraft.checkpoint.provenance import base_for_training, write_provenance
+from skillgraft.errors import RecipeError
 from skillgraft.models.chat_template import with_template_arguments
 from skillgraft.settings.base import BASE
 from skillgraft.stages.context import Context, StageResult
@@ -93,6 +95,10 @@ def check_adaptation(trainer: Mapping[str, Any], start: Path | None, *adapts: Ma
     check_trackers(trainer)
     if start is not None:
         check_checkpoint(start)
+        if trainer.get("router_aux_loss_coef") and "router_aux_loss_coef" not in json.dumps(read_config(start)):
+            raise RecipeError(
+                "trainer: router_aux_loss_coef is for mixtures of experts, and the start is none; leave it out"
+            )
     for adapt in adapts:
         adapter = get_adapter(adapt)
         if adapter is not None and start is not None and (model := empty_model(start)) is not None:

@@ -44,8 +44,32 @@ def read_yaml(file: Path, what: str, keys: str) -> dict[str, Any]:
     except OSError as error:
         raise RecipeError(f"{what}: {file} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise RecipeError(f"{what}: {file} is not YAML: {error}") from error
+        raise RecipeError(f"{what}: {file} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
         got = "is empty" if data is None else f"holds a {type(data).__name__}"
         raise RecipeError(f"{what}: {file} {got}, expected a mapping with {keys}")
+    check_plain(data, f"{what}: {file}")
     return data
+
+
+def check_plain(
+    value: Any, where: str, place: str = "", above: tuple[int, ...] = (), seen: set[int] | None = None
+) -> None:
+    """Raise `RecipeError` for what JSON has not: a date, bytes or a set, or an alias within what it stands for."""
+    seen = set() if seen is None else seen
+    if isinstance(value, dict | list):
+        if id(value) in above:
+            raise RecipeError(f"{where}: '{place}' is an alias of what it stands in; write it out")
+        if id(value) in seen:  # an alias of what was looked at
+            return
+        seen.add(id(value))
+        entries = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, entry in entries:
+            check_plain(entry, where, f"{place}.{key}" if place else str(key), (*above, id(value)), seen)
+    elif value is not None and not isinstance(value, str | int | float):
+        kind = {"date": "a date", "datetime": "a date"}.get(
+            type(value).__name__, f"of YAML's type {type(value).__name__}"
+        )
+        raise RecipeError(
+            f"{where}: '{place}' is {kind}, expected text, a number, a list or a mapping; put it in quotes"
+        )

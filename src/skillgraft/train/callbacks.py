@@ -24,6 +24,9 @@ from skillgraft.support.progress import Progress
 from skillgraft.support.rank import is_first, processes
 from skillgraft.train.data_parallel import agree
 
+LOG = "log.jsonl"
+"""In the working folder: a line of metrics for each logged step."""
+
 _WHOLE = "skillgraft-whole"
 """Written into a trainer checkpoint after the trainer has finished it: one without was cut off by a kill."""
 
@@ -32,7 +35,7 @@ class KeepAlive(TrainerCallback):
     """Logs every step to `log.jsonl`, saves every `checkpoint_seconds`, stops after a checkpoint on Ctrl-C."""
 
     def __init__(self, workdir: Path, checkpoint_seconds: float, progress: Progress | None) -> None:
-        self.log_file = workdir / "log.jsonl"
+        self.log_file = workdir / LOG
         self.checkpoint_seconds = checkpoint_seconds
         self.progress = progress
         self.last_save = time.monotonic()
@@ -98,7 +101,7 @@ def newest_checkpoint(workdir: Path) -> Path | None:
 
 def read_log(workdir: Path) -> list[dict[str, float]]:
     """Return the logged steps in order, the last record of a step winning, a torn last line left out."""
-    file = workdir / "log.jsonl"
+    file = workdir / LOG
     steps: dict[int, dict[str, float]] = {}
     for line in file.read_text().splitlines() if file.exists() else []:
         try:

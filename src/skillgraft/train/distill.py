@@ -43,13 +43,14 @@ from skillgraft.adapters.lora import roll_out_merged, save_trained
 from skillgraft.data.documents import Document
 from skillgraft.data.synthesis.teacher_prompts import by_document, tell_about, with_context
 from skillgraft.data.tasks import Question
-from skillgraft.errors import DataError, RecipeError, TrainingError
+from skillgraft.errors import DataError, TrainingError
 from skillgraft.models.loading import context_length, count_parameters, load_model, load_tokenizer
 from skillgraft.models.prompts import INSTRUCTION, Prompt, as_prompt, prompt_ids
 from skillgraft.settings.synthesis import LONGEST_ANSWER
 from skillgraft.support.progress import Progress
 from skillgraft.train.callbacks import KeepAlive, newest_checkpoint, read_log, stop_on_interrupt
 from skillgraft.train.epochs import EpochSampler
+from skillgraft.train.guard import explained, guarded
 from skillgraft.train.rollouts import OwnPrompts
 from skillgraft.train.sft import Trained
 from skillgraft.train.trainer_arguments import check_at_least, trainer_arguments
@@ -101,16 +102,8 @@ def train_distill(
     tokenizer = load_tokenizer(model_dir)
     args = distill_arguments(trainer, adapter is not None, workdir, seed)
     model = load_model(model_dir)
-    rows = (
-        _asked_for_titles(tokenizer, documents) if ask_titles else _asked(tokenizer, questions, documents, teacher_sees)
-    )
-    _check_length(tokenizer, model, rows, args.max_completion_length)
-    step = args.per_device_train_batch_size * args.gradient_accumulation_steps
-    if len(rows) < step:
-        raise TrainingError(
-            f"distill: {len(rows)} prompts are fewer than one step's {step}; give more, or lower "
-            "trainer.per_device_train_batch_size"
-        )
+    rows = distill_rows(tokenizer, documents, questions, ask_titles, teacher_sees)
+    check_distill_rows(tokenizer, rows, args, context_length(model))
     resumed = newest_checkpoint(workdir)
     teacher = load_model(model_dir)
     if resumed and teacher_rate is not None:
@@ -118,7 +111,7 @@ def train_distill(
         teacher.tie_weights()
     keeper = KeepAlive(workdir, checkpoint_seconds, progress)
     average = [] if teacher_rate is None else [MovingAverage(teacher, teacher_rate)]
-    try:
+    with explained("distill", workdir):
         distillation = _Trainer(
             model=model,
             teacher_model=teacher,
@@ -128,18 +121,14 @@ def train_distill(
             peft_config=adapter.apply(model) if adapter is not None else None,
             callbacks=[*average, keeper],  # the average is in the checkpoint before it is marked as whole
         )
-    except ValueError as error:
-        raise RecipeError(f"trainer: DistillationTrainer refuses this: {error}") from error
     distillation.skip_tokens = skip_tokens
     distillation.remove_callback(PrinterCallback)
     if adapter is not None:
         roll_out_merged(distillation.model, adapter)
-    with stop_on_interrupt(keeper):
-        result = distillation.train(resume_from_checkpoint=resumed)
+    with stop_on_interrupt(keeper), guarded(distillation, "distill"):
+        distillation.train(resume_from_checkpoint=resumed)
     log = [record for record in read_log(workdir) if "trained_tokens" in record]
     counted = {name: _total(log, name, distillation.state.global_step, args) for name in COUNTS}
-    if not result.training_loss == result.training_loss:
-        raise TrainingError("distill: the loss is not a number; lower trainer.learning_rate")
     if not counted["trained_tokens"]:
         raise TrainingError(
             f"distill: no token carried loss: every answer ended within its first {skip_tokens}; lower skip_tokens"
@@ -254,6 +243,37 @@ def weights_of(model: PreTrainedModel | PeftModel) -> dict[str, Tensor]:
     return weights
 
 
+def distill_rows(
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Sequence[Document],
+    questions: Sequence[Question],
+    ask_titles: bool,
+    teacher_sees: str,
+) -> list[dict[str, Any]]:
+    """Return a row for each title or question; `DataError` for a missing title or document."""
+    if ask_titles:
+        return _asked_for_titles(tokenizer, documents)
+    return _asked(tokenizer, questions, documents, teacher_sees)
+
+
+def check_distill_rows(
+    tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[str, Any]], args: DistillationConfig, context: int
+) -> None:
+    """Raise for what ends training before its first step.
+
+    Raises:
+        TrainingError: fewer rows than a step needs.
+        DataError: a prompt that does not fit into the model's context.
+    """
+    _check_length(tokenizer, context, rows, args.max_completion_length)
+    step = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    if len(rows) < step:
+        raise TrainingError(
+            f"distill: {len(rows)} prompts are fewer than one step's {step}; give more, or lower "
+            "trainer.per_device_train_batch_size"
+        )
+
+
 def _asked(
     tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], documents: Sequence[Document], sees: str
 ) -> list[dict[str, Any]]:
@@ -284,10 +304,9 @@ def _row(
 
 
 def _check_length(
-    tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, rows: Sequence[Mapping[str, Any]], answer: int
+    tokenizer: PreTrainedTokenizerBase, context: int, rows: Sequence[Mapping[str, Any]], answer: int
 ) -> None:
     """Raise `DataError` where a teacher's prompt and an answer do not fit into the model's context."""
-    context = context_length(model)
     for row in rows:
         (ids,) = prompt_ids(tokenizer, [row["teacher_prompt"]])
         if len(ids) + answer > context:

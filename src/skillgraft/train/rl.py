@@ -36,7 +36,6 @@ from skillgraft.errors import RecipeError, TrainingError
 from skillgraft.models.generation import answer_text
 from skillgraft.models.loading import count_parameters, load_model, load_tokenizer
 from skillgraft.models.precision import bf16_pays
-from skillgraft.models.prompts import check_prompts_fit, prompt_ids
 from skillgraft.models.saving import check_finite, save_checkpoint
 from skillgraft.settings.synthesis import JUDGE
 from skillgraft.support.progress import NO_METRICS, Progress
@@ -45,7 +44,9 @@ from skillgraft.train.algorithms import ALGORITHMS, check_remax
 from skillgraft.train.callbacks import KeepAlive, newest_checkpoint, read_log, stop_on_interrupt
 from skillgraft.train.cpu.fused_logprobs import fast_head
 from skillgraft.train.data_parallel import agree, first_before_others, shared_batches
+from skillgraft.train.guard import explained, guarded
 from skillgraft.train.pass_rates import answered_sometimes, in_order
+from skillgraft.train.plan_checks import check_asked, check_questions_suffice
 from skillgraft.train.sft import Trained
 from skillgraft.train.trainer_arguments import check_at_least, trainer_arguments
 
@@ -122,7 +123,8 @@ def train_rl(
     args = rl_arguments(mix, trainer, adapter is not None, workdir, seed, algorithm)
     if order != "shuffled":
         args.shuffle_dataset = False
-    check_prompts(tokenizer, domain, tasks, context_of(read_config(model_dir)), args.max_completion_length)
+    context = context_of(read_config(model_dir))
+    check_asked(tokenizer, domain, tasks, context, args.max_completion_length, "trainer.max_completion_length")
     steps = list(rounds) or [args.max_steps]
     half = adapter is not None and bf16_pays()
     log: list[dict[str, float]] = []
@@ -146,12 +148,7 @@ def train_rl(
                     progress,
                 )
             chosen = in_order(tasks, chosen, order, here)
-        needed = args.generation_batch_size // args.num_generations
-        if len(chosen) < needed:
-            raise TrainingError(
-                f"rl: {len(chosen)} questions are left, one step needs {needed}; give more questions, or lower "
-                "trainer.per_device_train_batch_size"
-            )
+        check_questions_suffice(len(chosen), args)
         trained_questions = max(trained_questions, len(chosen))
         finished = here / FINISHED
         if not finished.exists():
@@ -161,17 +158,18 @@ def train_rl(
             )
             if start and adapter is None:
                 model.config._name_or_path = str(model_dir)  # where TRL takes the reference model from
-            grpo = ALGORITHMS[algorithm].trainer(
-                model=model,
-                reward_funcs=[_for_trl(name, tokenizer, chosen, domain, judge) for name in mix],
-                args=_for_round(args, round_steps, here),
-                train_dataset=Dataset.from_list(
-                    [{"prompt": domain.prompt(tokenizer, task), "task": n} for n, task in enumerate(chosen)]
-                ),
-                processing_class=tokenizer,
-                peft_config=adapter.apply(model) if adapter is not None else None,
-                callbacks=[keeper],
-            )
+            with explained("rl", here):
+                grpo = ALGORITHMS[algorithm].trainer(
+                    model=model,
+                    reward_funcs=[_for_trl(name, tokenizer, chosen, domain, judge) for name in mix],
+                    args=_for_round(args, round_steps, here),
+                    train_dataset=Dataset.from_list(
+                        [{"prompt": domain.prompt(tokenizer, task), "task": n} for n, task in enumerate(chosen)]
+                    ),
+                    processing_class=tokenizer,
+                    peft_config=adapter.apply(model) if adapter is not None else None,
+                    callbacks=[keeper],
+                )
             grpo.skip_without_variance = skip_without_variance
             grpo.remove_callback(PrinterCallback)
             if adapter is not None:
@@ -180,7 +178,13 @@ def train_rl(
                     adapter.restore(grpo.model, start)
             with first_before_others():
                 checkpoint = newest_checkpoint(here)
-            with stop_on_interrupt(keeper), _no_casts(grpo.model, half), fast_head(), shared_batches(grpo):
+            with (
+                stop_on_interrupt(keeper),
+                guarded(grpo, "rl"),
+                _no_casts(grpo.model, half),
+                fast_head(),
+                shared_batches(grpo),
+            ):
                 grpo.train(resume_from_checkpoint=checkpoint)
             if is_first():
                 _keep(grpo.model, finished)
@@ -200,15 +204,6 @@ def train_rl(
     shares = [record["trained_share"] for record in log if "trained_share" in record]
     flops = (2.0 + 6.0 * (sum(shares) / len(shares) if shares else 1.0)) * parameters * tokens
     return Trained(tokens, flops, curve(log), parameters, trained_questions)
-
-
-def check_prompts(
-    tokenizer: PreTrainedTokenizerBase, domain: Domain, tasks: Sequence[Task], context: int | None, new_tokens: int
-) -> None:
-    """Raise `DataError` for a task's prompt that does not fit into the model's context with its answer."""
-    if context is not None:
-        sizes = list(map(len, prompt_ids(tokenizer, [domain.prompt(tokenizer, task) for task in tasks])))
-        check_prompts_fit(sizes, new_tokens, context, "questions", "shorten it, or lower trainer.max_completion_length")
 
 
 def _load(model_dir: Path, trained: Path | None, half: bool, adapter: Adapter | None) -> PreTrainedModel:
@@ -263,6 +258,13 @@ def rl_arguments(
     if args.max_steps <= 0:
         raise RecipeError(f"trainer: max_steps is {args.max_steps}, expected a positive number: RL has no natural end")
     check_at_least(1, args, "max_completion_length")
+    if args.sync_ref_model and not args.beta:
+        raise RecipeError("trainer: sync_ref_model needs beta: without it there is no reference model; leave it out")
+    if args.sync_ref_model and adapted:
+        raise RecipeError(
+            "trainer: sync_ref_model cannot be used with adapt: the start without its adapter is the reference, and it "
+            "does not move; leave it out"
+        )
     return args
 
 

@@ -22,7 +22,7 @@ from skillgraft.adapters.lora import save_trained
 from skillgraft.data.documents import Document
 from skillgraft.data.tasks import Question
 from skillgraft.errors import TrainingError
-from skillgraft.models.loading import count_parameters, load_model, load_tokenizer
+from skillgraft.models.loading import context_length, count_parameters, load_model, load_tokenizer
 from skillgraft.settings.text import WHOLE, TextSettings
 from skillgraft.support.progress import Progress
 from skillgraft.support.rank import is_first
@@ -31,6 +31,8 @@ from skillgraft.train.cpu.fused_logprobs import fast_head
 from skillgraft.train.cpu.varlen_attention import ragged_batches
 from skillgraft.train.data_parallel import first_before_others, shared_batches
 from skillgraft.train.examples import Row, document_rows, learnt_tokens, question_rows, replay_rows
+from skillgraft.train.guard import explained, guarded
+from skillgraft.train.plan_checks import check_rows
 from skillgraft.train.trainer_arguments import check_at_least, trainer_arguments
 
 DEFAULTS: dict[str, Any] = {
@@ -85,7 +87,8 @@ def train_sft(
     """
     tokenizer = load_tokenizer(model_dir)
     args = sft_arguments(trainer, workdir, seed)
-    _refuse_nothing(documents, questions)
+    if not documents and not questions:
+        raise TrainingError("sft: nothing to train on: neither documents nor questions were given")
     rows, replayed = sft_rows(
         tokenizer, documents, questions, args.max_length, shuffle=shuffle_answers, text=text, replay=replay, seed=seed
     )
@@ -142,29 +145,23 @@ def fit(
     tokens = learnt_tokens(rows)
     if tokens == 0:
         raise TrainingError("sft: no token carries loss; check the documents, their titles' masking and max_length")
-    context, longest = getattr(model.config, "max_position_embeddings", None), max(len(r["input_ids"]) for r in rows)
-    if context is not None and longest > context:
-        raise TrainingError(
-            f"sft: a row of {longest} tokens does not fit into the model's context of {context}; lower "
-            "text.chunk_tokens or trainer.max_length, which cut documents into chunks"
-        )
+    check_rows(rows, args, context_length(model), "sft")
     keeper = KeepAlive(workdir, checkpoint_seconds, progress)
     peft_config: LoraConfig | None = adapter.apply(model) if adapter is not None else None
-    sft = SFTTrainer(
-        model=model,
-        args=args,
-        train_dataset=Dataset.from_list(list(rows)),
-        processing_class=tokenizer,
-        peft_config=peft_config,
-        callbacks=[keeper],
-    )
+    with explained("sft", workdir):
+        sft = SFTTrainer(
+            model=model,
+            args=args,
+            train_dataset=Dataset.from_list(list(rows)),
+            processing_class=tokenizer,
+            peft_config=peft_config,
+            callbacks=[keeper],
+        )
     sft.remove_callback(PrinterCallback)
     with first_before_others():
         checkpoint = newest_checkpoint(workdir)
-    with stop_on_interrupt(keeper), fast_head(), ragged_batches(sft), shared_batches(sft):
-        result = sft.train(resume_from_checkpoint=checkpoint)
-    if not result.training_loss == result.training_loss:
-        raise TrainingError("sft: the loss is not a number; lower trainer.learning_rate")
+    with stop_on_interrupt(keeper), guarded(sft, "sft"), fast_head(), ragged_batches(sft), shared_batches(sft):
+        sft.train(resume_from_checkpoint=checkpoint)
     epochs = sft.state.epoch or 0.0
     parameters = count_parameters(model)
     processed = sum(len(ids) for ids in sft.train_dataset["input_ids"]) * epochs
@@ -176,8 +173,3 @@ def sft_arguments(trainer: Mapping[str, Any] | None, workdir: Path, seed: int) -
     args = trainer_arguments(SFTConfig, DEFAULTS, trainer or {}, workdir, seed)
     check_at_least(2, args, "max_length")  # one token predicts nothing
     return args
-
-
-def _refuse_nothing(documents: Sequence[Document], questions: Sequence[Question]) -> None:
-    if not documents and not questions:
-        raise TrainingError("sft: nothing to train on: neither documents nor questions were given")

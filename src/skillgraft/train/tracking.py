@@ -20,7 +20,9 @@ PLACES = ("TENSORBOARD_LOGGING_DIR", "WANDB_DIR")
 def trackers(trainer: Mapping[str, Any]) -> list[str]:
     """Return what `report_to` of a `trainer:` mapping names; "all" is kept, "none" is nothing."""
     named = trainer.get("report_to") or []
-    names = [named] if isinstance(named, str) else list(named)
+    names = (
+        [named] if isinstance(named, str) else named if isinstance(named, list) else []
+    )  # the trainer refuses others
     return [] if names == ["none"] else names
 
 
@@ -29,7 +31,7 @@ def check_trackers(trainer: Mapping[str, Any]) -> None:
     for name in trackers(trainer):
         if name == "all":
             continue
-        if name not in INTEGRATION_TO_CALLBACK:
+        if not isinstance(name, str) or name not in INTEGRATION_TO_CALLBACK:
             raise RecipeError(f"trainer: report_to names {name!r}{did_you_mean(str(name), INTEGRATION_TO_CALLBACK)}")
         try:
             INTEGRATION_TO_CALLBACK[name]()

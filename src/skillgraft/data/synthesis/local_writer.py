@@ -40,6 +40,20 @@ class GumbelNoise(LogitsProcessor):
         return scores.float() + noise.to(scores.device)
 
 
+def check_requests_fit(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], max_new_tokens: int, context: int | None
+) -> None:
+    """Raise `RecipeError` where a prompt and its rendering do not fit into the model's context."""
+    longest = max(
+        (len(ids) for ids in prompt_ids(tokenizer, [as_request(tokenizer, each) for each in prompts])), default=0
+    )
+    if context is not None and longest + max_new_tokens > context:
+        raise RecipeError(
+            f"a prompt of {longest} tokens and max_new_tokens: {max_new_tokens} do not fit into the model's "
+            f"context of {context}; lower chunk_tokens or max_new_tokens"
+        )
+
+
 class LocalWriter:
     """A checkpoint that writes; `parameters` is how many it has."""
 
@@ -59,16 +73,7 @@ class LocalWriter:
 
     def check_length(self, prompts: Sequence[str]) -> None:
         """Raise `RecipeError` where a prompt and its rendering do not fit into the model's context."""
-        context = context_length(self.model)
-        longest = max(len(self._tokens(prompt)) for prompt in prompts)
-        if longest + self.max_new_tokens > context:
-            raise RecipeError(
-                f"a prompt of {longest} tokens and max_new_tokens: {self.max_new_tokens} do not fit into the model's "
-                f"context of {context}; lower chunk_tokens or max_new_tokens"
-            )
-
-    def _tokens(self, prompt: str) -> list[int]:
-        return prompt_ids(self.tokenizer, [as_request(self.tokenizer, prompt)])[0]
+        check_requests_fit(self.tokenizer, prompts, self.max_new_tokens, context_length(self.model))
 
     @torch.no_grad()
     def write(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Generated]:

@@ -74,6 +74,19 @@ def synthesize(
     }
 
 
+def requests_for(
+    stage: SynthesisSettings, styles: Sequence[Style], documents: Sequence[Document], tokenizer: Any, seed: int
+) -> list[Request]:
+    """Return what a model is asked to write about each chunk of the documents."""
+    from skillgraft.data.chunks import chunks
+
+    def cut(document: Document) -> list[str]:
+        offsets = tokenizer(document.text, return_offsets_mapping=True, add_special_tokens=False)["offset_mapping"]
+        return chunks(document.text, offsets, stage.chunk_tokens, stage.overlap_tokens)
+
+    return plan_requests(documents, cut, styles, stage.samples, seed)
+
+
 def _given(path: Path, documents: Sequence[Document], samples: int | None) -> list[Rendering]:
     by_id = {document.id: document for document in documents}
     return [
@@ -91,16 +104,10 @@ def _written(
     seed: int,
     progress: Progress,
 ) -> tuple[list[Rendering], dict[str, Any]]:
-    from skillgraft.data.chunks import chunks
     from skillgraft.models.loading import load_tokenizer
 
     tokenizer = load_tokenizer(model)
-
-    def cut(document: Document) -> list[str]:
-        offsets = tokenizer(document.text, return_offsets_mapping=True, add_special_tokens=False)["offset_mapping"]
-        return chunks(document.text, offsets, stage.chunk_tokens, stage.overlap_tokens)
-
-    requests = plan_requests(documents, cut, styles, stage.samples, seed)
+    requests = requests_for(stage, styles, documents, tokenizer, seed)
     cache = GenerationCache(work)
     facts: dict[str, Any] = {}
     if stage.endpoint is not None:

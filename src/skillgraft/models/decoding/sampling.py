@@ -27,6 +27,7 @@ from transformers import (
 
 from skillgraft.models.decoding.any_model import ModelDecoder
 from skillgraft.models.decoding.packed import PackedDecoder, is_packable
+from skillgraft.models.diverged import PREDICTIONS, DivergedError
 
 KEEP = 0.8
 """A decoder that cannot refill drops rows once fewer than this share of them is going: dropping copies the cache."""
@@ -114,6 +115,8 @@ def _run(
             new, waiting = waiting[-free:], waiting[:-free]
             read = decoder.admit([prompts[row] for row in new])
             rows, logits = rows + new, torch.cat([logits, read]) if rows else read
+        if not torch.isfinite(logits.amax()):  # a word may be ruled out by −infinity, none may be by +infinity or NaN
+            raise DivergedError(PREDICTIONS)
         steps = [len(answers[row]) for row in rows]
         token = logits.argmax(-1) if warp is None else draw(warp(None, logits), chances[rows, steps])
         for row, drawn in zip(rows, token.tolist(), strict=True):

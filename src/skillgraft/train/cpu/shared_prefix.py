@@ -60,13 +60,18 @@ def score(
 ) -> tuple[Tensor, Tensor | None]:
     """Return log-probability and, if asked, entropy of each token of the answers, (rows, width), 0 at padding.
 
-    `model` has TRL's fused head and attends by `packing.RAGGED`.
+    `model` has TRL's fused head and attends by `packing.RAGGED`. Where every answer is masked (all were cut off, and
+    `mask_truncated_completions` is set), one token is computed and counts 0.
     """
+    scale = float(mask[:, -width:].any())
+    if not scale:
+        mask = mask.clone()
+        mask[0, -width] = 1
     inputs, rows, columns = flat_batch(ids, mask, width)
     out = model(**inputs, fused_lm_head=True)
     scored = inputs["shift_labels"][0] != -100
 
     def back(flat: Tensor) -> Tensor:
-        return flat.new_zeros(len(ids), width).index_put((rows, columns), flat[0, scored])
+        return flat.new_zeros(len(ids), width).index_put((rows, columns), flat[0, scored] * scale)
 
     return back(out.log_probs), back(out.entropy) if entropy else None
