@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from skillgraft.adapters import peft_file
 from skillgraft.adapters.kind import FULL_BYTES, Adapter, AdapterKind
-from skillgraft.checkpoint.layout import ADAPTER_CONFIG_FILE, require_directory
+from skillgraft.checkpoint.layout import ADAPTER_CONFIG_FILE, Layout, require_directory
 from skillgraft.checkpoint.safe_read import read_json_object
 from skillgraft.errors import RecipeError, did_you_mean
 from skillgraft.support.extensions import with_extensions
@@ -51,11 +52,21 @@ def training_bytes(adapt: Mapping[str, Any] | None) -> float:
     return FULL_BYTES if adapt is None else adapter_kind(adapt).bytes_per_weight
 
 
-def read_adapter(directory: str | os.PathLike[str]) -> peft_file.PeftAdapter:
+def read_adapter(directory: str | os.PathLike[str], target: Layout | None = None) -> peft_file.PeftAdapter:
     """Return the update of the adapter saved in `directory`, read by its kind; reads no tensor data.
+
+    PEFT names modules as they are in memory. With the checkpoint `target`, its deltas get the names of the tensors that
+    this stores, where both differ.
 
     Raises `CheckpointError` and `CompatibilityError` as `peft_file.read_adapter` does, which reads what no kind claims.
     """
     stated = read_json_object(require_directory(directory) / ADAPTER_CONFIG_FILE).get("peft_type")
     kind = next((kind for kind in ADAPTERS.values() if kind.peft_type == stated), ADAPTERS["lora"])
-    return kind.exact_delta(Path(directory))
+    adapter = kind.exact_delta(Path(directory))
+    if target is None or adapter.deltas.keys() <= target.tensors.keys():
+        return adapter
+    from skillgraft.checkpoint.weight_names import stored_names
+
+    stored = stored_names(target.path, target.tensors)
+    deltas = {name if name in target.tensors else stored.get(name, name): d for name, d in adapter.deltas.items()}
+    return replace(adapter, deltas=deltas)

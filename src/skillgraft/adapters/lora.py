@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import LoraLayer, ParamWrapper
 from peft.tuners.tuners_utils import check_target_module_exists
 from safetensors.torch import load_file
 from transformers import (
@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from skillgraft.adapters.kind import Adapter
+from skillgraft.adapters.peft_file import REFUSED
 from skillgraft.errors import RecipeError, did_you_mean
 from skillgraft.models.loading import load_model
 from skillgraft.models.saving import save_checkpoint
@@ -47,9 +48,11 @@ def lora_config(settings: Mapping[str, Any]) -> LoraConfig:
     for key in settings:
         if key not in known:
             raise RecipeError(f"adapt: '{key}' is not an argument of LoraConfig{did_you_mean(str(key), known)}")
-    for key in ("use_dora", "modules_to_save", "lora_bias", "target_parameters"):
+    for key, reason in REFUSED.items():
         if settings.get(key):
-            raise RecipeError(f"adapt: {key} is not supported: the update would be no product of two factors")
+            raise RecipeError(
+                f"adapt: {key} is not supported: {reason}; the update must be the product of two factors of one matrix"
+            )
     if settings.get("init_lora_weights", True) not in (True, "gaussian"):
         raise RecipeError("adapt: init_lora_weights must leave the start as it is: true or gaussian")
     if not isinstance(settings.get("r", 1), int) or settings.get("r", 1) < 1:
@@ -107,12 +110,51 @@ def check_fit(model: PreTrainedModel, config: LoraConfig) -> None:
                     f", as a regular expression of whole names such as {next(iter(weights.values()))}; or give a list"
                 )
             raise RecipeError(f"adapt: target_modules: '{target}' matches no module{hint}")
+    shared = _shared_weights(model)
     try:
         with torch.random.fork_rng(devices=[]):
-            get_peft_model(model, deepcopy(config))  # which it fills in
+            adapted = get_peft_model(model, deepcopy(config))  # which it fills in
     except Exception as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise RecipeError(f"adapt: PEFT refuses this: {reason}; the model's matrices: {', '.join(weights)}") from error
+
+    for name, layer in adapted.named_modules():
+        if isinstance(layer, LoraLayer) and (places := shared.get(id(frozen_weight(layer)))):
+            raise RecipeError(
+                f"adapt: target_modules: '{name.rpartition('.')[2]}' is one matrix with {' and '.join(places)} (tied "
+                "weights): the factors would act on one side while training and on both when merged; leave it out of "
+                "target_modules"
+            )
+
+
+def check_stored_matrices(directory: Path, adapter: Adapter) -> None:
+    """Raise `RecipeError` where an adapter on the checkpoint would adapt stacked experts, which it stores one by one.
+
+    Such an adapter can be trained and merged, but is no operand: its factors are of no stored tensor.
+    """
+    if (model := empty_model(directory)) is None:
+        return
+    adapter.check(model)
+    for name, module in model.named_modules():
+        if isinstance(module, ParamWrapper):
+            raise RecipeError(
+                f"adapt: '{name.removeprefix('base_model.model.')}' stacks experts that the checkpoint stores one by "
+                "one, so that what is learnt of them cannot be added to a model in memory; name other modules, such as "
+                "target_modules: [q_proj, k_proj, v_proj, o_proj]"
+            )
+
+
+def _shared_weights(model: PreTrainedModel) -> dict[int, list[str]]:
+    """Return the names of each parameter that has several."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return {key: places for key, places in names.items() if len(places) > 1}
+
+
+def frozen_weight(layer: LoraLayer) -> torch.nn.Parameter:
+    """Return the frozen weight that a LoRA layer adapts: a module's matrix, or a parameter of stacked experts."""
+    return layer.get_param() if isinstance(layer, ParamWrapper) else layer.get_base_layer().weight
 
 
 def _matches(target: str, expression: bool, model: PreTrainedModel) -> bool:
@@ -136,7 +178,7 @@ def merged(model: PeftModel) -> Iterator[None]:
     weights' dtype, as in the checkpoint that is injected later; the policy that is trained keeps the factors apart.
     """
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
-    weights = [layer.get_base_layer().weight for layer in layers]
+    weights = [frozen_weight(layer) for layer in layers]
     frozen = [weight.data for weight in weights]
     with torch.no_grad():
         for layer, weight in zip(layers, weights, strict=True):

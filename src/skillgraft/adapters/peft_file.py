@@ -24,7 +24,7 @@ _KEY = re.compile(r"^base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.wei
 # Initialisations that leave the base's weights alone; PiSSA, OLoRA, CorDA, LoftQ and others rewrite them, so that
 # B @ A is not the difference from the checkpoint.
 _NEUTRAL_INITS = (True, False, "gaussian", "eva", "orthogonal")
-_REFUSED = {
+REFUSED = {
     "use_dora": "DoRA rescales whole rows",
     "fan_in_fan_out": "weights stored as (in, out) are not supported",
     "modules_to_save": "it holds whole modules beside the low-rank factors",
@@ -39,6 +39,7 @@ _REFUSED = {
     "kasa_config": "KaSA changes the base's weights",
     "monteclora_config": "MonteCLoRA samples its factors",
 }
+"""Arguments of LoraConfig by which an update is no `scaling · B @ A` of one stored matrix, and why."""
 
 
 class LowRankDelta(NamedTuple):
@@ -118,7 +119,7 @@ def _check_kind(directory: Path, config: dict[str, Any]) -> None:
     where, remedy = directory / ADAPTER_CONFIG_FILE, "merge the adapter and extract from the full checkpoint"
     if config.get("peft_type") != "LORA":
         raise CompatibilityError(f"{where}: peft_type is {config.get('peft_type')!r}, expected 'LORA'; {remedy}")
-    for key, reason in _REFUSED.items():
+    for key, reason in REFUSED.items():
         if config.get(key):
             raise CompatibilityError(f"{where}: {key} is {config[key]!r}: {reason}; {remedy}")
     if config.get("bias", "none") != "none":

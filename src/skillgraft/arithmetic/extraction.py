@@ -122,6 +122,7 @@ def extract(
             tensors=record.entries,
             versions=software_versions(),
             sketch=sketch_weights(inputs.sft),
+            remarks=list(inputs.remarks),
         )
         write_skill_description(partial, manifest)
     return load_skill(Path(out))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +29,10 @@ MERGE_TOLERANCE = 0.02
 
 @dataclass(frozen=True)
 class ExtractionInputs:
-    """The SFT checkpoint and the RL model: a full checkpoint (`rl`), a LoRA adapter on the SFT model, or both."""
+    """The SFT checkpoint and the RL model: a full checkpoint (`rl`), a LoRA adapter on the SFT model, or both.
+
+    `remarks` say what is odd about the two and no mistake.
+    """
 
     sft: Layout
     sft_fingerprint: str
@@ -36,6 +40,7 @@ class ExtractionInputs:
     rl_fingerprint: str
     rl_path: Path
     adapter: PeftAdapter | None
+    remarks: tuple[str, ...] = ()
 
 
 def match_inputs(rl: str | os.PathLike[str], sft: str | os.PathLike[str]) -> ExtractionInputs:
@@ -65,15 +70,18 @@ def match_inputs(rl: str | os.PathLike[str], sft: str | os.PathLike[str]) -> Ext
         check_pair(rl_layout, sft_layout)
     elif (rl_path / TOKENIZER_FILE).is_file():
         check_tokenizers(rl_path, sft_layout.path)
-    adapter = None
+    adapter: PeftAdapter | None = None
+    remarks: list[str] = []
     if is_adapter(adapter_path) and _was_trained_on(rl_path, adapter_path, sft_layout, sft_fingerprint, rl_layout):
-        adapter = _usable_adapter(adapter_path, sft_layout, rl_layout)
+        adapter, remarks = _usable_adapter(adapter_path, sft_layout, rl_layout)
+    if adapter is None and rl_layout is not None:
+        remarks += _mixed_precision(sft_layout, rl_layout)
     rl_fingerprint = (
         fingerprint_file(adapter.weights_file)
         if adapter is not None and rl_layout is None
         else fingerprint_checkpoint(rl_path)
     )
-    return ExtractionInputs(sft_layout, sft_fingerprint, rl_layout, rl_fingerprint, rl_path, adapter)
+    return ExtractionInputs(sft_layout, sft_fingerprint, rl_layout, rl_fingerprint, rl_path, adapter, tuple(remarks))
 
 
 def base_reference(inputs: ExtractionInputs) -> BaseReference:
@@ -155,13 +163,28 @@ def _was_trained_on(
     return same
 
 
-def _usable_adapter(path: Path, sft: Layout, rl: Layout | None) -> PeftAdapter | None:
-    """Return the adapter, or None where it is no plain LoRA and the full weights are there to be subtracted."""
+def _usable_adapter(path: Path, sft: Layout, rl: Layout | None) -> tuple[PeftAdapter | None, list[str]]:
+    """Return the adapter; None and why where it is no plain LoRA and the full weights are there to be subtracted."""
     try:
-        adapter = read_adapter(path)
+        adapter = read_adapter(path, sft)
         check_adapter_fits(adapter, sft)
-    except CompatibilityError:
+    except CompatibilityError as error:
         if rl is None:
             raise
-        return None  # v is defined by the weights; the adapter would only have been its compact form
-    return adapter
+        # v is defined by the weights; the adapter would only have been its compact form.
+        return None, [f"stored by its weights, not as the factors that RL trained: {str(error)[:800]}"]
+    return adapter, []
+
+
+def _mixed_precision(sft: Layout, rl: Layout) -> list[str]:
+    """Return a remark where tensors of the two models are stored in different dtypes: v then holds a rounding."""
+    pairs = [(info.dtype, rl.tensors[name].dtype) for name, info in sft.tensors.items() if info.is_float]
+    differing = [pair for pair in pairs if pair[0] != pair[1]]
+    if not differing:
+        return []
+    (before, after), _ = Counter(differing).most_common(1)[0]
+    return [
+        f"{len(differing)} of {len(pairs)} tensors are {before} in the SFT model and {after} in the RL model, so that "
+        "the vector holds their rounding too, also of tensors that training did not change; save both models in one "
+        "dtype (best float32) and extract again"
+    ]

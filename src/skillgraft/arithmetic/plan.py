@@ -86,7 +86,7 @@ def plan_merge(recipe: MergeRecipe) -> Plan:
             terms.append((1, of_model(model)))
             inputs[f"operand{number}.model"] = fingerprint_checkpoint(operand.model)
         if operand.adapter is not None:
-            adapter = read_adapter(operand.adapter)
+            adapter = read_adapter(operand.adapter, target)
             check_adapter_fits(adapter, target)
             terms.append((1, of_adapter(adapter)))
             inputs[f"operand{number}.adapter"] = adapter_fingerprint(adapter)

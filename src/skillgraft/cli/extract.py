@@ -42,6 +42,9 @@ def extract(
         )
     norm = sum(skill.norm(name) ** 2 for name in skill.names) ** 0.5
     if as_json:
-        print(json.dumps({"skill": str(out), "form": skill.form, "tensors": len(skill.names), "norm": norm}))
+        facts = {"skill": str(out), "form": skill.form, "tensors": len(skill.names), "norm": norm}
+        print(json.dumps(facts | {"remarks": skill.manifest.remarks}))
     else:
         say(f"{out}: {skill.form}, {len(skill.names)} tensors, norm {norm:.4g}")
+        for remark in skill.manifest.remarks:
+            say(f"remark: {remark}")

@@ -102,7 +102,7 @@ def plan_comparison(vectors: Sequence[VectorSpec], base: Path | None, allow: Col
             minus = layout(vector.minus or base)  # type: ignore[arg-type]  # one of them, by _check_paths
             parsed.append(_of_models(layout(vector.path), minus))
         elif vector.kind == ADAPTER:
-            adapter = read_adapter(vector.path)
+            adapter = read_adapter(vector.path, reference)
             if reference is not None:
                 check_adapter_fits(adapter, reference)
             shapes = {name: delta.shape for name, delta in adapter.deltas.items()}

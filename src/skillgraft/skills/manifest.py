@@ -167,7 +167,7 @@ class Manifest(_Record):
     `reconstruction_error` is ‖stored − exact‖_F / ‖exact‖_F over all tensors, 0.0 for an exact form. Of a skill packed
     from one that had lost e₁ and lost e₂ in packing it is the most that both can be, e₁ + (1 + e₁)·e₂: exact where
     either is 0, else a bound (`error_is_bound`). `sketch` holds a few elements of θ_SFT by parameter name, to recognise
-    the base by its weights. `scores` are free-form rows.
+    the base by its weights. `scores` are free-form rows; `remarks` what its extraction noticed of the two models.
     `language` is the ISO 639 code of the domain's texts.
     """
 
@@ -189,6 +189,7 @@ class Manifest(_Record):
     packing: Packing | None = None
     tensors: dict[str, TensorEntry] = Field(min_length=1)
     scores: Annotated[list[dict[str, Any]], AfterValidator(_showable)] = Field(default_factory=list)
+    remarks: list[Annotated[str, Field(max_length=1000)]] = Field(default_factory=list, max_length=20)
     versions: dict[str, str] = Field(default_factory=dict)
     sketch: dict[str, list[Finite]] = Field(default_factory=dict)
 

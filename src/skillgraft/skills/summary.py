@@ -45,6 +45,7 @@ def skill_facts(skill: Skill) -> dict[str, Any]:
         "packing": manifest.packing.model_dump(mode="json") if manifest.packing else None,
         "modules": [row._asdict() for row in kind_rows(manifest.sizes)],
         "scores": manifest.scores,
+        "remarks": manifest.remarks,
     }
 
 

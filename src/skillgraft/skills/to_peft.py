@@ -21,6 +21,7 @@ from skillgraft.checkpoint.fingerprint import fingerprint_file
 from skillgraft.checkpoint.header import TensorSpec
 from skillgraft.checkpoint.layout import ADAPTER_CONFIG_FILE
 from skillgraft.checkpoint.tensor_io import torch_dtype
+from skillgraft.checkpoint.weight_names import names_of_type
 from skillgraft.checkpoint.weights import SafetensorsAppender
 from skillgraft.checkpoint.writer import atomic_directory
 from skillgraft.errors import CheckpointError, CompatibilityError, RecipeError
@@ -48,9 +49,13 @@ _EXPERT = re.compile(r"\.experts\.\d+\.")
 
 
 class _Module(NamedTuple):
-    """One parameter that goes into the adapter, with the rank that it gets there; `exact` when no direction is cut."""
+    """One parameter that goes into the adapter, with the rank that it gets there; `exact` when no direction is cut.
+
+    `in_memory` is the name that the loaded model, and so PEFT, gives it.
+    """
 
     name: str
+    in_memory: str
     rank: int
     exact: bool
 
@@ -142,22 +147,23 @@ def _plan(skill: Skill, bound: int | None) -> tuple[list[_Module], dict[str, str
     """Return the modules of the adapter, and the reason for each parameter that is left out."""
     modules, unfit = [], {}
     architecture = skill.manifest.architecture
+    rename = names_of_type(architecture.model_type)
     for name in skill.names:
         entry = skill.entry(name)
         kind = module_kind(name)
         looked_up = kind == "embedding" or (kind != "head" and entry.shape[:1] == (architecture.vocab_size,))
         if looked_up or kind == "norm" or len(entry.shape) != 2 or not name.endswith(".weight"):
             unfit[name] = "no linear module's weight"
-        elif _EXPERT.search(name):
+        elif _EXPERT.search(name) or (in_memory := rename(name)) is None:
             unfit[name] = "one of the experts that Transformers stacks into one parameter"
         elif architecture.model_type in TRANSPOSED_MODELS:
             unfit[name] = f"{architecture.model_type} stores (in, out)"
         elif entry.rank is not None and (bound is None or entry.rank <= bound):
-            modules.append(_Module(name, entry.rank, exact=True))
+            modules.append(_Module(name, in_memory, entry.rank, exact=True))
         elif bound is None:
             unfit[name] = f"stored {entry.form}, of full rank: --rank would bound it"
         else:
-            modules.append(_Module(name, min(bound, *entry.shape), exact=bound >= min(entry.shape)))
+            modules.append(_Module(name, in_memory, min(bound, *entry.shape), exact=bound >= min(entry.shape)))
     return modules, unfit
 
 
@@ -182,7 +188,7 @@ def _share(skill: Skill, names: Mapping[str, Any]) -> float:
 def _specs(skill: Skill, module: _Module, rank: int, scale: float) -> tuple[TensorSpec, TensorSpec]:
     entry = skill.entry(module.name)
     unchanged = entry.form == LOWRANK and entry.rank == module.rank and scale == 1
-    prefix = f"base_model.model.{module.name.removesuffix('.weight')}"
+    prefix = f"base_model.model.{module.in_memory.removesuffix('.weight')}"
     return (
         TensorSpec(f"{prefix}.lora_A.weight", entry.dtype if unchanged else "F32", (rank, entry.shape[1])),
         TensorSpec(f"{prefix}.lora_B.weight", entry.dtype if unchanged else "F32", (entry.shape[0], rank)),
@@ -224,14 +230,14 @@ def _padded(factor: Tensor, shape: tuple[int, ...]) -> Tensor:
 def _config(skill: Skill, modules: list[_Module], largest: int, pad: bool, base_model: str | None) -> dict[str, Any]:
     from peft import LoraConfig, TaskType
 
-    other = {} if pad else {m.name.removesuffix(".weight"): m.rank for m in modules if m.rank != largest}
+    other = {} if pad else {m.in_memory.removesuffix(".weight"): m.rank for m in modules if m.rank != largest}
     config = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         base_model_name_or_path=base_model or skill.manifest.base.id,
         inference_mode=True,
         r=largest,
         lora_alpha=largest,
-        target_modules=[module.name.removesuffix(".weight") for module in modules],
+        target_modules=[module.in_memory.removesuffix(".weight") for module in modules],
         rank_pattern=other,
         alpha_pattern=dict(other),
     ).to_dict()

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from skillgraft.adapters import training_bytes
+from skillgraft.adapters import get_adapter, training_bytes
 from skillgraft.checkpoint.layout import context_of, read_config
 from skillgraft.data.documents import read_documents
 from skillgraft.data.passages import passages
@@ -102,14 +102,24 @@ def run(settings: SinglePassageStage, context: Context) -> StageResult:
 
 def preflight(given: Preflight) -> Iterable[str]:
     """Raise for what trainer or LoRA refuse, for skills that do not fit the start, and for rows that do not."""
+    from skillgraft.adapters.lora import check_stored_matrices
+    from skillgraft.checkpoint.weight_names import check_one_to_one
     from skillgraft.domains.knowledge import KNOWLEDGE
     from skillgraft.models.loading import load_tokenizer
+    from skillgraft.skills import load_skill
     from skillgraft.train.plan_checks import check_asked, check_learnable
     from skillgraft.train.sft import sft_arguments
 
     settings, inputs = given.planned.settings, given.planned.inputs
     start = given.root(settings.from_)
     check_adaptation(settings.trainer, start, settings.adapt)
+    adapter = get_adapter(settings.adapt)
+    if start is not None:
+        if adapter is not None:
+            check_stored_matrices(start, adapter)
+        outside = [inputs[each.skill] for each in settings.skills if each.skill not in given.stages]
+        names = {name for path in outside for name in load_skill(path).names}
+        check_one_to_one(start, sorted(names))
     arguments = sft_arguments(settings.trainer, Path("unused"), 0)
     check_text(settings.text, arguments.max_length)
     check_injection(given, settings.from_, [each.skill for each in settings.skills], {})

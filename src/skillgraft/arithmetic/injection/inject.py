@@ -226,7 +226,9 @@ def _plan(
         "dtype": recipe.dtype,
         "allow_other_base": allow_other_base,
     }
-    adapters = [read_adapter(operand.adapter) for operand in recipe.operands if operand.adapter is not None]
+    adapters = [
+        read_adapter(operand.adapter, plan.target) for operand in recipe.operands if operand.adapter is not None
+    ]
     findings = [finding for adapter in adapters for finding in adapter_findings(plan.target, adapter)]
     all_remarks = (*remarks, *plan.remarks, *(finding.message for finding in findings if finding.level == "remark"))
     return replace(plan, inputs=inputs, settings=settings, remarks=all_remarks), skills

@@ -13,6 +13,7 @@ from skillgraft.arithmetic.plan import Plan
 from skillgraft.arithmetic.stream import Engine
 from skillgraft.checkpoint.header import DTYPE_BYTES
 from skillgraft.checkpoint.tensor_io import torch_dtype
+from skillgraft.checkpoint.weight_names import name_in_memory
 from skillgraft.errors import CompatibilityError
 
 
@@ -35,6 +36,7 @@ class LiveWeights:
 
     def __init__(self, model: nn.Module, engine: Engine) -> None:
         self._parameters = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers())
+        self._name = name_in_memory(model)
         self._engine = engine
         self._changed: set[str] = set()
         self._cast: set[str] = set()
@@ -48,7 +50,7 @@ class LiveWeights:
         casts = {t.spec.name for t in plan.tensors if t.spec.dtype != t.target.dtype} - self._cast
         tensors = [t for t in plan.tensors if t.operands or t.spec.name in self._changed | casts]
         for tensor in tensors:
-            held = self._parameters.get(tensor.spec.name)
+            held = self._parameters.get(self._name(tensor.spec.name) or "")
             if held is None or tuple(held.shape) != tensor.spec.shape:
                 raise CompatibilityError(
                     f"{plan.target.path}: tensor {tensor.spec.name!r} has no counterpart of its shape in the loaded "
@@ -56,5 +58,6 @@ class LiveWeights:
                 )
         self._changed |= {tensor.spec.name for tensor in tensors if tensor.operands}
         self._cast |= casts
-        sink = _Parameters(self._parameters, {tensor.spec.name: tensor.spec.dtype for tensor in tensors})
+        held = {t.spec.name: self._parameters[self._name(t.spec.name) or ""] for t in tensors}
+        sink = _Parameters(held, {tensor.spec.name: tensor.spec.dtype for tensor in tensors})
         make_tensors(plan, tensors, sink, self._engine, scale)

@@ -53,6 +53,7 @@ def check(
     counts and RoPE, token map, base; and whether every number of the skill is finite. For a target in bfloat16 or
     float16 the cost of rounding is estimated.
     """
+    from skillgraft.adapters import read_adapter
     from skillgraft.checkpoint.layout import read_layout
     from skillgraft.skills.compatibility import adapter_findings, skill_findings, verdict
     from skillgraft.skills.skill import Skill
@@ -74,7 +75,7 @@ def check(
 
             findings += [item for item in (rounding_finding(layout, opened),) if item is not None]
     else:
-        findings = adapter_findings(layout, opened)
+        findings = adapter_findings(layout, read_adapter(opened.path, layout))
     whole = verdict(findings)
     if as_json:
         rows = [{"level": f.level, "about": f.about, "message": f.message} for f in findings]
@@ -188,6 +189,8 @@ def _show_skill(skill: Skill, facts: dict[str, Any]) -> None:
         "fingerprint": facts["fingerprint"],
     }
     _pairs(rows)
+    for remark in facts["remarks"]:
+        say(f"remark: {remark}")
     print_table(
         ("modules", "tensors", "parameters", "norm", "share"),
         (
