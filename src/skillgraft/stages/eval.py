@@ -174,8 +174,8 @@ def preflight(given: Preflight) -> Iterable[str]:
         if root := given.root(model):
             check_window("retention", settings.retention, model, context_of(read_config(root)))
     for row in settings.rows:
-        if row.context == "bm25" and (root := given.root(row.model)):
-            _check_found(given.planned, row, root)
+        if root := given.root(row.model):
+            _check_row(given.planned, row, root)
     return [line for root in roots[:1] for line in remarks(root, settings.max_new_tokens)]
 
 
@@ -195,19 +195,22 @@ def _check_questions(planned: PlannedStage, root: Path) -> None:
     check_prompts_fit(list(map(len, prompt_ids(tokenizer, prompts))), settings.max_new_tokens, context, "questions")
 
 
-def _check_found(planned: PlannedStage, row: EvalRow, root: Path) -> None:
-    """Raise where what BM25 finds does not fit: looked up only where chunks of full length would not."""
-    settings, context = planned.settings, context_of(read_config(root))
+def _check_row(planned: PlannedStage, row: EvalRow, root: Path) -> None:
+    """Raise for documents or worked examples that are not there or do not fit into the context.
+
+    What BM25 finds is looked up only where chunks of full length would not fit.
+    """
+    settings, context = planned.settings, context_of(read_config(root)) or 2**31
     documents, questions = (written(path, planned.inputs) for path in (settings.documents, settings.questions))
-    longest = row.top_k * row.chunk_tokens + settings.max_new_tokens
-    if context is None or longest <= context or documents is None or questions is None:
+    fits = row.top_k * row.chunk_tokens + settings.max_new_tokens <= context
+    if questions is None or (row.context == "bm25" and fits) or (settings.documents is not None and documents is None):
         return
     from skillgraft.evals.rows import EvaluationTask, prompt_sizes, row_prompts
     from skillgraft.models.loading import load_tokenizer
 
-    every, tokenizer = read_documents(documents), load_tokenizer(root)
+    every, tokenizer = read_documents(documents) if documents else [], load_tokenizer(root)
     domain = get_domain(settings.domain)
-    chosen = domain.read_tasks(questions, choose(every, settings.limit_documents, settings.part))
+    chosen = domain.read_tasks(questions, choose(every, settings.limit_documents, settings.part) if documents else None)
     task = EvaluationTask(settings, chosen, every, 0, domain)
     prompt_sizes(task, row, row_prompts(task, row, tokenizer)[0], tokenizer, context)
 
