@@ -55,7 +55,7 @@ def read_yaml(file: Path, what: str, keys: str) -> dict[str, Any]:
 def check_plain(
     value: Any, where: str, place: str = "", above: tuple[int, ...] = (), seen: set[int] | None = None
 ) -> None:
-    """Raise `RecipeError` for what JSON has not: a date, bytes, a set, a key that is no text, an alias within itself."""
+    """Raise `RecipeError` for what JSON has not: dates, bytes, sets, keys that are no text, an alias within itself."""
     seen = set() if seen is None else seen
     if isinstance(value, dict | list):
         if id(value) in above:
