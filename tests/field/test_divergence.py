@@ -148,6 +148,18 @@ def test_a_passage_learnt_at_a_rate_that_diverges(folders, adapter):
     said(error, "sft")
 
 
+def test_pass_rates_of_weights_so_large_that_nothing_can_be_drawn(folders):
+    start, out, work = folders
+    tensors = load_file(start / "model.safetensors")
+    tensors["model.norm.weight"].fill_(3e38)
+    save_file(tensors, start / "model.safetensors", metadata={"format": "pt"})
+    tasks = [Question(each.id, f"When was {each.id} built?", ("1901",)) for each in DOCUMENTS]
+    with pytest.raises(
+        TrainingError, match=r"^rl: the loss is not a number, as .*: the weights that are sampled are too"
+    ):
+        train_rl(start, out, work, tasks=tasks, pass_rate_samples=2, trainer={"per_device_train_batch_size": 8})
+
+
 @pytest.mark.train
 def test_a_stage_that_diverged_is_not_cached_and_the_next_try_begins_anew(tmp_path):
     recipe = tiny_recipe(tmp_path)

@@ -210,7 +210,10 @@ def _words(value):
 
 def mutate(draw, recipe):
     """Change one thing in the recipe."""
-    holder = draw(st.sampled_from([each for each in holders(recipe) if each]))
+    filled = [each for each in holders(recipe) if each]
+    if not filled:
+        return
+    holder = draw(st.sampled_from(filled))
     key = draw(st.sampled_from(list(holder))) if isinstance(holder, dict) else draw(st.integers(0, len(holder) - 1))
     kind = draw(st.sampled_from(["set", "set", "set", "drop", "rename", "add", "copy", "trainer"]))
     if kind == "set":
@@ -225,8 +228,9 @@ def mutate(draw, recipe):
             trainer = stage.get("trainer")
             stage["trainer"] = {**(trainer if isinstance(trainer, dict) else {}), draw(st.sampled_from(TRAINER)): value}
     elif kind == "copy":
-        other = draw(st.sampled_from([each for each in holders(recipe) if each is not recipe]))
-        holder[key] = copy.deepcopy(other)
+        holder[key] = copy.deepcopy(
+            draw(st.sampled_from([each for each in holders(recipe) if each is not recipe] or [{}]))
+        )
     elif isinstance(holder, dict):
         name = draw(st.sampled_from([*map(str, holder), *(each for each in ODD if isinstance(each, str)), 1, None]))
         holder[name] = holder.pop(key) if kind == "rename" else copy.deepcopy(draw(st.sampled_from(ODD)))

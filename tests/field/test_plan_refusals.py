@@ -20,6 +20,7 @@ EDIT = {"kind": "self_edit", "from": "base", "documents": "data", "questions": Q
 SINGLE = {"kind": "single_passage", "documents": "data", "questions": QUESTIONS}
 WRITE = {"kind": "synthesize", "documents": "data", "styles": ["rewrite"]}
 MIX = {"kind": "mix", "questions": QUESTIONS, "documents": "data", "teacher_sees": "both"}
+EVAL = {"kind": "eval", "models": ["base"], "documents": "data", "questions": QUESTIONS, "retention": False}
 LONG = "the harbour of the island was built " * 120
 
 
@@ -35,6 +36,7 @@ def planned(folder):
 def made(folder, documents=None, questions=None, **stages):
     recipe = yaml.safe_load(tiny_recipe(folder).read_text())
     (folder / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "stages": stages}))
+    write_jsonl(folder / "one.jsonl", [{"document": "a", "question": "What is a?", "answers": ["b"]}])
     if documents is not None:
         write_jsonl(folder / "data" / "documents.jsonl", documents)
     if questions is not None:
@@ -93,6 +95,14 @@ def refused(folder):
             {**SFT, "replay": {"text": "nowhere", "ratio": 1}},
             "nowhere does not exist; expected a folder of text files",
         ),
+        (
+            {**EVAL, "rows": [{"model": "base", "shots": 2, "shots_from": "one.jsonl"}]},
+            "one.jsonl has 1 questions, but shots: 2 are asked for",
+        ),
+        (
+            {**EVAL, "rows": [{"model": "base", "shots": 1, "shots_from": QUESTIONS}]},
+            "data/questions.jsonl holds a question that is evaluated: 'When was Vell's harbour built?'",
+        ),
         ({**SFT, "trainer": {"router_aux_loss_coef": 0.1}}, "is for mixtures of experts, and the start is none; leave"),
         ({**WRITE, "max_new_tokens": 500}, "do not fit into the model's context of 512; lower chunk_tokens or max_new"),
         ({**MIX, "max_new_tokens": 480}, "do not fit into the model's context of 512; cut the documents, or lower"),
@@ -116,6 +126,7 @@ def test_settings_that_the_data_at_hand_rule_out(tmp_path, stage, message):
             "the document 'Vell' in the teacher's prompt takes",
         ),
         ({**WRITE, "chunk_tokens": [900]}, "do not fit into the model's context of 512; lower chunk_tokens"),
+        ({**EVAL, "rows": [{"model": "base", "context": "gold"}]}, "rows: base+gold: a prompt of "),
         (MIX, "do not fit into the model's context of 512; cut the documents, or lower max_new_tokens"),
     ],
 )

@@ -262,3 +262,21 @@ def test_paths_of_rows_and_retention_are_relative_to_the_recipe(tmp_path):
     assert stage.rows[0].shots_from == tmp_path / "s.jsonl"
     assert (stage.retention.data, stage.retention.text) == (tmp_path / "sets", tmp_path / "held-out.txt")
     assert ("rows", str(tmp_path / "other")) in references(stage)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: 2026-01-01", "'name' is a date, expected text, a number, a list or a mapping; put it in quotes"),
+        ("name: x\nstages: {1: {kind: mix}}", "the key 1 in 'stages' is no text; put it in quotes"),
+        ("name: x\nstages: {yes: {kind: mix}}", "the key True in 'stages' is no text; put it in quotes"),
+        ("name: x\ntrainer: !!binary /wA=", "'trainer' is of YAML's type bytes, expected text, a number"),
+        ("name: x\nstages: &all {a: *all}", "'stages.a' is an alias of what it stands in; write it out"),
+    ],
+)
+def test_what_yaml_has_and_json_has_not(tmp_path, text, message):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(text)
+    with pytest.raises(RecipeError) as error:
+        load_recipe(file)
+    assert message in str(error.value)

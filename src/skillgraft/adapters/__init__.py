@@ -35,7 +35,7 @@ def adapter_kind(adapt: Mapping[str, Any]) -> AdapterKind:
     name = adapt.get("kind")
     if name is None:
         raise RecipeError(f"adapt: 'kind' is missing; expected one of {', '.join(ADAPTERS)}")
-    if name not in ADAPTERS:
+    if not isinstance(name, str) or name not in ADAPTERS:
         raise RecipeError(f"adapt: kind '{name}' is not known{did_you_mean(str(name), ADAPTERS)}")
     return ADAPTERS[name]
 

@@ -182,17 +182,18 @@ def preflight(given: Preflight) -> Iterable[str]:
 
 
 def _check_prompts(planned: PlannedStage, row: EvalRow | None, root: Path) -> None:
-    """Raise where a prompt of a row (None: the question alone) does not fit with its answer into the model's context.
+    """Raise for a prompt of a row (None: the question alone) that does not fit with its answer into the context.
 
-    BM25 looks documents up only where chunks of full length would not fit.
+    So for documents or worked examples that are not there. BM25 looks documents up only where chunks of full length
+    would not fit.
     """
-    settings, context = planned.settings, context_of(read_config(root))
+    settings, context = planned.settings, context_of(read_config(root)) or 2**31
     documents, questions = (written(path, planned.inputs) for path in (settings.documents, settings.questions))
-    if context is None or questions is None:
+    if questions is None or (settings.documents is not None and documents is None):
         return
     if row is not None and row.context is not None:
         found = row.top_k * row.chunk_tokens + settings.max_new_tokens
-        if documents is None or (row.context == "bm25" and found <= context):
+        if row.context == "bm25" and found <= context:
             return
     from skillgraft.evals.rows import EvaluationTask, prompt_sizes, row_prompts
     from skillgraft.models.loading import load_tokenizer

@@ -55,7 +55,7 @@ def read_yaml(file: Path, what: str, keys: str) -> dict[str, Any]:
 def check_plain(
     value: Any, where: str, place: str = "", above: tuple[int, ...] = (), seen: set[int] | None = None
 ) -> None:
-    """Raise `RecipeError` for what JSON has not: a date, bytes or a set, or an alias within what it stands for."""
+    """Raise `RecipeError` for what JSON has not: dates, bytes, sets, keys that are no text, an alias within itself."""
     seen = set() if seen is None else seen
     if isinstance(value, dict | list):
         if id(value) in above:
@@ -65,6 +65,9 @@ def check_plain(
         seen.add(id(value))
         entries = value.items() if isinstance(value, dict) else enumerate(value)
         for key, entry in entries:
+            if isinstance(value, dict) and not isinstance(key, str):
+                inside = f" in '{place}'" if place else ""
+                raise RecipeError(f"{where}: the key {key!r}{inside} is no text; put it in quotes")
             check_plain(entry, where, f"{place}.{key}" if place else str(key), (*above, id(value)), seen)
     elif value is not None and not isinstance(value, str | int | float):
         kind = {"date": "a date", "datetime": "a date"}.get(

@@ -65,6 +65,19 @@ def guarded(trainer: Trainer, stage: str) -> Iterator[None]:
         trainer.training_step, trainer.accelerator.clip_grad_norm_ = step, clip
 
 
+@contextmanager
+def sampling(stage: str, workdir: Path) -> Iterator[None]:
+    """Explain what libraries raise while a model is sampled before it is trained."""
+    try:
+        with explained(stage, workdir):
+            yield
+    except DivergedError as error:
+        raise TrainingError(
+            f"{stage}: {error}: the weights that are sampled are too large; lower trainer.learning_rate of "
+            "what trained them"
+        ) from error
+
+
 def _check(value: Any, what: str) -> None:
     number = float(value)
     if not math.isfinite(number):

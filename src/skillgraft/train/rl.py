@@ -44,7 +44,7 @@ from skillgraft.train.algorithms import ALGORITHMS, check_remax
 from skillgraft.train.callbacks import KeepAlive, newest_checkpoint, read_log, stop_on_interrupt
 from skillgraft.train.cpu.fused_logprobs import fast_head
 from skillgraft.train.data_parallel import agree, first_before_others, shared_batches
-from skillgraft.train.guard import explained, guarded
+from skillgraft.train.guard import explained, guarded, sampling
 from skillgraft.train.pass_rates import answered_sometimes, in_order
 from skillgraft.train.plan_checks import check_asked, check_questions_suffice
 from skillgraft.train.sft import Trained
@@ -136,7 +136,7 @@ def train_rl(
         before = sum(steps[:number])
         chosen = list(tasks)
         if pass_rate_samples:
-            with first_before_others():
+            with first_before_others(), sampling("rl", here):
                 chosen = answered_sometimes(
                     partial(_load, model_dir, start, half, adapter),
                     tokenizer,
