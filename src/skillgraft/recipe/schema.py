@@ -22,7 +22,7 @@ class Recipe(Settings):
     """A whole recipe, as `recipe.load.load_recipe` returns it."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the run's folder under runs/")
-    base: str = Field(description="the pre-trained model: checkpoint directory or hub id; stages call it 'base'")
+    base: str = Field(description="the pre-trained model: directory, .gguf file or hub id; stages call it 'base'")
     seed: int = Field(0, ge=0, lt=2**32, description="of everything that is random")
     title: str | None = Field(None, description="the report's heading")
     stages: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")], Stage] = Field(
