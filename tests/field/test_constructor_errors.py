@@ -5,7 +5,6 @@ Never another exception: what Transformers, TRL and PEFT raise when something is
 
 import dataclasses
 import os
-from functools import cache
 
 import pytest
 from peft import LoraConfig
@@ -84,17 +83,15 @@ def test_every_argument_of_the_distilling_trainer(value, tmp_path):
         sentence(distill_arguments, {name: value}, False, tmp_path, 0)
 
 
-@cache
-def base():
-    import tempfile
-
-    return tiny_checkpoint(tempfile.mkdtemp())
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return tiny_checkpoint(tmp_path_factory.mktemp("base"))
 
 
 @pytest.mark.parametrize("value", ILL, ids=repr)
-def test_every_argument_of_lora(value):
+def test_every_argument_of_lora(value, base):
     def made(name):
-        get_adapter({"kind": "lora", name: value}).check(empty_model(base()))
+        get_adapter({"kind": "lora", name: value}).check(empty_model(base))
 
     for name in fields(LoraConfig):
         sentence(made, name)

@@ -111,10 +111,11 @@ def explained(stage: str, workdir: Path) -> Iterator[None]:
         reason = " ".join(str(error).split()).rstrip(".")
         if all(word in reason for word in _NOT_FINITE) and "probability" in reason:
             raise DivergedError(PREDICTIONS) from error
+        package = _package(file)
+        keys = "change the keys of trainer: or adapt: that this is about, or leave them out"
         raise TrainingError(
-            f"{stage}: {_owner(file)} stopped with {type(error).__name__} ({file.name}, line {line}): "
-            f"{reason[:300]}{'…' * (len(reason) > 300)}; change the keys of trainer: or adapt: that this is about, "
-            "or leave them out"
+            f"{stage}: {package or file.stem} stopped with {type(error).__name__} ({file.name}, line {line}): "
+            f"{reason[:300]}{'…' * (len(reason) > 300)}; {keys if package else 'mend that code'}"
         ) from error
 
 
@@ -131,10 +132,10 @@ def _own() -> Path:
     return Path(sys.modules["skillgraft"].__file__ or "").parent
 
 
-def _owner(file: Path) -> str:
-    """Return the name of the package that a file belongs to: `torch`, `trl`, or a user's own module."""
+def _package(file: Path) -> str | None:
+    """Return the name of the installed package that a file belongs to (`torch`, `trl`), None for a user's own code."""
     for place in ("purelib", "platlib", "stdlib"):
         root = Path(sysconfig.get_path(place))
         if root in file.parents:
             return file.relative_to(root).parts[0].removesuffix(".py")
-    return file.stem
+    return None

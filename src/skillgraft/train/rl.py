@@ -252,9 +252,9 @@ def rl_arguments(
     """Return TRL's config from a recipe's `trainer:` mapping over our defaults; `RecipeError` for what it refuses."""
     ours = {"learning_rate": LEARNING_RATE["adapter" if adapted else "full"], "reward_weights": list(mix.values())}
     _, config, defaults = ALGORITHMS[algorithm]
-    args = trainer_arguments(config, {**DEFAULTS, **defaults, **ours}, trainer or {}, workdir, seed)
     if algorithm == "remax":
         check_remax(trainer or {})
+    args = trainer_arguments(config, {**DEFAULTS, **defaults, **ours}, trainer or {}, workdir, seed)
     if args.max_steps <= 0:
         raise RecipeError(f"trainer: max_steps is {args.max_steps}, expected a positive number: RL has no natural end")
     check_at_least(1, args, "max_completion_length")
