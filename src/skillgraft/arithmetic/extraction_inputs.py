@@ -11,7 +11,7 @@ import torch
 
 from skillgraft.adapters import read_adapter
 from skillgraft.adapters.peft_file import LowRankDelta, PeftAdapter, adapter_base, is_adapter
-from skillgraft.arithmetic.matching import check_adapter_fits, check_pair, check_tokenizers
+from skillgraft.arithmetic.matching import check_adapter_fits, check_pair, check_tokenizers, without_tied_copy
 from skillgraft.arithmetic.norms import frobenius_norm
 from skillgraft.checkpoint.fingerprint import fingerprint_checkpoint, fingerprint_file
 from skillgraft.checkpoint.layout import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, Layout, read_layout, require_directory
@@ -66,7 +66,8 @@ def match_inputs(rl: str | os.PathLike[str], sft: str | os.PathLike[str]) -> Ext
     adapter_path = rl_path if is_adapter(rl_path) else rl_path / ADAPTER_FOLDER
     rl_layout = None
     if has_weights or not is_adapter(adapter_path):
-        rl_layout = read_layout(rl_path)
+        rl_layout = without_tied_copy(read_layout(rl_path), sft_layout)
+        sft_layout = without_tied_copy(sft_layout, rl_layout)
         check_pair(rl_layout, sft_layout)
     elif (rl_path / TOKENIZER_FILE).is_file():
         check_tokenizers(rl_path, sft_layout.path)

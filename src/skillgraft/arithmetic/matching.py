@@ -3,25 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 from skillgraft.adapters.peft_file import PeftAdapter
 from skillgraft.checkpoint.fingerprint import fingerprint_file
 from skillgraft.checkpoint.header import TensorInfo
 from skillgraft.checkpoint.layout import Layout
+from skillgraft.checkpoint.tensor_io import same_bytes
 from skillgraft.checkpoint.tokenizer import TOKENIZER_FILE, rows_needed, tokenizer_identity
 from skillgraft.errors import CompatibilityError
 from skillgraft.skills.architecture import LM_HEAD, architecture_differences, architecture_facts
 from skillgraft.skills.compatibility import adapter_tensor_findings, raise_refusals
 
 
-def check_models(target: Layout, other: Layout, allow: Collection[str] = ()) -> list[str]:
+def without_tied_copy(layout: Layout, other: Layout) -> Layout:
+    """Return a layout without an output head that `other` does not store and that is a copy of the tied embedding.
+
+    The head must equal the embedding bit for bit: then it is one matrix, stored twice.
+    """
+    head = layout.tensors.get(LM_HEAD)
+    if head is None or LM_HEAD in other.tensors or not architecture_facts(layout).tie_word_embeddings:
+        return layout
+    for name, info in layout.tensors.items():
+        if name.endswith("embed_tokens.weight") and same_bytes(info, head):
+            return replace(layout, tensors={key: each for key, each in layout.tensors.items() if key != LM_HEAD})
+    return layout
+
+
+def check_models(target: Layout, other: Layout, allow: Collection[str] | None = ()) -> list[str]:
     """Return remarks on how `other` fits `target`; raise where it does not and `allow` does not say otherwise.
 
     Raises `CompatibilityError` for other head counts, RoPE or ties in the config (`architecture`), tensors that only
     one of them has (`missing`), another token map (`tokenizer`), another shape (a vocabulary padded to another number
     of rows fits where both have a row for each token), or integers in place of floats. The names in brackets are what
-    `allow` turns into a remark.
+    `allow` turns into a remark; with None the command has no such option.
     """
     remarks = []
     differences = architecture_differences(architecture_facts(other), architecture_facts(target))
@@ -55,7 +71,7 @@ def check_models(target: Layout, other: Layout, allow: Collection[str] = ()) -> 
 
 def check_pair(rl: Layout, sft: Layout) -> None:
     """Raise `CompatibilityError` unless θ_RL − θ_SFT makes sense: as `check_models`, and no shape may differ."""
-    check_models(sft, rl)
+    check_models(sft, rl, None)
     for name, info in rl.tensors.items():
         if info.shape != sft.tensors[name].shape:
             raise _shape_error(sft, rl, sft.tensors[name], info)
@@ -83,8 +99,12 @@ def rows_of_vocabulary(target: Layout, name: str) -> str:
     )
 
 
-def _identities(one: Path, other: Path, allow: Collection[str]) -> tuple[str, str] | None:
-    if "tokenizer" in allow and not all((path / TOKENIZER_FILE).is_file() for path in (one, other)):
+def _identities(one: Path, other: Path, allow: Collection[str] | None) -> tuple[str, str] | None:
+    if (
+        allow is not None
+        and "tokenizer" in allow
+        and not all((path / TOKENIZER_FILE).is_file() for path in (one, other))
+    ):
         return None
     files = [path / TOKENIZER_FILE for path in (one, other)]
     if all(file.is_file() for file in files) and fingerprint_file(files[0]) == fingerprint_file(files[1]):
@@ -93,7 +113,9 @@ def _identities(one: Path, other: Path, allow: Collection[str]) -> tuple[str, st
     return identities if identities[0] != identities[1] else None
 
 
-def _refuse_unless(name: str, allow: Collection[str], what: str, why: str) -> str:
+def _refuse_unless(name: str, allow: Collection[str] | None, what: str, why: str) -> str:
+    if allow is None:
+        raise CompatibilityError(f"{what}; {why}")
     if name in allow:
         return f"{what}: allowed explicitly"
     raise CompatibilityError(f"{what}; {why} (--allow {name} goes on all the same)")

@@ -14,7 +14,7 @@ from skillgraft.adapters import read_adapter
 from skillgraft.adapters.peft_file import PeftAdapter
 from skillgraft.arithmetic.buffers import FileVersion, file_version
 from skillgraft.arithmetic.lookups import Lookup, of_adapter, of_model, of_skill
-from skillgraft.arithmetic.matching import check_adapter_fits, check_models, rows_of_vocabulary
+from skillgraft.arithmetic.matching import check_adapter_fits, check_models, rows_of_vocabulary, without_tied_copy
 from skillgraft.arithmetic.merge_schema import DEFAULT, MergeRecipe, OperandSpec
 from skillgraft.arithmetic.methods import get_method
 from skillgraft.arithmetic.methods.method import Method
@@ -25,6 +25,7 @@ from skillgraft.checkpoint.header import TensorSpec
 from skillgraft.checkpoint.layout import ADAPTER_CONFIG_FILE, Layout, read_layout
 from skillgraft.checkpoint.weights import planned_dtypes
 from skillgraft.errors import CompatibilityError, RecipeError
+from skillgraft.skills.architecture import LM_HEAD
 from skillgraft.skills.compatibility import check_compatibility, tie_problem
 from skillgraft.skills.library import resolve_skill
 from skillgraft.skills.skill import load_skill
@@ -74,7 +75,7 @@ def plan_merge(recipe: MergeRecipe) -> Plan:
 
     def layout(path: Path) -> Layout:
         if path not in layouts:
-            layouts[path] = read_layout(path)
+            layouts[path] = without_tied_copy(read_layout(path), target)
             remarks.extend(check_models(target, layouts[path], recipe.allow))
         return layouts[path]
 
@@ -193,8 +194,17 @@ def _cancelled(terms: Sequence[Term]) -> tuple[Term, ...]:
 
 
 def check_tie(target: Layout, tensors: Sequence[TensorPlan]) -> None:
-    """Refuse to change one copy of a tied pair that the target stores twice: loaders would take them for two."""
-    if problem := tie_problem(target, {tensor.spec.name for tensor in tensors if tensor.operands}):
+    """Refuse to change the copies of a tied pair that the target stores twice by different operands, or only one.
+
+    Loaders would take them for two matrices.
+    """
+    operands = {tensor.spec.name: tuple(each.number for each in tensor.operands) for tensor in tensors}
+    changed = {name for name, numbers in operands.items() if numbers}
+    problem = tie_problem(target, changed)
+    if problem is None and LM_HEAD in changed:
+        uneven = {name for name in changed if operands[name] != operands[LM_HEAD]}
+        problem = tie_problem(target, changed - uneven)
+    if problem:
         raise CompatibilityError(problem)
 
 

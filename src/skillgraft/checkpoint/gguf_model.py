@@ -15,8 +15,11 @@ from typing import Any
 
 from skillgraft.checkpoint.fingerprint import fingerprint_checkpoint, fingerprint_file
 from skillgraft.checkpoint.provenance import base_of, write_provenance
+from skillgraft.checkpoint.safe_read import read_json_object
+from skillgraft.checkpoint.tokenizer import TOKENIZER_FILE
 from skillgraft.checkpoint.writer import atomic_directory, storage_error
 from skillgraft.errors import CheckpointError, SkillgraftError, did_you_mean
+from skillgraft.support.atomic import atomic_write_json
 from skillgraft.support.cache import cache_home
 
 
@@ -115,6 +118,7 @@ def convert_gguf(gguf: Path, out: Path, *, base_id: str | None, made_by: Mapping
         fresh.config._name_or_path = base_id or gguf.stem
         fresh.save_pretrained(str(out))
         tokenizer.save_pretrained(str(out))
+        _drop_tokens_without_rows(out, fresh.get_input_embeddings().num_embeddings)
     except (MemoryError, SkillgraftError):
         raise
     except Exception as error:  # files from elsewhere make Transformers fail in any way
@@ -127,6 +131,19 @@ def convert_gguf(gguf: Path, out: Path, *, base_id: str | None, made_by: Mapping
     write_provenance(
         out, kind="base", base={"id": base_id, "fingerprint": fingerprint_checkpoint(out)}, made_by=made_by, inputs={}
     )
+
+
+def _drop_tokens_without_rows(out: Path, rows: int) -> None:
+    """Take special tokens out of the saved tokenizer that its class adds by default and the model has no row for."""
+    file, config_file = out / TOKENIZER_FILE, out / "tokenizer_config.json"
+    tokenizer = read_json_object(file)
+    spare = {each["content"] for each in tokenizer["added_tokens"] if each["id"] >= rows}
+    if not spare:
+        return
+    tokenizer["added_tokens"] = [each for each in tokenizer["added_tokens"] if each["content"] not in spare]
+    config = {key: value for key, value in read_json_object(config_file).items() if value not in list(spare)}
+    atomic_write_json(file, tokenizer)
+    atomic_write_json(config_file, config)
 
 
 def _short(error: Exception) -> str:

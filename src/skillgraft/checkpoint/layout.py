@@ -203,7 +203,8 @@ def read_config(directory: Path) -> dict[str, Any]:
             if part.get(key):
                 raise CheckpointError(
                     f"{path} has a {prefix}{key}: the weights are quantised and arithmetic on them is refused; "
-                    "use the checkpoint's bfloat16, float16 or float32 version"
+                    "use the checkpoint's bfloat16, float16 or float32 version; or, where its tensors are whole "
+                    f"already and the key is left over, delete {prefix}{key} from {CONFIG_FILE}"
                 )
     return config
 

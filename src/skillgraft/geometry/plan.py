@@ -10,7 +10,7 @@ from pathlib import Path
 from skillgraft.adapters import read_adapter
 from skillgraft.arithmetic.buffers import FileVersion, file_version
 from skillgraft.arithmetic.lookups import Lookup, of_adapter, of_skill
-from skillgraft.arithmetic.matching import check_adapter_fits, check_models, rows_of_vocabulary
+from skillgraft.arithmetic.matching import check_adapter_fits, check_models, rows_of_vocabulary, without_tied_copy
 from skillgraft.arithmetic.merge_schema import OVERRIDES
 from skillgraft.arithmetic.plan_types import Operand, Term
 from skillgraft.arithmetic.tensor_sources import Stored, TensorSource
@@ -92,6 +92,7 @@ def plan_comparison(vectors: Sequence[VectorSpec], base: Path | None, allow: Col
         if path not in layouts:
             layouts[path] = read_layout(path)
             if reference is not None and path != reference.path:
+                layouts[path] = without_tied_copy(layouts[path], reference)
                 remarks.extend(check_models(reference, layouts[path], allow))
         return layouts[path]
 
