@@ -77,6 +77,15 @@ def test_tied_matrices_are_no_targets(tmp_path, targets):
             planned(recipe_on(tmp_path, **{stage: {"from": "base", "adapt": adapt}}))
 
 
+@pytest.mark.parametrize("stage", ["sft", "rl"])
+@pytest.mark.parametrize("targets", [["lm_head"], ["q_proj", "lm_head"], "lm_head"])
+def test_the_head_is_no_target(tmp_path, stage, targets):
+    tiny_checkpoint(tmp_path / "base", tie=False)
+    adapt = {"kind": "lora", "target_modules": targets}
+    with pytest.raises(RecipeError, match="the output head is named, whose factors would never be trained"):
+        planned(recipe_on(tmp_path, **{stage: {"from": "base", "adapt": adapt}}))
+
+
 def test_an_untied_embedding_is_saved_as_trained(tmp_path):
     base = tiny_checkpoint(tmp_path / "base", tie=False)
     adapter, model = trained(base, target_modules=["embed_tokens", "q_proj"])

@@ -125,6 +125,11 @@ def check_fit(model: PreTrainedModel, config: LoraConfig) -> None:
                 "weights): the factors would act on one side while training and on both when merged; leave it out of "
                 "target_modules"
             )
+    if isinstance(adapted.get_base_model().get_output_embeddings(), LoraLayer):
+        raise RecipeError(
+            "adapt: target_modules: the output head is named, whose factors would never be trained, as TRL computes "
+            "log-probabilities from the head's own weight; leave it out of target_modules"
+        )
 
 
 def check_stored_matrices(directory: Path, adapter: Adapter) -> None:
