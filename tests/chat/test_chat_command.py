@@ -52,7 +52,7 @@ def test_json_lines(folder, tmp_path):
 def test_mistakes(folder):
     assert "no model is named" in fails("chat")
     assert fails("chat", "nope").startswith(
-        "error nope is not a directory; expected a checkpoint directory or a hub id"
+        "error nope is not a directory; expected a checkpoint directory, a .gguf file or a hub id"
     )
     assert "--target and --skill belong together" in fails("chat", folder / "base", "--skill", "x")
     assert "/scale: no skill is injected" in fails("chat", folder / "base", "--scale", "2")

@@ -49,7 +49,7 @@ def test_what_passes_as_it_is(tmp_path, error):
 
 
 def test_a_defect_of_ours_keeps_its_traceback(tmp_path):
-    from skillgraft.train.cpu.generation import draw
+    from skillgraft.models.decoding.sampling import draw
 
     with pytest.raises(TypeError), explained("rl", tmp_path):
         draw(torch.zeros(1, 2), None)

@@ -329,7 +329,7 @@ def test_what_is_refused(folder, tmp_path):
         report_questions=folder / "dev.jsonl",
     )
     (folder / "empty.jsonl").write_text("\n")
-    refused(r"holds none; expected JSONL lines", DataError, questions="empty.jsonl")
+    refused(r"holds none; expected a table", DataError, questions="empty.jsonl")
 
 
 def test_an_algorithm_says_what_it_needs(folder, tmp_path, monkeypatch):

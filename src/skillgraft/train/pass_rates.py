@@ -21,7 +21,6 @@ from skillgraft.errors import TrainingError
 from skillgraft.models.answering import batches
 from skillgraft.models.decoding.packed import is_packable
 from skillgraft.models.decoding.sampling import sample, warpers
-from skillgraft.models.diverged import explained_predictions
 from skillgraft.models.generation import answer_text, end_tokens, generate
 from skillgraft.models.precision import device
 from skillgraft.models.prompts import Prompt, encode_prompts, prompt_ids
@@ -91,8 +90,7 @@ def pass_rates(
     torch.manual_seed(args.seed)
     prompts = [domain.prompt(tokenizer, task) for task in tasks]
     draw = _sample if is_packable(model) and args.repetition_penalty == 1 else _generate
-    with explained_predictions(model.name_or_path):
-        answers = draw(model, tokenizer, prompts, samples, args, progress or silent)
+    answers = draw(model, tokenizer, prompts, samples, args, progress or silent)
     model.train()
     return [
         sum(domain.solved(answer_text(tokenizer, ids), task.answers) for ids in of_task) / samples
