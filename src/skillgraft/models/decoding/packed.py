@@ -145,9 +145,11 @@ class PackedDecoder:
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             keys, values = self._cache[layer]
             keys[places, :, lengths], values[places, :, lengths] = k, v
-            grouped = q.view(n, self._groups, -1, self._width)  # the queries that see the same keys
-            scores = (grouped @ keys[:n, :, :longest].transpose(-1, -2)).float().mul_(self._scale).add_(hidden)
-            return (scores.softmax(-1).to(self._dtype) @ values[:n, :, :longest]).view(n, -1)
+            seen_keys, seen_values = (x.flatten(0, 1)[: n * self._groups, :longest] for x in (keys, values))
+            grouped = q.reshape(n * self._groups, -1, self._width)  # the queries that see the same keys
+            scores = torch.bmm(grouped, seen_keys.mT).float().view(n, self._groups, -1, longest)
+            weights = scores.mul_(self._scale).add_(hidden).softmax(-1).to(self._dtype)
+            return torch.bmm(weights.flatten(0, 1), seen_values).view(n, -1)
 
         x = self._through(self._embed[tokens].float(), lengths, attend)
         self._lengths[:n] += 1
