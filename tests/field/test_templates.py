@@ -84,6 +84,8 @@ REFUSED = {
     "does not parse": ("{% for m in", "it fails with TemplateSyntaxError"),
     "calls what is not there": ("{{ messages.nothing.at.all() }}", "it fails with UndefinedError"),
     "writes capitals": (UPPER, "it renders a message's text neither"),
+    "cuts what is long": (loop(TURN % "m['content'][:10]"), "it renders a message's text neither"),
+    "prints what it gets": (loop("{{ m }}"), "it renders a message's text neither"),
     "takes the first message alone": (FIRST_ONLY, "it renders a message's text neither"),
     "drops answers": (NO_ANSWERS, "it renders a message's text neither"),
     "is empty": ("{# nothing #}", "it renders a message's text neither"),

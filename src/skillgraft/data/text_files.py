@@ -6,6 +6,7 @@ PDF and Word need the extra `skillgraft[documents]` (pypdf, python-docx). Nothin
 from __future__ import annotations
 
 import importlib.util
+import logging
 import re
 import zipfile
 from collections import Counter
@@ -157,6 +158,7 @@ def _pdf(file: Path) -> tuple[str, str]:
     _require(file)
     import pypdf
 
+    logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # its warnings go to the terminal, without the file's name
     try:
         with file.open("rb") as stream:
             reader = pypdf.PdfReader(stream)

@@ -107,7 +107,8 @@ def _try(tokenizer: PreTrainedTokenizerBase) -> ChatStyle:
                 if system is False and parts is False:
                     reason = f"it fails with {type(error).__name__}: {' '.join(str(error).split())[:200]}"
                 continue
-            if _INSTRUCTION in prompt and _QUESTION in prompt and _ANSWER in answered:
+            printed = any(mark in prompt + answered for mark in ("'type': 'text'", "'role': "))  # as Python prints it
+            if _INSTRUCTION in prompt and _QUESTION in prompt and _ANSWER in answered and not printed:
                 return style._replace(reasoning=opens_reasoning(prompt))
     raise CheckpointError(
         f"{tokenizer.name_or_path}: the chat template cannot be used: {reason}; expected one that renders user and "

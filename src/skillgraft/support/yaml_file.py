@@ -40,7 +40,7 @@ def read_yaml(file: Path, what: str, keys: str) -> dict[str, Any]:
         state = "is a directory" if file.is_dir() else "does not exist"
         raise MissingPathError(f"{what}: {file} {state}; expected a YAML file")
     try:
-        data = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
+        data = yaml.load(file.read_bytes(), Loader=_Loader)  # bytes: it finds UTF-16 by its mark
     except OSError as error:
         raise RecipeError(f"{what}: {file} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
