@@ -5,13 +5,14 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import Gemma3TextConfig, GPT2Config, GPTNeoXConfig, MistralConfig, Qwen3Config
+from transformers import AutoModelForCausalLM, Gemma3TextConfig, GPT2Config, GPTNeoXConfig, MistralConfig, Qwen3Config
 
 from skillgraft.arithmetic import merge
 from skillgraft.errors import CheckpointError
 from skillgraft.models.loading import load_model
 from skillgraft.models.preflight import check_checkpoint
 from skillgraft.models.saving import first_not_finite, is_finite, save_checkpoint
+from tests.field import families
 from tests.field.bases import base_with, planned, recipe_on
 from tests.tiny import edit_json, tiny_checkpoint, tiny_finetune, tiny_tokenizer, weights
 
@@ -129,7 +130,8 @@ def test_what_cannot_be_asked_can_be_merged(tmp_path, spoil):
 def test_what_is_causal_passes(tmp_path, config):
     base = base_with(tmp_path / "base")
     small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
-    config(vocab_size=320, eos_token_id=2, bos_token_id=1, pad_token_id=0, **small).save_pretrained(base)
+    made = config(vocab_size=320, eos_token_id=2, bos_token_id=1, pad_token_id=0, **small)
+    AutoModelForCausalLM.from_config(made).save_pretrained(base)
     check_checkpoint(base)
 
 
@@ -171,3 +173,43 @@ def test_no_checkpoint_of_nan_is_written(tmp_path):
     with pytest.raises(TrainingError, match="training diverged: the trained weights hold NaN or infinity"):
         save_checkpoint(model, tmp_path / "out", tiny_tokenizer())
     assert not (tmp_path / "out").exists()
+
+
+def weights_of_another_config(**config):
+    return lambda base: edit_json(base / "config.json", **config)
+
+
+CONTRADICTIONS = {
+    "a layer more than is stored": ({"num_hidden_layers": 3}, r"'model.layers.2.* is not stored .* \(9 such\)"),
+    "a layer less than is stored": (
+        {"num_hidden_layers": 1},
+        r"'model.layers.1.* of a layer that config",
+    ),
+    "another width": ({"intermediate_size": 96}, r"has shape \[32, 64\], config.json makes it \[32, 96\]"),
+    "other key heads": ({"num_key_value_heads": 4}, r"k_proj.weight' has shape \[16, 32\], .* \[32, 32\]"),
+    "biases that are not stored": ({"attention_bias": True}, r"bias' is not stored and would be filled with random"),
+}
+
+
+@pytest.mark.parametrize(("config", "says"), CONTRADICTIONS.values(), ids=CONTRADICTIONS)
+def test_weights_and_config_of_different_models(tmp_path, config, says):
+    """Loading would fill what is not stored with random values, and drop a layer, without a word."""
+    base = base_with(tmp_path / "base", config=config)
+    with pytest.raises(CheckpointError, match=says):
+        check_checkpoint(base)
+    with pytest.raises(CheckpointError, match=says):
+        planned(recipe_on(tmp_path, scores={"models": ["base"]}))
+
+
+@pytest.mark.parametrize("config", [families.gemma3, families.mixtral, families.qwen3_moe, families.deepseek_v3])
+def test_weights_of_other_families_fit_their_config(tmp_path, config):
+    check_checkpoint(families.checkpoint(tmp_path / "base", config()))
+
+
+def test_one_of_two_tied_matrices_is_enough(tmp_path):
+    base = base_with(tmp_path / "base")
+    check_checkpoint(base)
+    tensors = load_file(base / "model.safetensors")
+    tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    check_checkpoint(base)

@@ -181,3 +181,19 @@ def test_an_adapter_of_peft_with_experts_is_refused_in_true_words(tmp_path):
     model.save_pretrained(tmp_path / "adapter")
     with pytest.raises(Exception, match=r"target_parameters is .*: it adapts parameters outside linear layers"):
         extract(tmp_path / "adapter", base, tmp_path / "skill")
+
+
+@pytest.mark.parametrize(
+    ("adapt", "says"),
+    [
+        ({"r": 10**9}, r"the rank 1000000000 is more than any matrix of the model has rows or columns \(64\)"),
+        ({"rank_pattern": {"q_proj": 10**9}}, "the rank 1000000000 is more than"),
+        ({"rank_pattern": {"q_proj": 0}}, "the pattern 'q_proj' has 0, expected a number above 0"),
+        ({"rank_pattern": {"q_proj": "4"}}, "the pattern 'q_proj' has '4'"),
+        ({"alpha_pattern": {"q_proj": float("nan")}}, "the pattern 'q_proj' has nan"),
+        ({"alpha_pattern": {"q_proj": -1}}, "the pattern 'q_proj' has -1"),
+    ],
+)
+def test_ranks_and_scalings_out_of_range(tmp_path, adapt, says):
+    with pytest.raises(RecipeError, match=says):
+        planned(recipe_on(tmp_path, sft={"from": "base", "adapt": {"kind": "lora", **adapt}}))

@@ -77,6 +77,9 @@ def _check_values(settings: Mapping[str, Any]) -> None:
     alpha, dropout = settings.get("lora_alpha", 1), settings.get("lora_dropout", 0.0)
     if not (math.isfinite(alpha) and alpha > 0):
         raise RecipeError(f"adapt: lora_alpha is {alpha!r}, expected more than 0: it is a factor of the update")
+    for pattern, value in {**(settings.get("rank_pattern") or {}), **(settings.get("alpha_pattern") or {})}.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value > 0):
+            raise RecipeError(f"adapt: the pattern '{pattern}' has {value!r}, expected a number above 0")
     if not 0 <= dropout < 1:
         raise RecipeError(f"adapt: lora_dropout is {dropout!r}, expected from 0 to below 1")
 
@@ -110,6 +113,7 @@ def check_fit(model: PreTrainedModel, config: LoraConfig) -> None:
                     f", as a regular expression of whole names such as {next(iter(weights.values()))}; or give a list"
                 )
             raise RecipeError(f"adapt: target_modules: '{target}' matches no module{hint}")
+    _check_rank(model, config)
     shared = _shared_weights(model)
     try:
         with torch.random.fork_rng(devices=[]):
@@ -129,6 +133,17 @@ def check_fit(model: PreTrainedModel, config: LoraConfig) -> None:
         raise RecipeError(
             "adapt: target_modules: the output head is named, whose factors would never be trained, as TRL computes "
             "log-probabilities from the head's own weight; leave it out of target_modules"
+        )
+
+
+def _check_rank(model: PreTrainedModel, config: LoraConfig) -> None:
+    """Raise `RecipeError` for a rank beyond every side of the model's matrices, whose factors could fill memory."""
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    matrices = [module.weight for module in model.modules() if _is_matrix(module) and module not in ends]
+    most = max((max(matrix.shape) for matrix in matrices), default=1)
+    if (largest := max([config.r, *config.rank_pattern.values()])) > most:
+        raise RecipeError(
+            f"adapt: the rank {largest} is more than any matrix of the model has rows or columns ({most}); lower r"
         )
 
 

@@ -8,6 +8,7 @@ are stored.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,12 +19,60 @@ from skillgraft.errors import CompatibilityError
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
+_LAYER = re.compile(r"\.(layers|h|blocks)\.\d+\.")
+
 NameInMemory = Callable[[str], str | None]
 """Takes the name of a stored tensor; returns its parameter's, None where that is made of several tensors."""
 
 
 def name_in_memory(model: PreTrainedModel) -> NameInMemory:
     """Return how Transformers renames the stored tensors of `model` when it loads them; values are not looked at."""
+    rename = _renamer(model)
+
+    def alone(name: str) -> str | None:
+        renamed, converted = rename(name)
+        return None if converted else renamed
+
+    return alone
+
+
+def contradictions(model: PreTrainedModel, stored: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Return how stored tensors, shapes by name, contradict a model that was made by the config; none where they fit.
+
+    A parameter that is not stored would be filled with random values, a layer that the config has not dropped.
+    """
+    rename, held = _renamer(model), {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    filled = {name: rename(name) for name in stored}
+    alone = {name: renamed for name, (renamed, converted) in filled.items() if not converted}
+    made = {renamed for renamed, _ in filled.values()}
+    tied = getattr(model, "all_tied_weights_keys", {})
+    made |= tied.keys() | {source for target, source in tied.items() if target in made}
+    return [
+        *(
+            f"{name!r} has shape {list(stored[name])}, {CONFIG_FILE} makes it {list(held[renamed])}"
+            for name, renamed in alone.items()
+            if held.get(renamed, stored[name]) != stored[name]
+        ),
+        *(
+            f"{name!r} is not stored and would be filled with random values"
+            for name in held
+            if name not in made and not _matches(name, model._keys_to_ignore_on_load_missing)
+        ),
+        *(
+            f"{name!r} is of a layer that {CONFIG_FILE} does not have"
+            for name, renamed in alone.items()
+            if renamed not in held and _LAYER.search(renamed)
+            if not _matches(renamed, model._keys_to_ignore_on_load_unexpected)
+        ),
+    ]
+
+
+def _matches(name: str, patterns: Iterable[str] | None) -> bool:
+    return any(re.search(pattern, name) for pattern in patterns or ())
+
+
+def _renamer(model: PreTrainedModel) -> Callable[[str], tuple[str, bool]]:
+    """Return a function from a stored name to the parameter's, and whether that is made of several tensors."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
@@ -32,9 +81,9 @@ def name_in_memory(model: PreTrainedModel) -> NameInMemory:
     converters = [each for each in transforms if isinstance(each, WeightConverter)]
     known = model.state_dict()
 
-    def rename(name: str) -> str | None:
+    def rename(name: str) -> tuple[str, bool]:
         renamed, converted = rename_source_key(name, renamings, converters, model.base_model_prefix, known)
-        return renamed if converted is None else None
+        return renamed, converted is not None
 
     return rename
 

@@ -11,6 +11,7 @@ from typing import Any
 from skillgraft.checkpoint.layout import CONFIG_FILE, read_layout
 from skillgraft.checkpoint.tokenizer import tokenizer_files
 from skillgraft.checkpoint.verify_checks import tie_findings, tokenizer_findings
+from skillgraft.checkpoint.weight_names import contradictions
 from skillgraft.errors import CheckpointError
 from skillgraft.models.chat_template import chat_style, current_arguments, template_arguments
 from skillgraft.models.loading import check_loadable, load_tokenizer, model_without_weights, try_tokenizer
@@ -40,7 +41,12 @@ def _check(directory: Path, states: tuple[tuple[str, int], ...], template: str) 
     for finding in findings:
         if finding.severity == "error":
             raise CheckpointError(finding.message)
-    model_without_weights(directory)
+    wrong = contradictions(
+        model_without_weights(directory), {name: info.shape for name, info in layout.tensors.items()}
+    )
+    if wrong:
+        more = f" ({len(wrong)} such)" if len(wrong) > 1 else ""
+        raise CheckpointError(f"{directory}: {wrong[0]}{more}; take weights and {CONFIG_FILE} from one save")
     tokenizer = try_tokenizer(directory)
     if tokenizer.chat_template is not None:
         chat_style(tokenizer)
