@@ -141,7 +141,7 @@ def _check_rank(model: PreTrainedModel, config: LoraConfig) -> None:
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     matrices = [module.weight for module in model.modules() if _is_matrix(module) and module not in ends]
     most = max((max(matrix.shape) for matrix in matrices), default=1)
-    if (largest := max([config.r, *config.rank_pattern.values()])) > most:
+    if (largest := max([config.r, *(config.rank_pattern or {}).values()])) > most:
         raise RecipeError(
             f"adapt: the rank {largest} is more than any matrix of the model has rows or columns ({most}); lower r"
         )
