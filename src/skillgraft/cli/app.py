@@ -6,6 +6,7 @@ add one line to `VERBS`.
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import sys
@@ -18,7 +19,7 @@ import typer
 from typer.core import TyperGroup
 
 from skillgraft.cli.console import err_console, say
-from skillgraft.errors import SkillgraftError, did_you_mean
+from skillgraft.errors import RecipeError, SkillgraftError, did_you_mean
 from skillgraft.support.escape import escape_line
 
 
@@ -158,6 +159,12 @@ class _AllVerbs(_Verbs):
             return super().invoke(ctx)
         except SkillgraftError as error:
             show_error(error)
+            raise typer.Exit(2) from error
+        except OSError as error:
+            if error.errno not in (errno.ENAMETOOLONG, errno.ELOOP):
+                raise
+            name = str(error.filename)
+            show_error(RecipeError(f"the path '{name[:57]}…' cannot be used: {error.strerror}; name another"))
             raise typer.Exit(2) from error
         except KeyboardInterrupt as error:
             verb = VERBS.get(str(ctx.invoked_subcommand))

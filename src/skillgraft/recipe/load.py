@@ -150,6 +150,18 @@ def _skill_place(name: str, folder: Path) -> str | None:
     return str(place.absolute()) if place else None
 
 
+def _usable(folder: Path, text: str) -> Path:
+    """Return a recipe's path, absolute; `RecipeError` for one that no file can have or that may not be looked at."""
+    try:
+        path = (folder / Path(text).expanduser()).resolve()
+        path.exists()
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        shown = text if len(text) <= 60 else f"{text[:57]}…"
+        raise RecipeError(f"the path '{shown}' cannot be used: {reason}; name another") from error
+    return path
+
+
 def _absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
     """Return the recipe with paths and references resolved against its folder; names of stages stay names."""
 
@@ -161,17 +173,17 @@ def _absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
         source = recipe.stages.get(str(value)) if marker.makes is not None else None
         if source is not None and KINDS[source.kind].makes in ("documents", "questions"):
             return value
-        return (folder / value.expanduser()).resolve()
+        return _usable(folder, str(value))
 
     def reference(value: str, is_skill: bool) -> str:
         if value in (*recipe.stages, BASE):
             return value
         if is_path(value):
-            return str((folder / Path(value).expanduser()).resolve())
+            return str(_usable(folder, value))
         return (_skill_place(value, folder) or value) if is_skill and value else value
 
     base = recipe.base
-    if base.startswith((".", "~", "/")) or (folder / base).is_dir():  # anything else is a hub id
-        base = str((folder / Path(base).expanduser()).resolve())
+    if base.startswith((".", "~", "/")) or _usable(folder, base).is_dir():  # anything else is a hub id
+        base = str(_usable(folder, base))
     stages = {name: replaced(stage, resolved) for name, stage in recipe.stages.items()}
     return recipe.model_copy(update={"stages": stages, "base": base})
