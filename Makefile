@@ -25,7 +25,7 @@ test: lint
 	$(PYTEST) --durations 25 --durations-min 1
 
 check: lint
-	$(PYTEST) -m "not slow and not docs and not process and not train"
+	$(PYTEST) -m "not slow and not docs and not process and not train and not field"
 
 lint: install
 	$(BIN)/ruff check .
